@@ -1,0 +1,251 @@
+"""Training a few steps under a strategy and without any framework, and finding where the two part.
+
+The reference is one process, torch's own AdamW, Muon in a dozen plain lines, torch's own clipping: it shares the model,
+the data and the orthogonalisation with the product and nothing of `strategies`. Everything is float32.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from speedrun.config import Config, DataConfig, ModelConfig, OptimizerConfig
+from speedrun.data import open_data
+from speedrun.model import GPT
+from speedrun.optim.policy import kind_of, parameter_groups
+from speedrun.optim.rules import Muon
+from strategies.base import Strategy
+
+PHASES = ("gradient", "reduce", "clip", "update")
+"""In the order of a step: what autograd computed, what the strategy reduced, what it clipped, what it made of it."""
+
+LOSS_TOLERANCE = 1e-5
+"""Relative, for every step's loss and gradient norm."""
+WEIGHT_TOLERANCE = 3e-5
+"""Absolute, for every final weight."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is trained. The sizes do not divide by 2, 3 or 4 where they need not; clipping is active at every step."""
+
+    optimizer: str = "muon"
+    accumulation: int = 1
+    tied: bool = False
+    steps: int = 20
+    seed: int = 1
+
+    def config(self) -> Config:
+        """A width of 48, 3 heads, 257 tokens; untied with the modern parts, or tied with most of the baseline's.
+
+        AdamW's eps is large on purpose: some gradients are zero but for rounding (a key bias shifts all scores of a
+        query alike), and a small eps would blow their rounding errors up to whole steps, in one process already.
+        """
+        parts: dict[str, Any] = {}
+        if self.tied:
+            parts = dict(positions="learned", mlp="gelu", qk_norm=False, bias=True, softcap=0.0)
+        return Config(
+            model=ModelConfig(layers=2, heads=3, width=48, mlp_width=101, tied_head=self.tied, **parts),
+            optimizer=OptimizerConfig(
+                name=self.optimizer,  # type: ignore[arg-type]
+                orthogonalization_dtype="float32",
+                muon_weight_decay=0.01,
+                weight_decay=0.1,
+                embedding_lr=0.003,
+                head_lr=0.003,
+                vector_lr=0.003,
+                eps=1e-5,
+                clip=0.05,
+            ),
+            data=DataConfig(sequence_length=32, global_batch=36, eval_tokens=32),
+            steps=self.steps,
+            seed=self.seed,
+        )
+
+
+@dataclass
+class Trace:
+    """What happened: per step the loss, the gradient norm before clipping and, if asked for, every phase's tensors."""
+
+    losses: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    phases: list[dict[str, dict[str, Tensor]]] = field(default_factory=list)
+    """Per step: phase → parameter → the whole tensor (on rank 0)."""
+
+
+def run_reference(case: Case, phases: bool = False) -> Trace:
+    """Train in this process without accelerate, DeepSpeed or anything of `strategies`."""
+    config = case.config()
+    data = open_data(config.data, config.model.vocab_size, config.seed)
+    model = GPT(config.model, document_start=data.document_start)
+    model.init_weights(config.seed)
+    named = dict(model.named_parameters())
+    shapes = {name: tuple(p.shape) for name, p in named.items()}
+    options = config.optimizer
+    learning_rates = {
+        "block matrix": options.adamw_lr,
+        "embedding": options.embedding_lr,
+        "head": options.head_lr,
+        "vector": options.vector_lr,
+    }
+    kinds = {name: kind_of(name, shape) for name, shape in shapes.items()}
+    muon = [name for name in named if kinds[name] == "block matrix" and options.name == "muon"]
+    adamw = torch.optim.AdamW(
+        [
+            {
+                "params": [named[name]],
+                "lr": learning_rates[kinds[name]],
+                "weight_decay": 0.0 if kinds[name] == "vector" else options.weight_decay,
+            }
+            for name in named
+            if name not in muon
+        ],
+        betas=options.betas,
+        eps=options.eps,
+    )
+    momenta = {name: torch.zeros_like(named[name]) for name in muon}
+    transform = {"orthogonalization": options.orthogonalization, "orthogonalization_steps": 5}
+    trace = Trace()
+    rows = config.data.global_batch // case.accumulation
+    for step in range(case.steps):
+        losses = []
+        for i in range(case.accumulation):
+            loss = model(*data.batch(step, i * rows, (i + 1) * rows))
+            (loss / case.accumulation).backward()
+            losses.append(loss.item())
+        seen = {"gradient": _copies(named)}
+        seen["reduce"] = seen["gradient"]
+        norm = nn.utils.clip_grad_norm_(model.parameters(), options.clip)
+        seen["clip"] = _copies(named)
+        adamw.step()
+        for name in muon:
+            weight, gradient, momentum = named[name].data, named[name].grad, momenta[name]
+            assert gradient is not None
+            momentum.mul_(options.muon_momentum).add_(gradient, alpha=1 - options.muon_momentum)
+            nesterov = options.muon_momentum * momentum + (1 - options.muon_momentum) * gradient
+            update = Muon().transform(nesterov[None], {**transform, "orthogonalization_dtype": "float32"})[0]
+            weight.mul_(1 - options.muon_lr * options.muon_weight_decay).sub_(options.muon_lr * update)
+        model.zero_grad()
+        trace.losses.append(sum(losses) / len(losses))
+        trace.norms.append(norm.item())
+        if phases:
+            seen["update"] = {name: p.detach().clone() for name, p in named.items()}
+            trace.phases.append(seen)
+    trace.weights = {name: p.detach().clone() for name, p in named.items()}
+    return trace
+
+
+def run_strategy(case: Case, strategy: Strategy, rank: int, world_size: int, phases: bool = False) -> Trace:
+    """Train under a strategy that is not yet prepared. Collective; every rank returns the same trace."""
+    config = case.config()
+    data = open_data(config.data, config.model.vocab_size, config.seed)
+    model = GPT(config.model, document_start=data.document_start)
+    model.init_weights(config.seed)
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    recipe = parameter_groups(shapes, config.optimizer)
+    strategy.prepare(model, recipe, clip=config.optimizer.clip, accumulation=case.accumulation)
+    optimizer, place = strategy.optimizer, strategy.optimizer.place
+    seen: dict[str, dict[str, Tensor]] = {}
+    if phases:
+
+        def observe(phase: str, gradients: dict[str, Tensor]) -> None:
+            pieces = {piece.name: piece for piece in optimizer.all_slices()}
+            seen.setdefault(phase, {}).update(
+                {name: optimizer.gather(pieces[name], part) for name, part in gradients.items()}
+            )
+
+        optimizer.observe = observe
+    trace = Trace()
+    rows = config.data.global_batch // (world_size * case.accumulation)
+    first = rank * rows * case.accumulation
+    for step in range(case.steps):
+        total = torch.zeros((), device=place.device)
+        for i in range(case.accumulation):
+            batch = data.batch(step, first + i * rows, first + (i + 1) * rows)
+            with strategy.micro_batch(last=i == case.accumulation - 1):
+                loss = strategy.model(*(tensor.to(place.device) for tensor in batch))
+                strategy.backward(loss)
+            total += loss.detach() / case.accumulation
+        trace.norms.append(strategy.step())
+        if world_size > 1:
+            torch.distributed.all_reduce(total)
+        trace.losses.append(total.item() / world_size)
+        if phases:
+            trace.phases.append({**seen, "update": optimizer.full_weights()})
+            seen = {}
+    trace.weights = {name: weight.cpu() for name, weight in optimizer.full_weights().items()}
+    return trace
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How far a trace is from the reference, and whether that is within the tolerances."""
+
+    loss: float
+    norm: float
+    weight: float
+    weight_name: str
+
+    @property
+    def equal(self) -> bool:
+        return self.loss <= LOSS_TOLERANCE and self.norm <= LOSS_TOLERANCE and self.weight <= WEIGHT_TOLERANCE
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "equal": self.equal}
+
+
+def compare(trace: Trace, reference: Trace) -> Verdict:
+    """Largest relative difference of a loss and of a gradient norm, largest absolute one of a final weight."""
+    assert set(trace.weights) == set(reference.weights) and len(trace.losses) == len(reference.losses)
+    differences = {
+        name: (trace.weights[name] - weight).abs().max().item() for name, weight in reference.weights.items()
+    }
+    worst = max(differences, key=lambda name: _or_inf(differences[name]))
+    return Verdict(
+        loss=_relative(trace.losses, reference.losses),
+        norm=_relative(trace.norms, reference.norms),
+        weight=_or_inf(differences[worst]),
+        weight_name=worst,
+    )
+
+
+def first_parting(trace: Trace, reference: Trace, tolerance: float = 1e-4) -> str:
+    """The first step, phase and parameter in which two traces with phases part, in words.
+
+    A tensor parts when it differs by more than `tolerance` of the reference tensor's largest element (and, for
+    updates, by more than the weights' tolerance).
+    """
+    for step, (here, there) in enumerate(zip(trace.phases, reference.phases, strict=True)):
+        for phase in PHASES:
+            parted = {}
+            for name, expected in there[phase].items():
+                if phase in here and name in here[phase]:
+                    difference = _or_inf((here[phase][name].cpu() - expected).abs().max().item())
+                    scale = expected.abs().max().item()
+                    floor = WEIGHT_TOLERANCE if phase == "update" else 1e-7
+                    if difference > max(tolerance * scale, floor):
+                        parted[name] = difference / max(scale, 1e-30)
+            if parted:
+                name = max(parted, key=lambda name: parted[name])
+                return (
+                    f"step {step}, {phase}: {name} is off by {parted[name]:.1e} of its largest element "
+                    f"({len(parted)} of {len(there[phase])} parameters part here)"
+                )
+    return "no single tensor parts by more than the tolerance: the difference builds up slowly"
+
+
+def _copies(named: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+    return {name: p.grad.clone() for name, p in named.items() if p.grad is not None}
+
+
+def _relative(values: list[float], references: list[float]) -> float:
+    return max(
+        _or_inf(abs(value - reference) / abs(reference)) for value, reference in zip(values, references, strict=True)
+    )
+
+
+def _or_inf(value: float) -> float:
+    return value if value == value else float("inf")

@@ -1,0 +1,216 @@
+"""Everything a run is made of, as frozen dataclasses, and the presets.
+
+Nothing here says how the run is spread over ranks or in which precision it computes: that is the accelerate config
+file's part. A preset is a whole `Config`; the command line replaces single fields of it.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of the GPT and which of its parts are on."""
+
+    vocab_size: int = 257
+    """Distinct tokens of the data (bytes and a document start: 257; GPT-2: 50257)."""
+    pad_vocab_to: int = 1
+    """The embedding and the head get a multiple of this many rows; the added logits are masked out."""
+    layers: int = 4
+    """Transformer blocks."""
+    heads: int = 4
+    """Attention heads; must divide `width`."""
+    width: int = 128
+    """Channels of the residual stream."""
+    mlp_width: int = 0
+    """Hidden channels of the MLP; 0 means 4 × width."""
+    max_sequence_length: int = 1024
+    """Longest row that the model accepts; the number of rows of a learned position table."""
+    positions: Literal["rope", "half_rope", "learned"] = "half_rope"
+    """Rotary positions on all head channels, on half of them (the others carry no position), or a learned table."""
+    rope_base: float = 1024.0
+    """RoPE's slowest frequency is 1 / rope_base radians per token."""
+    mlp: Literal["relu2", "gelu"] = "relu2"
+    """The MLP's nonlinearity: squared ReLU or GELU."""
+    norm: Literal["rms", "layer"] = "rms"
+    """RMSNorm without weights, or LayerNorm with weight and bias."""
+    qk_norm: bool = True
+    """Normalise queries and keys per head (RMSNorm) before positions are applied."""
+    bias: bool = False
+    """Biases in the linear layers."""
+    tied_head: bool = False
+    """The output head is the token embedding itself."""
+    softcap: float = 15.0
+    """Logits become softcap · tanh(logits / softcap); 0 leaves them alone."""
+    zero_init_projections: bool = True
+    """Output projections of attention and MLP start at zero, so that every block starts as the identity."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Which rule updates which parameter, and how fast. Learning rates are peaks; the schedule multiplies them."""
+
+    name: Literal["muon", "adamw"] = "muon"
+    """muon: Muon for the matrices inside the blocks, AdamW for all else. adamw: AdamW for everything."""
+    muon_lr: float = 0.02
+    """Muon's learning rate (a spectral step: the update has singular values near one)."""
+    muon_momentum: float = 0.95
+    """Muon's momentum after its warm-up."""
+    muon_momentum_start: float = 0.85
+    """Muon's momentum at step 0."""
+    muon_momentum_warmup: int = 300
+    """Steps over which the momentum goes from start to full."""
+    muon_weight_decay: float = 0.0
+    """Decoupled: every step multiplies the matrix by 1 − lr · weight_decay."""
+    orthogonalization: Literal["newton_schulz", "polar_express"] = "polar_express"
+    """Newton–Schulz with one fixed quintic, or Polar Express with a quintic per iteration."""
+    orthogonalization_steps: int = 5
+    """Iterations of it."""
+    orthogonalization_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Precision of its matrix products. float32 for comparing runs: bfloat16 moves an update by 2 to 5 %."""
+    embedding_lr: float = 0.008
+    """AdamW's learning rate for token and position embeddings (and for a tied head)."""
+    head_lr: float = 0.008
+    """AdamW's learning rate for an untied head."""
+    vector_lr: float = 0.008
+    """AdamW's learning rate for vectors and scalars (norm weights, biases)."""
+    adamw_lr: float = 0.003
+    """AdamW's learning rate for block matrices where `name` is adamw."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's decay rates of the two moments."""
+    eps: float = 1e-8
+    """AdamW's denominator offset."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled weight decay, on tensors of two or more dimensions."""
+    clip: float = 1.0
+    """Gradients are scaled down to this global L2 norm where they exceed it; 0 switches clipping off."""
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """The learning-rate multiplier over the run."""
+
+    name: Literal["trapezoid", "cosine", "linear", "constant"] = "trapezoid"
+    """trapezoid: warm-up, constant, linear decay at the end (also called warm-up–stable–decay)."""
+    warmup: int = 0
+    """Steps of linear warm-up from zero."""
+    decay: float = 0.6
+    """trapezoid: the share of the run, counted from its end, over which the rate decays."""
+    final: float = 0.0
+    """The multiplier at the last step."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where tokens come from and how they become batches."""
+
+    source: str = "pydocs"
+    """`pydocs` (the documentation inside Python, as bytes), a folder of text files, or a folder of .bin shards."""
+    sequence_length: int = 256
+    """Tokens of a row."""
+    global_batch: int = 48
+    """Rows of an optimizer step, over all ranks and all accumulation."""
+    micro_batch: int = 0
+    """Rows of one forward pass on one rank at most; 0 means the rank's whole share, without accumulation."""
+    eval_sequence_length: int = 0
+    """Tokens of a validation row; 0 means sequence_length."""
+    eval_tokens: int = 65_536
+    """Targets of a validation, the same ones every time (rounded down to whole rows)."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    steps: int = 200
+    """Optimizer steps, unless the token budget or the target ends the run earlier."""
+    tokens: int | None = None
+    """Token budget: the run ends at the last step that stays within it."""
+    target_val_loss: float | None = None
+    """The run ends at the first validation at or below this loss (nats per token)."""
+    eval_every: int = 50
+    """Validate every so many steps and at the end; 0: at the end only."""
+    untimed_steps: int = 2
+    """Warm-up steps on the first batch before the clock starts; weights and optimizer state are restored after."""
+    seed: int = 1
+    """Of the initial weights and of the order of the data."""
+    name: str = ""
+    """The run's folder under `out`; empty: preset, strategy, world size and time."""
+    out: str = "runs"
+    """Where runs are written."""
+    log: Literal["none", "wandb"] = "none"
+    """Also log to Weights & Biases (offline where there is no key)."""
+    progress: Literal["auto", "live", "plain", "none"] = "auto"
+    """Live display on a terminal, plain lines elsewhere, or nothing."""
+
+
+PRESETS: dict[str, tuple[str, Config]] = {
+    "tiny": ("about 1M parameters, byte tokens: minutes on two CPU cores", Config()),
+    "gpt2": (
+        "124M parameters, the llm.c baseline: learned positions, GELU, LayerNorm, AdamW",
+        Config(
+            model=ModelConfig(
+                vocab_size=50257,
+                pad_vocab_to=128,
+                layers=12,
+                heads=12,
+                width=768,
+                positions="learned",
+                mlp="gelu",
+                norm="layer",
+                qk_norm=False,
+                bias=True,
+                tied_head=True,
+                softcap=0.0,
+                zero_init_projections=False,
+            ),
+            optimizer=OptimizerConfig(
+                name="adamw",
+                adamw_lr=0.0015,
+                embedding_lr=0.0015,
+                head_lr=0.0015,
+                vector_lr=0.0015,
+                betas=(0.9, 0.95),
+                weight_decay=0.1,
+                clip=1.0,
+            ),
+            schedule=ScheduleConfig(name="cosine", warmup=256, final=0.0),
+            data=DataConfig(
+                source="data/fineweb10B",
+                sequence_length=1024,
+                global_batch=256,
+                micro_batch=32,
+                eval_tokens=10_485_760,
+            ),
+            steps=19_560,
+            eval_every=250,
+        ),
+    ),
+    "speedrun": (
+        "124M parameters with the modern parts: half-truncated RoPE, QK-norm, ReLU², softcap, Muon",
+        Config(
+            model=ModelConfig(
+                vocab_size=50257,
+                pad_vocab_to=128,
+                layers=12,
+                heads=6,
+                width=768,
+                tied_head=True,
+            ),
+            optimizer=OptimizerConfig(muon_lr=0.02, embedding_lr=0.0036, vector_lr=0.0036, eps=1e-10, clip=0.0),
+            data=DataConfig(
+                source="data/fineweb10B",
+                sequence_length=1024,
+                global_batch=512,
+                micro_batch=32,
+                eval_tokens=10_485_760,
+            ),
+            steps=5_800,
+            eval_every=125,
+        ),
+    ),
+}

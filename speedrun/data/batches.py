@@ -1,0 +1,251 @@
+"""Global batches: which tokens are in row i of step k, whoever asks.
+
+Every rank computes the placement of all rows by itself, from (data, seed, step), and reads only its own rows. So the
+global batch is the same for every strategy, world size and micro-batch, without a word between the ranks, and step
+1000 costs no more than step 0.
+
+**The stream.** A source is one or more parts (the text, or each shard). An epoch visits the parts in order, each
+visit with the part's documents in a fresh order, every document behind its document-start token; a part that begins in
+mid-document gets one there too. Epoch follows epoch: the stream never ends, and position p is found by division.
+
+**Rows.** With T = sequence_length, row r is the T + 1 tokens of the stream from position r · T on, its first token
+replaced by a document start:
+
+    stream     S d0 d1 d2 d3 S e0 e1 ...             T = 3, S = document start
+    row 0      S d0 d1 d2          inputs  S d0 d1   targets d0 d1 d2
+    row 1             S d3 S e0    inputs  S d3 S    targets d3 S  e0
+
+Rows overlap in that one token, so each token of the stream is a target exactly once, no row is padded, and a document
+cut by the end of a row goes on in another row, as a document of its own. (Where the cut leaves exactly nothing, a row
+begins with two document starts: an empty document.)
+
+**Order.** Neighbouring rows often come from one long document, and a batch of those says less than a mixed one. So
+the rows that begin in one visit are shuffled among themselves before steps take `global_batch` of them at a time.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A run of documents: all of a text source, or one shard."""
+
+    name: str
+    tokens: np.ndarray  # uint16 [tokens], at least one; a memory map for a shard
+    document_start: int
+
+    @cached_property
+    def documents(self) -> tuple[np.ndarray, np.ndarray]:
+        """Where each document's text begins, without its document-start token, and its length: int64 [documents].
+
+        Reads the whole part once (a shard of 100M tokens: a fraction of a second), when first asked.
+        """
+        begins = np.flatnonzero(self.tokens == self.document_start) + 1
+        if self.tokens[0] != self.document_start:
+            begins = np.insert(begins, 0, 0)
+        ends = np.append(begins[1:] - 1, len(self.tokens))
+        return begins, ends - begins
+
+    @cached_property
+    def stream_length(self) -> int:
+        """Tokens in the stream: those of the part, and a document start where it begins in mid-document."""
+        return len(self.tokens) + int(self.tokens[0] != self.document_start)
+
+    def check_vocabulary(self, tokens: np.ndarray, vocab_size: int) -> None:
+        """Raise ValueError if some of `tokens`, read from this part, are not below `vocab_size`."""
+        if tokens.max() >= vocab_size:
+            where = int(np.argmax(self.tokens >= vocab_size))
+            raise ValueError(
+                f"{self.name} holds token {self.tokens[where]} at position {where}, outside model.vocab_size "
+                f"{vocab_size}: use data of the model's tokenizer, or raise model.vocab_size."
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Visit:
+    """One epoch's visit to one part: its place in the stream, the order of its documents and of its rows."""
+
+    part: Part
+    begin: int  # position in the stream of its first token
+    order: np.ndarray  # int64 [documents]: the document that stands i-th
+    ends: np.ndarray  # int64 [documents]: where the i-th one ends, relative to `begin`
+    first_row: int  # the first row that begins in this visit
+    row_order: np.ndarray  # int64 [rows that begin here]
+
+    def read(self, offset: int, out: np.ndarray, vocab_size: int) -> int:
+        """Copy the visit's tokens from `offset` on into `out` (uint16 [n]), as far as the visit goes; how many."""
+        out = out[: int(self.ends[-1]) - offset]
+        out.fill(self.part.document_start)  # stays wherever no text is copied over it
+        begins, lengths = self.part.documents
+        place = int(np.searchsorted(self.ends, offset, side="right"))
+        end = offset
+        while end < offset + len(out):
+            document, end = self.order[place], int(self.ends[place])
+            text = end - int(lengths[document])  # where its text begins in the visit
+            low, high = max(text, offset), min(end, offset + len(out))
+            if low < high:
+                source = int(begins[document]) + low - text
+                out[low - offset : high - offset] = self.part.tokens[source : source + high - low]
+            place += 1
+        self.part.check_vocabulary(out, vocab_size)
+        return len(out)
+
+
+class Stream:
+    """The endless stream of training tokens, cut into rows in a shuffled order. See the module's docstring."""
+
+    def __init__(self, parts: Sequence[Part], sequence_length: int, vocab_size: int, seed: int) -> None:
+        self.parts = parts
+        self.sequence_length = sequence_length
+        self.vocab_size = vocab_size
+        self.seed = seed
+        self.part_ends = np.cumsum([part.stream_length for part in parts], dtype=np.int64)
+        self.epoch_length = int(self.part_ends[-1])
+        # A batch lies in one visit or straddles two; a row at its end may reach into a third.
+        self._visit = lru_cache(maxsize=4)(self._make_visit)
+
+    def rows(self, first: int, last: int) -> np.ndarray:
+        """The rows that come first-th to (last − 1)-th in the shuffled order: uint16 [last − first, T + 1]."""
+        rows = np.empty((last - first, self.sequence_length + 1), dtype=np.uint16)
+        for row, number in zip(rows, range(first, last), strict=True):
+            visit = self._visit_at(number * self.sequence_length)
+            shuffled = visit.first_row + int(visit.row_order[number - visit.first_row])
+            self._read(shuffled * self.sequence_length, row)
+            row[0] = visit.part.document_start
+        return rows
+
+    def _read(self, position: int, out: np.ndarray) -> None:
+        """Fill `out` with the stream from `position` on."""
+        filled = 0
+        while filled < len(out):
+            visit = self._visit_at(position + filled)
+            filled += visit.read(position + filled - visit.begin, out[filled:], self.vocab_size)
+
+    def _visit_at(self, position: int) -> Visit:
+        """The visit that holds a position of the stream."""
+        epoch, offset = divmod(position, self.epoch_length)
+        return self._visit(epoch, int(np.searchsorted(self.part_ends, offset, side="right")))
+
+    def _make_visit(self, epoch: int, index: int) -> Visit:
+        part = self.parts[index]
+        end = epoch * self.epoch_length + int(self.part_ends[index])
+        begin = end - part.stream_length
+        _, lengths = part.documents
+        order = shuffled(len(lengths), self.seed, epoch, index, 0)
+        # A row belongs to the visit in which it begins, even where it ends in the next: rows ⌈begin/T⌉ … ⌈end/T⌉ − 1.
+        first_row, last_row = -(-begin // self.sequence_length), -(-end // self.sequence_length)
+        return Visit(
+            part=part,
+            begin=begin,
+            order=order,
+            ends=np.cumsum(lengths[order] + 1),
+            first_row=first_row,
+            row_order=shuffled(last_row - first_row, self.seed, epoch, index, 1),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """A source of tokens, opened: its global batches and its validation rows."""
+
+    name: str
+    """The source as the configuration names it."""
+    content_hash: str
+    """SHA-256 of the documents; for .bin shards of names, sizes and headers only."""
+    document_start: int
+    """The token before each document: 256 for bytes, 50256 for GPT-2."""
+    train_tokens: int
+    """Tokens of an epoch, document starts included."""
+    val_tokens: int
+    """Tokens held out, document starts included; a validation may use fewer."""
+    global_batch: int
+    """Rows of a step."""
+    validation_rows: int
+    """Rows of a validation."""
+    validation_length: int
+    """Tokens of a validation row."""
+    byte_tokens: bool
+    """A token stands for a byte of text, except the document start."""
+    stream: Stream
+    """The training rows."""
+    validation_parts: Sequence[Part]
+    """The held-out tokens."""
+
+    def batch(self, step: int, first: int, last: int) -> tuple[Tensor, Tensor]:
+        """Rows [first, last) of the global batch of `step` (from 0): inputs and targets, int64 [rows, T] each.
+
+        Raises:
+            ValueError: no such step or rows; a token outside the vocabulary.
+        """
+        if step < 0 or not 0 <= first <= last <= self.global_batch:
+            raise ValueError(f"There are no rows {first} to {last} at step {step} of {self.global_batch} rows a step.")
+        rows = self.stream.rows(step * self.global_batch + first, step * self.global_batch + last)
+        return _tensor(rows[:, :-1]), _tensor(rows[:, 1:])
+
+    def global_batch_hash(self, step: int) -> str:
+        """SHA-256 of the whole global batch of `step`, see `batch_hash`."""
+        return batch_hash(*self.batch(step, 0, self.global_batch))
+
+    def validation(self, first: int, last: int) -> tuple[Tensor, Tensor]:
+        """Rows [first, last) of the validation: inputs and targets, int64 [rows, T] each.
+
+        Row i is the held-out tokens from i · T to i · T + T, both included, in the order in which they stand: each is
+        a target once. A row may begin in mid-document.
+
+        Raises:
+            ValueError: no such rows; a token outside the vocabulary.
+        """
+        if not 0 <= first <= last <= self.validation_rows:
+            raise ValueError(f"There are no validation rows {first} to {last}, only {self.validation_rows} rows.")
+        length = self.validation_length
+        tokens = self._held_out(first * length, last * length + 1)
+        return _tensor(tokens[:-1].reshape(-1, length)), _tensor(tokens[1:].reshape(-1, length))
+
+    def target_bytes(self) -> int | None:
+        """Bytes of text that the validation's targets stand for; None where the tokenizer is not known (.bin shards).
+
+        Bits per byte = nats per token · targets / ln 2 / target bytes.
+        """
+        if not self.byte_tokens:
+            return None
+        targets = self._held_out(1, self.validation_rows * self.validation_length + 1)
+        return int(np.count_nonzero(targets != self.document_start))
+
+    def _held_out(self, begin: int, end: int) -> np.ndarray:
+        """Held-out tokens [begin, end) over all validation parts: uint16 [end − begin]."""
+        pieces = []
+        for part in self.validation_parts:
+            piece = np.asarray(part.tokens[max(begin, 0) : max(end, 0)])
+            if piece.size:
+                part.check_vocabulary(piece, self.stream.vocab_size)
+                pieces.append(piece)
+            begin, end = begin - len(part.tokens), end - len(part.tokens)
+        return np.concatenate(pieces)
+
+
+def batch_hash(inputs: Tensor, targets: Tensor) -> str:
+    """SHA-256 of inputs and then targets, as little-endian int64: to compare batches put together in different ways."""
+    digest = hashlib.sha256()
+    for tensor in (inputs, targets):
+        digest.update(tensor.cpu().numpy().astype("<i8").tobytes())
+    return digest.hexdigest()
+
+
+def shuffled(count: int, *key: int) -> np.ndarray:
+    """A permutation of range(count), int64 [count], that depends on the whole numbers of `key` alone.
+
+    It sorts raw random bits, because NumPy promises that a bit generator's stream never changes but not that
+    `Generator.permutation` gives the same permutation in its next version.
+    """
+    return np.argsort(np.random.PCG64(key).random_raw(count), kind="stable")
+
+
+def _tensor(tokens: np.ndarray) -> Tensor:
+    return torch.from_numpy(tokens.astype(np.int64))

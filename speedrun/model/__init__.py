@@ -1,0 +1,5 @@
+"""The GPT, one idea per file: gpt, attention, rope, masks, mlp, norm."""
+
+from speedrun.model.gpt import GPT, Block, parameter_shapes
+
+__all__ = ["GPT", "Block", "parameter_shapes"]

@@ -1,0 +1,155 @@
+"""The GPT: tokens in, logits or a loss out."""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from speedrun.config import ModelConfig
+from speedrun.model.attention import Attention
+from speedrun.model.masks import document_mask
+from speedrun.model.mlp import MLP
+from speedrun.model.norm import make_norm, rms_norm
+
+
+class Block(nn.Module):
+    """One transformer block: attention, then MLP, each reading a normalised copy of the stream and adding to it.
+
+    What changes a single block (value embeddings, attention gates, ...) belongs here or in the file of its part.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.norm1 = make_norm(config)
+        self.attention = Attention(config)
+        self.norm2 = make_norm(config)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """x [batch, time, width] → the same shape; mask as from `document_mask`, or None for plain causal attention."""
+        x = x + self.attention(self.norm1(x), mask)
+        x = x + self.mlp(self.norm2(x))
+        return x
+
+
+class GPT(nn.Module):
+    """A decoder-only transformer, and its cross-entropy.
+
+    `document_start` is the token that opens a document: where it is given, attention never crosses into another
+    document; where it is None, a row is one text. Weights are torch's defaults until `init_weights` is called.
+
+    What connects blocks with one another (skips, a second look at the embedding, ...) belongs into `forward`.
+
+    Raises ValueError for a shape that cannot be built (see `Attention`).
+    """
+
+    def __init__(self, config: ModelConfig, *, document_start: int | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.document_start = document_start
+        rows = math.ceil(config.vocab_size / config.pad_vocab_to) * config.pad_vocab_to
+        self.embed = nn.Embedding(rows, config.width)
+        self.positions: nn.Embedding | None = None
+        if config.positions == "learned":
+            self.positions = nn.Embedding(config.max_sequence_length, config.width)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = make_norm(config)
+        self.head = nn.Linear(config.width, rows, bias=False)
+        if config.tied_head:
+            self.head.weight = self.embed.weight
+
+    def forward(
+        self, tokens: Tensor, targets: Tensor | None = None, reduction: Literal["mean", "sum"] = "mean"
+    ) -> Tensor:
+        """Logits of the next token, or the loss where targets are given.
+
+        tokens: int64 [batch, time]. targets: int64 [batch, time], the token that follows each one, −1 where there is
+        nothing to predict. Returns logits [batch, time, vocab_size], or the scalar cross-entropy in nats, summed over
+        the targets that are not −1 or averaged over them (nan where there is none). Both are float32, whatever the
+        compute dtype (float64 for a float64 model).
+
+        Raises ValueError where a row is longer than `max_sequence_length`.
+        """
+        time = tokens.shape[1]
+        if time > self.config.max_sequence_length:
+            raise ValueError(
+                f"a row of {time} tokens is longer than model.max_sequence_length = {self.config.max_sequence_length}: "
+                "shorten data.sequence_length or raise model.max_sequence_length"
+            )
+        x = self.embed(tokens)
+        if self.positions is not None:
+            x = x + self.positions(torch.arange(time, device=tokens.device))
+        if self.config.norm == "rms":
+            x = rms_norm(x)
+        mask = None if self.document_start is None else document_mask(tokens, self.document_start)
+        for block in self.blocks:
+            x = block(x, mask)
+        logits = self._readable(self.head(self.norm(x)))
+        if targets is None:
+            return logits
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction=reduction)
+
+    def _readable(self, logits: Tensor) -> Tensor:
+        """Head output [..., rows] → logits [..., vocab_size]: padding cut off, float32 at least, softly capped.
+
+        The padded columns get no probability and no gradient because they are not there any more.
+        """
+        logits = logits[..., : self.config.vocab_size]
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        cap = self.config.softcap
+        return cap * torch.tanh(logits / cap) if cap else logits
+
+    @torch.no_grad()
+    def init_weights(self, seed: int) -> None:
+        """Set every parameter, in the order of `named_parameters`: this loop is the whole list.
+
+        The numbers are drawn in float32 by a generator on the CPU, so that every rank, device and dtype starts from the
+        same weights. Works on whole parameters: call it before a strategy shards them, and after `to_empty` where the
+        model was built on the meta device.
+
+        Raises ValueError where a parameter is still on the meta device.
+        """
+        config = self.config
+        if config.tied_head:
+            self.head.weight = self.embed.weight  # to_empty, from the meta device, makes two tensors of the one
+        generator = torch.Generator().manual_seed(seed)
+
+        def normal(parameter: Tensor, std: float) -> Tensor:
+            return torch.empty(parameter.shape, device="cpu").normal_(0.0, std, generator=generator)
+
+        def uniform(parameter: Tensor, std: float) -> Tensor:
+            bound = math.sqrt(3) * std
+            return torch.empty(parameter.shape, device="cpu").uniform_(-bound, bound, generator=generator)
+
+        gpt2 = config.norm == "layer" and not config.zero_init_projections
+        for name, parameter in self.named_parameters():
+            if parameter.is_meta:
+                raise ValueError(f"{name} is on the meta device: call to_empty(device=...) before init_weights")
+            projection = name.endswith((".out.weight", ".down.weight"))  # writes to the residual stream
+            if name.endswith(".bias"):
+                value = torch.zeros(parameter.shape, device="cpu")
+            elif parameter.ndim == 1:  # LayerNorm
+                value = torch.ones(parameter.shape, device="cpu")
+            elif name == "head.weight":  # nearly equal logits: the first loss is ln(vocab_size)
+                value = normal(parameter, 0.005)
+            elif name in ("embed.weight", "positions.weight"):
+                if config.norm == "layer":
+                    value = normal(parameter, 0.02)
+                else:  # RMSNorm follows, so only a head that is the same tensor minds the scale
+                    value = normal(parameter, 0.005 if config.tied_head else 1.0)
+            elif projection and config.zero_init_projections:
+                value = torch.zeros(parameter.shape, device="cpu")
+            elif gpt2:  # 2 × layers projections add up in the stream
+                value = normal(parameter, 0.02 / math.sqrt(2 * config.layers) if projection else 0.02)
+            else:
+                value = uniform(parameter, 0.5 / math.sqrt(parameter.shape[1]))
+            parameter.copy_(value)
+
+
+def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Name → shape of every parameter of `GPT(config)`, in order, without allocating any. A tied head counts once."""
+    with torch.device("meta"):
+        model = GPT(config)
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}

@@ -1,0 +1,68 @@
+"""Which parameter is updated by which rule, as one table.
+
+The policy is decided from names and shapes alone, before any strategy touches the model: afterwards a parameter may
+be a shard, a flat slice or a reference, and neither its shape nor its number of dimensions can be trusted.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from speedrun.config import OptimizerConfig
+from speedrun.optim.rules import AdamW, Muon
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters that share a rule and its options. `options["lr"]` is the peak; the schedule multiplies it."""
+
+    name: str
+    rule: AdamW | Muon
+    parameters: tuple[str, ...]
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def kind_of(name: str, shape: Shape) -> str:
+    """The row of the policy table for a parameter: block matrix, embedding, head or vector."""
+    if len(shape) < 2:
+        return "vector"
+    if name.startswith("blocks."):
+        return "block matrix"
+    return "head" if name.startswith("head.") else "embedding"
+
+
+def parameter_groups(shapes: dict[str, Shape], config: OptimizerConfig) -> list[ParameterGroup]:
+    """Resolve the table for a model's parameters.
+
+    shapes: parameter name → shape, in the model's order, a tied weight once. Returns the non-empty groups in the
+    table's order. Muon is for the matrices inside the blocks only: an embedding's rows are looked up, not multiplied,
+    so its gradient's singular values mean nothing, and a head's rows have wanted norms of their own.
+    """
+    adamw = {"betas": config.betas, "eps": config.eps}
+    muon = {
+        "lr": config.muon_lr,
+        "momentum": config.muon_momentum,
+        "weight_decay": config.muon_weight_decay,
+        "orthogonalization": config.orthogonalization,
+        "orthogonalization_steps": config.orthogonalization_steps,
+        "orthogonalization_dtype": config.orthogonalization_dtype,
+    }
+    decay = config.weight_decay
+    # kind           rule       options
+    table: dict[str, tuple[AdamW | Muon, dict[str, Any]]] = {
+        "block matrix": (
+            (Muon(), muon)
+            if config.name == "muon"
+            else (AdamW(), {"lr": config.adamw_lr, "weight_decay": decay, **adamw})
+        ),
+        "embedding": (AdamW(), {"lr": config.embedding_lr, "weight_decay": decay, **adamw}),
+        "head": (AdamW(), {"lr": config.head_lr, "weight_decay": decay, **adamw}),
+        "vector": (AdamW(), {"lr": config.vector_lr, "weight_decay": 0.0, **adamw}),
+    }
+    groups = []
+    for kind, (rule, options) in table.items():
+        names = tuple(name for name, shape in shapes.items() if kind_of(name, shape) == kind)
+        if names:
+            groups.append(ParameterGroup(kind, rule, names, options))
+    return groups

@@ -1,0 +1,31 @@
+"""Schedules as data: the learning-rate multiplier and Muon's momentum, as pure functions of the step."""
+
+import math
+
+from speedrun.config import OptimizerConfig, ScheduleConfig
+
+
+def learning_rate_multiplier(config: ScheduleConfig, step: int, steps: int) -> float:
+    """The factor on every peak learning rate at `step` (0 … steps − 1) of a run of `steps`.
+
+    All schedules start with `warmup` steps of linear warm-up. After it: *constant* stays at 1; *linear* falls to
+    `final` in a line; *cosine* falls to it in half a cosine (Loshchilov and Hutter, arXiv 1608.03983); *trapezoid*
+    stays at 1 and falls in a line over the last `decay` of the run (also called warm-up–stable–decay).
+    """
+    if step < config.warmup:
+        return (step + 1) / (config.warmup + 1)
+    if config.name == "constant":
+        return 1.0
+    if config.name == "trapezoid":
+        start = max(config.warmup, steps - round(config.decay * steps))
+    else:
+        start = config.warmup
+    progress = min(1.0, max(0.0, (step - start) / max(1, steps - start)))
+    shape = 0.5 * (1 + math.cos(math.pi * progress)) if config.name == "cosine" else 1.0 - progress
+    return config.final + (1.0 - config.final) * shape
+
+
+def muon_momentum(config: OptimizerConfig, step: int) -> float:
+    """Muon's momentum at `step`: linear from its start to its full value over the warm-up."""
+    share = min(1.0, step / config.muon_momentum_warmup) if config.muon_momentum_warmup else 1.0
+    return config.muon_momentum_start + share * (config.muon_momentum - config.muon_momentum_start)

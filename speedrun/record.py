@@ -1,0 +1,142 @@
+"""What a run leaves: `runs/<name>/` with its configuration, environment, a line per step, its books and its end.
+
+    config.json       everything resolved: the run's own fields, the launch, the accelerate config file as written
+    environment.json  versions, machine, command line, commit
+    metrics.jsonl     one line per step, flushed at once, so that a killed run is readable up to its last step
+    ledger.json       what every rank holds, in bytes, by category
+    summary.json      how it ended: 'running', 'finished', 'interrupted' or 'failed', and the last figures
+
+Every file carries `schema`. Only rank 0 writes.
+"""
+
+import dataclasses
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from speedrun.config import Config
+from strategies.select import Launch
+
+SCHEMA = 1
+
+
+class Record:
+    """The open record of a run. Raises FileExistsError where a run of that name exists already."""
+
+    def __init__(self, config: Config, launch: Launch, preset: str, data_hash: str, parameters: int):
+        name = config.name or f"{preset}-{launch.strategy}-{launch.world_size}x-{time.strftime('%Y%m%d-%H%M%S')}"
+        self.folder = Path(config.out) / name
+        if (self.folder / "metrics.jsonl").exists():
+            raise FileExistsError(
+                f"{self.folder} holds a run already; give this one another --name, or remove the folder."
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._write(
+            "config.json",
+            {
+                "preset": preset,
+                "run": dataclasses.asdict(config),
+                "launch": dataclasses.asdict(launch),
+                "data_hash": data_hash,
+                "parameters": parameters,
+            },
+        )
+        self._write("environment.json", environment())
+        self._metrics = open(self.folder / "metrics.jsonl", "w", encoding="utf-8")  # noqa: SIM115
+        self._wandb = _start_wandb(config, launch, name) if config.log == "wandb" else None
+        self.last: dict[str, Any] = {}
+        self.finish("running")
+
+    def step(self, metrics: dict[str, Any]) -> None:
+        """Append a step's metrics."""
+        self._metrics.write(json.dumps({"schema": SCHEMA, **metrics}) + "\n")
+        self._metrics.flush()
+        self.last |= {key: value for key, value in metrics.items() if value is not None}
+        if self._wandb:
+            shown = {key: value for key, value in metrics.items() if value is not None and key != "step"}
+            self._wandb.log(shown, step=metrics["step"])
+
+    def ledger(self, ranks: list[dict[str, Any]]) -> None:
+        """Write what every rank holds."""
+        self._write("ledger.json", {"ranks": ranks})
+
+    def finish(self, status: str, error: str | None = None) -> None:
+        """Write how the run stands; called at its start too, so that a killed run says 'running'."""
+        self._write("summary.json", {"status": status, "error": error, **self.last})
+        if status != "running":
+            self._metrics.close()
+            if self._wandb:
+                self._wandb.finish(exit_code=0 if status == "finished" else 1)
+
+    def _write(self, name: str, content: dict[str, Any]) -> None:
+        """Write a JSON file whole or not at all."""
+        partial = self.folder / f".{name}.partial"
+        partial.write_text(json.dumps({"schema": SCHEMA, **content}, indent=2, default=str) + "\n", encoding="utf-8")
+        os.replace(partial, self.folder / name)
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine, command line and commit of this process."""
+    versions: dict[str, str | None] = {}
+    for package in ("torch", "accelerate", "deepspeed", "triton", "numpy", "wandb"):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "gpus": devices,
+        "cuda": torch.version.cuda,
+        "versions": versions,
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that this file lies in, if it lies in one."""
+    try:
+        result = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.strip()
+
+
+def _start_wandb(config: Config, launch: Launch, name: str) -> Any:
+    """A Weights & Biases run; offline, with a line that says so, where there is no key. None where it cannot start."""
+    try:
+        import wandb
+    except ImportError:
+        print("wandb is not installed (pip install 'shardrun[logging]'): this run is logged to its folder only.")
+        return None
+    offline = not (os.environ.get("WANDB_API_KEY") or wandb.api.api_key)
+    if offline:
+        print("No Weights & Biases key (wandb login, or WANDB_API_KEY): logging offline; wandb sync sends it later.")
+    run = wandb.init(
+        project="shardrun",
+        name=name,
+        dir=config.out,
+        mode="offline" if offline else None,
+        config={**dataclasses.asdict(config), "launch": dataclasses.asdict(launch)},
+        settings=wandb.Settings(silent=True),
+    )
+    return run

@@ -1,0 +1,112 @@
+"""DDP: every rank holds the whole model and a part of the batch; gradients are averaged during backward.
+
+torch's DistributedDataParallel does it: gradients go into buckets, and a bucket is all-reduced as soon as it is full,
+while the backward pass goes on. During accumulation `no_sync` holds the all-reduce back until the last micro-batch.
+
+Muon under DDP. Every rank would orthogonalise the same matrices; instead each block matrix has an owner. Its gradient
+stays out of DDP's buckets and is reduce-scattered to the owner at the step, the owner alone keeps its momentum and
+transforms it, and the update is all-gathered. On a ring an all-reduce *is* a reduce-scatter and an all-gather, so the
+wire carries the same bytes as before, the work per rank falls to 1/N, and so does the memory of the momentum.
+
+Holds: all parameters and all gradients in float32 (bf16 too: autocast casts for the moment of use), AdamW's moments for
+everything that AdamW updates, Muon's momentum for the matrices it owns.
+Sends per step: an all-reduce of AdamW's gradients, a reduce-scatter and an all-gather of Muon's matrices.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from strategies.base import Settings, autocast, clip_gradients, global_norm
+from strategies.layout import everywhere, on_rank
+from strategies.matrices import Matrix, assign_owners, reduce_to_owners
+from strategies.optimizer import IntervalOptimizer, Recipe, Slice
+
+
+class DDP:
+    """See the module's docstring and strategies.base.Strategy."""
+
+    name = "ddp"
+
+    def __init__(self, settings: Settings):
+        self.settings = settings
+
+    def prepare(self, model: nn.Module, recipe: Recipe, clip: float, accumulation: int) -> None:
+        place = self.settings.place
+        model.to(place.device)
+        self.clip, self.accumulation = clip, accumulation
+        self.parameters = dict(model.named_parameters())
+        shapes = {name: tuple(p.shape) for name, p in self.parameters.items()}
+        owned = [name for group in recipe if group.rule.whole_matrix for name in group.parameters]
+        owners = assign_owners({name: shapes[name] for name in owned}, place.world_size)
+        state = {
+            name: on_rank(shape, owners[name], place.world_size)
+            if name in owners
+            else everywhere(shape, place.world_size)
+            for name, shape in shapes.items()
+        }
+        self.matrices = [Matrix(name, shapes[name], state[name], owners[name]) for name in owned]
+
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, owned)
+        self.model = DistributedDataParallel(
+            model,
+            device_ids=[place.device.index] if place.device.type == "cuda" else None,
+            gradient_as_bucket_view=True,  # gradients live in the buckets: no second copy of them
+        )
+        self.optimizer = IntervalOptimizer(model, recipe)
+        self.optimizer.bind(
+            (Slice(name, shapes[name], state[name], p, replicated=True) for name, p in self.parameters.items()), place
+        )
+
+    @contextmanager
+    def micro_batch(self, last: bool) -> Iterator[None]:
+        with autocast(self.settings), nullcontext() if last else self.model.no_sync():
+            yield
+
+    def backward(self, loss: Tensor) -> None:
+        (loss / self.accumulation).backward()  # DDP averages over ranks, not over micro-batches
+
+    def step(self) -> float:
+        mine = self._reduce_matrices()
+        if self.optimizer.observe:
+            self.optimizer.observe("reduce", self.optimizer.gradients(self.optimizer.all_slices()))
+        gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
+        norm = global_norm(
+            [gradient for name, gradient in gradients.items() if name in mine],
+            [gradient for name, gradient in gradients.items() if name not in mine],
+            self.settings.place,
+        )
+        clip_gradients(list(gradients.values()), norm, self.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return norm.item()
+
+    @torch.no_grad()
+    def _reduce_matrices(self) -> set[str]:
+        """Reduce-scatter the matrices' gradients to their owners; all others let go of theirs. Returns those owned."""
+        gradients: dict[str, Tensor] = {}
+        for matrix in self.matrices:
+            gradient = self.parameters[matrix.name].grad
+            if gradient is None:
+                raise RuntimeError(f"{matrix.name} has no gradient: it took no part in the forward pass.")
+            gradients[matrix.name] = gradient
+        reduced = reduce_to_owners(self.matrices, gradients, self.settings.place)
+        for matrix in self.matrices:
+            mine = reduced.get(matrix.name)
+            self.parameters[matrix.name].grad = None if mine is None else mine.view(matrix.shape)
+        return set(reduced)
+
+    @contextmanager
+    def evaluation(self) -> Iterator[None]:
+        with torch.no_grad(), autocast(self.settings):
+            yield
+
+    def held(self) -> dict[str, list[Tensor]]:
+        return {
+            "parameters": list(self.parameters.values()),
+            "gradients": [p.grad for p in self.parameters.values() if p.grad is not None],
+            "optimizer states": [t for state in self.optimizer.state.values() for t in state.values()],
+        }

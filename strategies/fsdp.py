@@ -1,0 +1,98 @@
+"""FSDP2: every parameter is sharded by rows; a block's parameters are gathered just before they are used.
+
+torch's `fully_shard` on every block and on the root. Forward: all-gather a block's parameters, compute, let them go
+(reshard_after_forward: true) or keep them for backward (false). Backward: all-gather again where needed, compute
+gradients, reduce-scatter them, so that every rank keeps the rows it owns. During accumulation the reduce-scatter is
+held back, for which each rank keeps unsharded gradients between micro-batches.
+
+Holds: 1/N of parameters, gradients and optimizer state, in float32; rows that do not divide make the first ranks'
+shards larger. In bf16 the gathered parameters are bf16 and gradients are reduced in float32: accelerate's own policy
+would reduce and accumulate in bf16, which costs six times the error for half the bytes.
+Sends per step: all-gather of all parameters in forward and, when resharded, again in backward, for every micro-batch;
+one reduce-scatter of gradients; for Muon at most 2/N of the block matrices by all-to-all.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+from strategies.base import Settings, clip_gradients, global_norm
+from strategies.layout import row_blocks
+from strategies.optimizer import IntervalOptimizer, Recipe, Slice, local
+
+
+class FSDP:
+    """See the module's docstring and strategies.base.Strategy."""
+
+    name = "fsdp"
+
+    def __init__(self, settings: Settings):
+        self.settings = settings
+
+    def prepare(self, model: nn.Module, recipe: Recipe, clip: float, accumulation: int) -> None:
+        place, engine = self.settings.place, self.settings.engine
+        model.to(place.device)
+        self.clip, self.accumulation = clip, accumulation
+        shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+        self.optimizer = IntervalOptimizer(model, recipe)
+        mesh = init_device_mesh(place.device.type, (place.world_size,))
+        if self.settings.precision == "bf16":
+            policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        else:
+            policy = MixedPrecisionPolicy()
+        wrapped = [module for module in model.modules() if type(module).__name__ in engine["wrap"]]
+        if engine["wrap"] and not wrapped:
+            raise ValueError(
+                f"fsdp_transformer_layer_cls_to_wrap names {', '.join(engine['wrap'])}, but the model has no such "
+                "module; write Block."
+            )
+        for module in wrapped:
+            fully_shard(module, mesh=mesh, reshard_after_forward=engine["reshard_after_forward"], mp_policy=policy)
+        # The root holds what no block holds (embedding, head). Backward begins where forward ended, so letting its
+        # parameters go in between would gather the same ones twice in a row.
+        fully_shard(model, mesh=mesh, reshard_after_forward=False, mp_policy=policy)
+        self.model: nn.Module = model
+        # fully_shard has put DTensors in the place of the parameters: the optimizer must hold those.
+        sharded = dict(self.model.named_parameters())
+        for group, recipe_group in zip(self.optimizer.param_groups, recipe, strict=True):
+            group["params"] = [sharded[name] for name in recipe_group.parameters]
+        self.optimizer.bind(
+            (Slice(name, shape, row_blocks(shape, place.world_size), sharded[name]) for name, shape in shapes.items()),
+            place,
+        )
+
+    @contextmanager
+    def micro_batch(self, last: bool) -> Iterator[None]:
+        assert isinstance(self.model, FSDPModule)
+        self.model.set_requires_gradient_sync(last)
+        yield
+
+    def backward(self, loss: Tensor) -> None:
+        (loss / self.accumulation).backward()  # FSDP averages over ranks, not over micro-batches
+
+    def step(self) -> float:
+        if self.optimizer.observe:
+            self.optimizer.observe("reduce", self.optimizer.gradients(self.optimizer.all_slices()))
+        gradients = self.held()["gradients"]
+        norm = global_norm(gradients, [], self.settings.place)
+        clip_gradients(gradients, norm, self.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return norm.item()
+
+    @contextmanager
+    def evaluation(self) -> Iterator[None]:
+        with torch.no_grad():
+            yield
+
+    def held(self) -> dict[str, list[Tensor]]:
+        parameters = list(self.model.parameters())
+        return {
+            "parameters": [local(p) for p in parameters],
+            "gradients": [local(p.grad) for p in parameters if p.grad is not None],
+            "optimizer states": [t for state in self.optimizer.state.values() for t in state.values()],
+        }

@@ -1,0 +1,105 @@
+"""Which elements of each parameter each rank holds: one interval per rank.
+
+Under every strategy a rank's part of a parameter is one interval (possibly empty) of its flattened elements:
+
+    single, DDP   everything, on every rank
+    FSDP2         a block of rows
+    ZeRO-1, -2    whatever falls into the rank's slice of a flat buffer that all parameters of a group share
+    ZeRO-3        an equal cut of each parameter, the last one short or empty
+
+The functions here compute these intervals from shapes and world size alone. Four things stand on them: the
+optimizer's slices, the exchange of whole matrices for Muon, strategy-neutral state, and the predicted bytes.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+Shape = tuple[int, ...]
+
+
+class Interval(NamedTuple):
+    """Elements [start, stop) of a flattened parameter."""
+
+    start: int
+    stop: int
+
+    @property
+    def numel(self) -> int:
+        return self.stop - self.start
+
+
+Intervals = tuple[Interval, ...]
+"""One interval per rank."""
+
+EMPTY = Interval(0, 0)
+
+
+def everywhere(shape: Shape, world_size: int) -> Intervals:
+    """single, DDP: every rank holds all of it."""
+    return (Interval(0, math.prod(shape)),) * world_size
+
+
+def on_rank(shape: Shape, owner: int, world_size: int) -> Intervals:
+    """One rank holds all of it, the others nothing: the optimizer state of a matrix under DDP with owners."""
+    return tuple(Interval(0, math.prod(shape)) if rank == owner else EMPTY for rank in range(world_size))
+
+
+def row_blocks(shape: Shape, world_size: int) -> Intervals:
+    """FSDP2: dimension 0 is cut into blocks of ceil(rows / world_size) rows, as torch.chunk does."""
+    rows = shape[0]
+    row = math.prod(shape[1:])
+    block = math.ceil(rows / world_size)
+    return tuple(
+        Interval(min(rank * block, rows) * row, min((rank + 1) * block, rows) * row) for rank in range(world_size)
+    )
+
+
+def equal_cuts(shape: Shape, world_size: int) -> Intervals:
+    """ZeRO-3: every parameter is flattened, padded to a multiple of the world size, and cut into equal parts."""
+    numel = math.prod(shape)
+    part = math.ceil(numel / world_size)
+    return tuple(Interval(min(rank * part, numel), min((rank + 1) * part, numel)) for rank in range(world_size))
+
+
+def flat_partition_size(numels: list[int], world_size: int) -> int:
+    """ZeRO-1/2: elements of one rank's slice of a group's flat buffer, padding included.
+
+    DeepSpeed pads the buffer to a multiple of 2 · world_size, so that every slice starts on 4 bytes in 16-bit dtypes.
+    """
+    alignment = 2 * world_size
+    return math.ceil(sum(numels) / alignment) * alignment // world_size
+
+
+def flat_partition(shapes: dict[str, Shape], world_size: int) -> dict[str, Intervals]:
+    """ZeRO-1/2: the parameters of one group end to end in a flat buffer, the buffer cut into equal slices."""
+    part = flat_partition_size([math.prod(shape) for shape in shapes.values()], world_size)
+    intervals = {}
+    offset = 0
+    for name, shape in shapes.items():
+        numel = math.prod(shape)
+
+        def within(position: int, first: int = offset, count: int = numel) -> int:
+            return min(max(position - first, 0), count)
+
+        cuts = [Interval(within(rank * part), within((rank + 1) * part)) for rank in range(world_size)]
+        intervals[name] = tuple(cut if cut.numel else EMPTY for cut in cuts)
+        offset += numel
+    return intervals
+
+
+def gather(local: Tensor, shape: Shape, intervals: Intervals, rank: int) -> Tensor:
+    """The whole tensor on every rank, out of the part that each one holds. Collective unless all ranks hold all.
+
+    local: this rank's elements, flat. Returns a new tensor of `shape`. Parts that overlap must be equal copies.
+    """
+    numel = math.prod(shape)
+    if intervals[rank].numel == numel and all(other == intervals[0] for other in intervals):
+        return local.clone().view(shape)
+    whole = torch.zeros(numel, dtype=local.dtype, device=local.device)
+    whole[intervals[rank].start : intervals[rank].stop] = local
+    dist.all_reduce(whole)  # every element is non-zero on one rank at most, so the sum is exact
+    return whole.view(shape)

@@ -1,0 +1,1 @@
+"""The books: what every rank holds and sends."""

@@ -1,0 +1,235 @@
+"""From what `accelerate launch` asked for to a Strategy, refusing to run as anything else.
+
+Accelerate reads the config file, starts the processes and exports what it resolved as environment variables; its
+plugins parse those. We then call the engines directly, because on CPU accelerate's own path falls back without a word
+to plain DDP or even to processes that each train alone, and a fallback looks like success. So everything that was
+asked for is checked here against what is there.
+"""
+
+import os
+import sys
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from strategies.base import Precision, Settings, Strategy
+from strategies.matrices import Place
+
+NAMES = ("single", "ddp", "fsdp", "zero1", "zero2", "zero3")
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+"""A collective that a rank never joins ends with an error after this."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What accelerate launch asked for. The same on every rank but for `rank` and `local_rank`."""
+
+    strategy: str
+    rank: int
+    local_rank: int
+    world_size: int
+    local_world_size: int
+    precision: Precision
+    cpu: bool
+    engine: dict[str, Any] = field(default_factory=dict)
+    config_file: str | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    """The accelerate config file as written, for the run's record."""
+
+
+def launched() -> Launch:
+    """Read and check what this process was launched as. Starts nothing.
+
+    Raises ValueError, in one sentence, for everything that this machine or this project cannot do as asked.
+    """
+    config_file, overrides = _launch_command()
+    config = _read_config(config_file)
+    shown = config_file or "the accelerate config"
+    environ = os.environ
+    world_size = int(environ.get("WORLD_SIZE", 1))
+    local_world_size = int(environ.get("LOCAL_WORLD_SIZE", world_size))
+    asked = int(overrides.get("num_processes") or config.get("num_processes") or world_size)
+    if str(config.get("distributed_type")) == "MULTI_CPU":
+        raise ValueError(
+            f"{shown}: distributed_type MULTI_CPU starts a single process under accelerate launch; "
+            "write MULTI_GPU with use_cpu: true, as accelerate_configs/cpu/ddp.yaml does."
+        )
+    if asked != world_size:
+        raise ValueError(
+            f"{shown}: {asked} processes were asked for but {world_size} started "
+            f"(distributed_type {config.get('distributed_type', 'NO')}); "
+            "use accelerate_configs/ddp.yaml, fsdp.yaml or a zero*.yaml for more than one."
+        )
+    cpu = _on_cpu(shown, config, local_world_size)
+    strategy, engine = _strategy_and_engine(shown)
+    return Launch(
+        strategy=strategy,
+        rank=int(environ.get("RANK", 0)),
+        local_rank=int(environ.get("LOCAL_RANK", 0)),
+        world_size=world_size,
+        local_world_size=local_world_size,
+        precision=_precision(shown),
+        cpu=cpu,
+        engine=engine,
+        config_file=config_file,
+        config=config,
+    )
+
+
+def start(launch: Launch) -> Strategy:
+    """Start the process group as launched and return the strategy, not yet prepared.
+
+    Raises RuntimeError where the process group is not the one that was asked for.
+    """
+    if launch.cpu:
+        os.environ["ACCELERATE_USE_CPU"] = "true"  # what `use_cpu: true` should have exported
+        if launch.local_world_size == launch.world_size:
+            # One machine: gloo need not find an address for the host's name, which on many laptops it cannot.
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
+    from accelerate import PartialState
+
+    if launch.strategy == "single":
+        state = PartialState(cpu=launch.cpu)
+    else:
+        state = PartialState(cpu=launch.cpu, timeout=COLLECTIVE_TIMEOUT)
+    backend = "gloo" if launch.cpu else "nccl"
+    if launch.world_size != state.num_processes or launch.rank != state.process_index:
+        raise RuntimeError(
+            f"rank {launch.rank} of {launch.world_size} was launched, "
+            f"but the process group says rank {state.process_index} of {state.num_processes}"
+        )
+    if launch.strategy != "single" and backend not in torch.distributed.get_backend():
+        raise RuntimeError(f"backend {backend} was asked for, but {torch.distributed.get_backend()} is running")
+    place = Place(launch.rank, launch.world_size, state.device)
+    return make(launch.strategy, Settings(place, launch.precision, launch.engine))
+
+
+def make(name: str, settings: Settings) -> Strategy:
+    """The strategy of that name. The engine's module is imported only here."""
+    if name == "single":
+        from strategies.single import Single
+
+        return Single(settings)
+    if name == "ddp":
+        from strategies.ddp import DDP
+
+        return DDP(settings)
+    if name == "fsdp":
+        from strategies.fsdp import FSDP
+
+        return FSDP(settings)
+    from strategies.zero import ZeRO
+
+    return ZeRO(settings)
+
+
+def _launch_command() -> tuple[str | None, dict[str, str]]:
+    """The config file and overrides of the `accelerate launch` above this process, if there is one.
+
+    Accelerate exports most of what it read, but neither the file's name nor `use_cpu`; the parent's command line is the
+    only place where they can be found.
+    """
+    import psutil
+
+    try:
+        words = psutil.Process(os.getppid()).cmdline()
+    except psutil.Error:
+        return None, {}
+    if not any("accelerate" in Path(word).name for word in words[:3]) or "launch" not in words[:5]:
+        return None, {}
+    overrides: dict[str, str] = {}
+    words = words[words.index("launch") + 1 :]
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word in ("-m", "--module") or word.endswith(".py"):
+            break  # what follows is the trainer's
+        name, _, value = word.lstrip("-").replace("-", "_").partition("=")
+        if word.startswith("--"):
+            overrides[name] = value or following
+    config_file = overrides.pop("config_file", None)
+    if config_file is None:
+        from accelerate.commands.config.config_args import default_config_file
+
+        config_file = default_config_file if os.path.isfile(default_config_file) else None
+    return config_file, overrides
+
+
+def _read_config(config_file: str | None) -> dict[str, Any]:
+    if config_file is None or not os.path.isfile(config_file):
+        return {}
+    import yaml
+
+    with open(config_file, encoding="utf-8") as file:
+        config = yaml.safe_load(file)  # JSON is YAML
+    return config if isinstance(config, dict) else {}
+
+
+def _on_cpu(shown: str, config: dict[str, Any], local_world_size: int) -> bool:
+    """Whether to run on CPU. Raises ValueError where GPUs were asked for that are not there."""
+    if config.get("use_cpu") or os.environ.get("ACCELERATE_USE_CPU", "false").lower() == "true":
+        return True
+    if not torch.cuda.is_available():
+        if not config:
+            return True  # started without accelerate, or without a config file: whatever there is
+        name = Path(shown).name
+        raise ValueError(
+            f"{shown} is for GPUs (use_cpu is not true) and this machine has none that torch can use; "
+            f"use accelerate_configs/cpu/{name if name.split('.')[0] in NAMES else 'ddp.yaml'} to run on CPU."
+        )
+    if local_world_size > torch.cuda.device_count():
+        raise ValueError(
+            f"{shown}: {local_world_size} processes on this machine, which has {torch.cuda.device_count()} GPUs; "
+            f"launch with --num_processes {torch.cuda.device_count()} (the global batch stays the same)."
+        )
+    return False
+
+
+def _precision(shown: str) -> Precision:
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if precision == "no":
+        return "fp32"
+    if precision == "bf16":
+        return "bf16"
+    raise ValueError(f"{shown}: mixed_precision {precision!r} is not supported; write 'no' or bf16.")
+
+
+def _strategy_and_engine(shown: str) -> tuple[str, dict[str, Any]]:
+    """The strategy that accelerate exported, and its engine's settings as accelerate's own plugin parses them."""
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+        from accelerate.utils import DeepSpeedPlugin
+
+        plugin = DeepSpeedPlugin()
+        config = dict(plugin.deepspeed_config)
+        stage = int(config["zero_optimization"].get("stage", 0))
+        if stage not in (1, 2, 3):
+            raise ValueError(f"{shown}: zero_stage {stage} is plain DDP; write 1, 2 or 3, or use ddp.yaml.")
+        for part in ("offload_optimizer", "offload_param"):
+            device = (config["zero_optimization"].get(part) or {}).get("device", "none")
+            if device not in (None, "none"):
+                raise ValueError(f"{shown}: {part}_device {device!r} is not supported; remove it or write none.")
+        return f"zero{stage}", config
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        return "fsdp", _fsdp_settings(shown)
+    return ("ddp" if "RANK" in os.environ else "single"), {}
+
+
+def _fsdp_settings(shown: str) -> dict[str, Any]:
+    version = os.environ.get("FSDP_VERSION", "1")
+    if version != "2":
+        raise ValueError(f"{shown}: fsdp_version {version} is not supported; write fsdp_version: 2 (fully_shard).")
+    from accelerate.utils import FullyShardedDataParallelPlugin
+
+    plugin = FullyShardedDataParallelPlugin()
+    if plugin.cpu_offload:
+        raise ValueError(f"{shown}: fsdp_offload_params true is not supported; remove it or write false.")
+    policy = os.environ.get("FSDP_AUTO_WRAP_POLICY", "NO_WRAP").upper()
+    if policy == "SIZE_BASED_WRAP":
+        raise ValueError(
+            f"{shown}: fsdp_auto_wrap_policy SIZE_BASED_WRAP is not supported; write TRANSFORMER_BASED_WRAP "
+            "with fsdp_transformer_layer_cls_to_wrap: Block."
+        )
+    wrap = plugin.transformer_cls_names_to_wrap or ["Block"] if policy == "TRANSFORMER_BASED_WRAP" else []
+    return {"reshard_after_forward": bool(plugin.reshard_after_forward), "wrap": list(wrap)}

@@ -1,0 +1,188 @@
+"""ZeRO-1, -2 and -3 by DeepSpeed: optimizer states, then gradients, then parameters are partitioned.
+
+    ZeRO-1   optimizer states and float32 master weights are cut into N partitions; parameters and gradients stay whole
+    ZeRO-2   gradients too: a rank keeps only the part of the reduced gradient that its partition needs
+    ZeRO-3   parameters too: they are gathered for the moment of their use
+
+DeepSpeed's engine does all of this; our optimizer is its client optimizer. DeepSpeed hands it flat float32 partitions
+whose `.grad` is already reduced, accumulated and clipped, and copies the updated partition back into the model. The
+optimizer is bound to the partitions after `deepspeed.initialize`: slices of many parameters lie end to end in one
+partition, and a matrix that a boundary cuts in two meets its other half on the owner.
+
+Holds (bf16; float32 in brackets): parameters 2 [4] bytes, all of them in ZeRO-1/2 and 1/N in ZeRO-3; float32 master
+weights, 1/N (in float32 too: DeepSpeed keeps a second copy); gradients 2 [4] bytes; optimizer state 1/N. Sends per
+step: ZeRO-1 an all-reduce of gradients at the last micro-batch, ZeRO-2 one at every micro-batch, both an all-gather
+of parameters; ZeRO-3 all-gathers in forward and backward and a reduce-scatter, at every micro-batch.
+"""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from strategies.base import Settings
+from strategies.layout import Shape, equal_cuts, flat_partition
+from strategies.optimizer import IntervalOptimizer, Recipe, Slice
+
+
+class ZeRO:
+    """See the module's docstring and strategies.base.Strategy."""
+
+    def __init__(self, settings: Settings):
+        self.settings = settings
+        self.stage = int(settings.engine["zero_optimization"]["stage"])
+        self.name = f"zero{self.stage}"
+
+    def prepare(self, model: nn.Module, recipe: Recipe, clip: float, accumulation: int) -> None:
+        deepspeed = _import_deepspeed(self.settings.place.device)
+        self.accumulation = accumulation
+        names = {id(p): name for name, p in model.named_parameters()}
+        shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+        self.optimizer = IntervalOptimizer(model, recipe)
+        self.engine, self.zero, _, _ = deepspeed.initialize(
+            model=model,
+            optimizer=self.optimizer,
+            config=deepspeed_config(self.settings, sum(p.numel() for p in model.parameters()), clip, accumulation),
+            dist_init_required=False,
+        )
+        self.model = self.engine
+        # DeepSpeed partitions in the order of the parameter groups, and the optimizer's groups now hold its partitions.
+        slices = self._partitions(names, shapes) if self.stage == 3 else self._flat_slices(names, shapes)
+        self.optimizer.bind(slices, self.settings.place)
+
+    def _flat_slices(self, names: dict[int, str], shapes: dict[str, Shape]) -> list[Slice]:
+        """ZeRO-1/2: one flat buffer per group, of which this rank updates one slice."""
+        place = self.settings.place
+        slices = []
+        if hasattr(self.zero, "fp32_groups_flat_partition"):  # ZeRO-1 in bf16 with float32 gradient accumulation
+            groups, masters = self.zero.bf16_groups, self.zero.fp32_groups_flat_partition
+        else:
+            groups, masters = self.zero.round_robin_bit16_groups, self.zero.single_partition_of_fp32_groups
+        for group, master in zip(groups, masters, strict=True):
+            members = {names[id(p)]: shapes[names[id(p)]] for p in group}
+            offset = 0
+            for name, intervals in flat_partition(members, place.world_size).items():
+                slices.append(Slice(name, shapes[name], intervals, master, offset))
+                offset += intervals[place.rank].numel
+        return slices
+
+    def _partitions(self, names: dict[int, str], shapes: dict[str, Shape]) -> list[Slice]:
+        """ZeRO-3: every parameter cut equally, the cuts of a sub-group end to end, each padded to the same length."""
+        place = self.settings.place
+        slices = []
+        for group, master in zip(self.zero.fp16_groups, self.zero.fp32_partitioned_groups_flat, strict=True):
+            offset = 0
+            for p in group:
+                name = names[id(p)]
+                slices.append(Slice(name, shapes[name], equal_cuts(shapes[name], place.world_size), master, offset))
+                offset += p.partition_numel()
+        return slices
+
+    @contextmanager
+    def micro_batch(self, last: bool) -> Iterator[None]:
+        self.engine.train()
+        yield
+        if not last:
+            self.engine.step()  # counts the micro-batch; DeepSpeed updates at the last one, in `step` below
+
+    def backward(self, loss: Tensor) -> None:
+        self.engine.backward(loss)  # divides by the accumulation itself: doing it here too would scale twice
+
+    def step(self) -> float:
+        if self.optimizer.observe:
+            self.optimizer.observe("reduce", self._reduced_gradients())
+        self.engine.step()
+        return float(self.engine.get_global_grad_norm())
+
+    def _reduced_gradients(self) -> dict[str, Tensor]:
+        """This rank's part of the reduced, unclipped gradient by parameter: what DeepSpeed is about to clip."""
+        rank = self.settings.place.rank
+        reduced: dict[str, Tensor] = {}
+        for index, pieces in enumerate(self.optimizer.slices.values()):
+            if hasattr(self.zero, "fp32_groups_gradient_flat_partition"):
+                flat = self.zero.fp32_groups_gradient_flat_partition[index]
+            else:
+                flat = torch.cat([g.detach().reshape(-1) for g in self.zero.averaged_gradients[index]])
+            for piece in pieces:
+                part = flat[piece.offset : piece.offset + piece.state[rank].numel]
+                reduced[piece.name] = part.float().clone()
+        return reduced
+
+    @contextmanager
+    def evaluation(self) -> Iterator[None]:
+        self.engine.eval()
+        with torch.no_grad():
+            yield
+        self.engine.train()
+
+    def held(self) -> dict[str, list[Tensor]]:
+        zero, parameters = self.zero, list(self.engine.module.parameters())
+        result: dict[str, list[Tensor]] = {
+            "master parameters": [piece[0].holder for piece in self.optimizer.slices.values()],
+            "gradients": [p.grad for p in parameters if p.grad is not None],
+            "optimizer states": [t for state in self.optimizer.state.values() for t in state.values()],
+        }
+        if self.stage == 3:
+            result["parameters"] = [p.ds_tensor for p in parameters] + [p.data for p in parameters if p.numel()]
+            result["gradients"].append(zero.grad_partitions_flat_buffer)
+            result["communication buffers"] = [b.buffer for b in zero.ipg_buckets.values() if b.buffer is not None]
+            return result
+        result["parameters"] = [p.data for p in parameters]
+        if hasattr(zero, "fp32_groups_gradients_flat"):
+            result["gradients"] += zero.fp32_groups_gradients_flat
+        else:
+            result["gradients"] += [g for group in zero.averaged_gradients.values() for g in group or []]
+            result["gradients"] += [p.grad_accum for p in parameters if p.grad_accum is not None]
+            result["communication buffers"] = [
+                buffer for bucket in zero.ipg_buckets.values() for buffer in bucket.buffer if buffer is not None
+            ]
+        return result
+
+
+def deepspeed_config(settings: Settings, parameters: int, clip: float, accumulation: int) -> dict[str, Any]:
+    """The engine's configuration: what the accelerate config says, completed where it leaves things open.
+
+    parameters: elements of the model. Two of DeepSpeed's defaults are replaced where the config file (a
+    `deepspeed_config_file`) does not set them, because they are made for large models: buckets of 5e8 elements are
+    allocated whole whatever the model's size, so they are capped at the model's size; and parameters of up to 1e5
+    elements would stay whole under ZeRO-3, which is most of a small model, so the threshold is 0.
+    """
+    config = {key: value for key, value in settings.engine.items() if value != "auto"}
+    zero = {key: value for key, value in config.get("zero_optimization", {}).items() if value != "auto"}
+    zero.setdefault("reduce_bucket_size", min(500_000_000, parameters))
+    if int(zero["stage"]) == 3:
+        zero.setdefault("stage3_prefetch_bucket_size", min(50_000_000, parameters))
+        zero.setdefault("stage3_param_persistence_threshold", 0)
+    config["zero_optimization"] = zero
+    config.pop("train_batch_size", None)
+    config |= {
+        "train_micro_batch_size_per_gpu": 1,  # only ever multiplied for DeepSpeed's own throughput figures
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": clip,
+        "bf16": {**config.get("bf16", {}), "enabled": settings.precision == "bf16"},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+    }
+    return config
+
+
+def _import_deepspeed(device: torch.device) -> Any:
+    """Import DeepSpeed, quietly and for this device. Raises ValueError where it is not installed."""
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if device.type == "cuda" else "cpu")
+    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "ERROR")
+    try:
+        import deepspeed
+    except ImportError as error:
+        raise ValueError(
+            f"ZeRO needs DeepSpeed, which is not installed here ({error}); it has Linux wheels: pip install deepspeed, "
+            "or use accelerate_configs/fsdp.yaml, which shards the same things with torch alone."
+        ) from error
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    if device.type == "cpu":
+        # A compiled shared-memory collective that needs ninja and g++ at the first start; gloo does without.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed

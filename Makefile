@@ -18,7 +18,7 @@ setup:
 	@$(PYTHON) scripts/setup.py
 
 demo: setup
-	$(BIN)/python -m shardrun.demo
+	$(BIN)/python -m shardrun compare
 
 test: setup
 	$(BIN)/python -m pytest

@@ -36,6 +36,8 @@ class Case:
     tied: bool = False
     steps: int = 20
     seed: int = 1
+    rows: int = 72
+    """Of a global batch: divides by 1, 2, 3, 4 and 8 ranks times 3 micro-batches."""
 
     def config(self) -> Config:
         """A width of 48, 3 heads, 257 tokens; untied with the modern parts, or tied with most of the baseline's.
@@ -59,7 +61,7 @@ class Case:
                 eps=1e-5,
                 clip=0.05,
             ),
-            data=DataConfig(sequence_length=32, global_batch=36, eval_tokens=32),
+            data=DataConfig(sequence_length=16, global_batch=self.rows, eval_tokens=16),
             steps=self.steps,
             seed=self.seed,
         )

@@ -44,6 +44,9 @@ class ModelConfig:
     """Logits become softcap · tanh(logits / softcap); 0 leaves them alone."""
     zero_init_projections: bool = True
     """Output projections of attention and MLP start at zero, so that every block starts as the identity."""
+    checkpointing: Literal["none", "block", "selective"] = "none"
+    """What backward computes again in place of keeping it (the numbers stay the same): nothing; every block, from its
+    input; or only what is cheap between its matrix products, whose outputs are kept."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +152,18 @@ class Config:
 
 
 PRESETS: dict[str, tuple[str, Config]] = {
-    "tiny": ("about 1M parameters, byte tokens: minutes on two CPU cores", Config()),
+    "tiny": (
+        "about 1M parameters, byte tokens: minutes on two CPU cores",
+        Config(
+            model=ModelConfig(heads=2, positions="rope"),
+            # Rates found on the laptop track (benchmarks/laptop_track.md). An embedding row is seen by few tokens of a
+            # step, and RMSNorm follows it, so it bears, and needs, a far larger rate than anything else.
+            optimizer=OptimizerConfig(muon_lr=0.05, embedding_lr=0.2),
+            data=DataConfig(sequence_length=128, global_batch=24),
+            steps=560,
+            eval_every=80,
+        ),
+    ),
     "gpt2": (
         "124M parameters, the llm.c baseline: learned positions, GELU, LayerNorm, AdamW",
         Config(

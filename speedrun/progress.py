@@ -40,7 +40,7 @@ class Progress:
     def say(self, text: str) -> None:
         """A line of its own, in every mode but 'none'."""
         if self._live:
-            self._live.console.print(text, highlight=False, markup=False)
+            self._live.console.print(text, highlight=False, markup=False, soft_wrap=True)
         elif self.mode == "plain":
             print(text, flush=True)
 

@@ -11,14 +11,17 @@ Every file carries `schema`. Only rank 0 writes.
 
 import dataclasses
 import json
+import netrc
 import os
 import platform
 import subprocess
 import sys
 import time
+import traceback
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 import torch
 
@@ -26,6 +29,9 @@ from speedrun.config import Config
 from strategies.select import Launch
 
 SCHEMA = 1
+
+WANDB_TIMEOUT = 20
+"""Seconds to wait for Weights & Biases before the run goes on offline."""
 
 
 class Record:
@@ -62,19 +68,29 @@ class Record:
         self.last |= {key: value for key, value in metrics.items() if value is not None}
         if self._wandb:
             shown = {key: value for key, value in metrics.items() if value is not None and key != "step"}
-            self._wandb.log(shown, step=metrics["step"])
+            try:
+                self._wandb.log(shown, step=metrics["step"])
+            except Exception as error:  # whatever it is, the run is worth more than its curves elsewhere
+                print(f"Weights & Biases stopped logging ({error}); the run goes on, and its folder holds everything.")
+                self._wandb = None
 
     def ledger(self, ranks: list[dict[str, Any]]) -> None:
         """Write what every rank holds."""
         self._write("ledger.json", {"ranks": ranks})
 
-    def finish(self, status: str, error: str | None = None) -> None:
+    def finish(self, status: str, error: BaseException | None = None) -> None:
         """Write how the run stands; called at its start too, so that a killed run says 'running'."""
-        self._write("summary.json", {"status": status, "error": error, **self.last})
+        why: dict[str, Any] = {"error": None}
+        if status == "failed" and error:
+            why = {"error": str(error), "traceback": "".join(traceback.format_exception(error))}
+        self._write("summary.json", {"status": status, **why, **self.last})
         if status != "running":
             self._metrics.close()
             if self._wandb:
                 self._wandb.finish(exit_code=0 if status == "finished" else 1)
+                import wandb
+
+                wandb.teardown()  # waits until wandb's own process has written everything
 
     def _write(self, name: str, content: dict[str, Any]) -> None:
         """Write a JSON file whole or not at all."""
@@ -128,15 +144,29 @@ def _start_wandb(config: Config, launch: Launch, name: str) -> Any:
     except ImportError:
         print("wandb is not installed (pip install 'shardrun[logging]'): this run is logged to its folder only.")
         return None
-    offline = not (os.environ.get("WANDB_API_KEY") or wandb.api.api_key)
-    if offline:
+    settings: dict[str, Any] = {
+        "project": "shardrun",
+        "name": name,
+        "dir": config.out,
+        "config": {**dataclasses.asdict(config), "launch": dataclasses.asdict(launch)},
+    }
+    if _wandb_key(wandb) or os.environ.get("WANDB_MODE"):
+        try:
+            return wandb.init(**settings, settings=wandb.Settings(silent=True, init_timeout=WANDB_TIMEOUT))
+        except wandb.Error as error:
+            reason = str(error).partition("\n")[0]
+            print(f"Weights & Biases cannot be reached ({reason}): logging offline; wandb sync sends it later.")
+    else:
         print("No Weights & Biases key (wandb login, or WANDB_API_KEY): logging offline; wandb sync sends it later.")
-    run = wandb.init(
-        project="shardrun",
-        name=name,
-        dir=config.out,
-        mode="offline" if offline else None,
-        config={**dataclasses.asdict(config), "launch": dataclasses.asdict(launch)},
-        settings=wandb.Settings(silent=True),
-    )
-    return run
+    return wandb.init(**settings, mode="offline", settings=wandb.Settings(silent=True))
+
+
+def _wandb_key(wandb: Any) -> bool:
+    """Whether there is a key: in the environment, or where `wandb login` keeps it."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL") or wandb.Settings().base_url).hostname
+    try:
+        return host in netrc.netrc(os.environ.get("NETRC")).hosts
+    except (OSError, netrc.NetrcParseError):
+        return False

@@ -7,12 +7,11 @@ strategy it is.
 """
 
 import dataclasses
-import json
 import math
-import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -21,7 +20,9 @@ from torch import Tensor
 
 from speedrun.config import PRESETS, Config
 from speedrun.data import Data, open_data, prefetch
+from speedrun.ending import Interruptible, Stopped, guarded, leave_for_torchrun, speaks_first
 from speedrun.evaluate import Validation, evaluate
+from speedrun.ledger import Books
 from speedrun.model import GPT
 from speedrun.optim.policy import parameter_groups
 from speedrun.optim.schedule import learning_rate_multiplier, muon_momentum
@@ -29,11 +30,13 @@ from speedrun.progress import Progress
 from speedrun.record import Record
 from strategies import select
 from strategies.base import Strategy
-from strategies.ledger.memory import measure
 from strategies.select import Launch
 
-USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError)
-"""What a user's mistake raises, with a sentence to show in place of a traceback."""
+HELP = """Train a preset under the strategy of an accelerate config file:
+
+    accelerate launch --config_file accelerate_configs/cpu/zero2.yaml -m speedrun.train tiny --steps 100
+
+The config file says how the run is spread over ranks and in which precision; the options say all else."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,41 +47,50 @@ class Batches:
     rows: int
     accumulation: int
 
+    def micro_batches(self) -> list[tuple[int, int]]:
+        """The rows [first, last) of the global batch that each forward pass on this rank takes, in order."""
+        size = self.rows // self.accumulation
+        return [(start, start + size) for start in range(self.first, self.first + self.rows, size)]
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run, and end this process: with status 0, 2 after a user's mistake, 130 after Ctrl-C, 1 otherwise."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    status = 0
-    try:
-        preset, config = parse(arguments)
-        train(preset, config, select.launched())
-    except USER_ERRORS as error:
-        status = 2
-        _report(f"shardrun: error: {error}")
-    except KeyboardInterrupt:
-        status = 130
-        _report("shardrun: interrupted; the run's folder holds everything up to its last step.")
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if dist.is_initialized():
-        if status == 0:
-            dist.barrier()
-            dist.destroy_process_group()
-        # gloo's threads now and then abort a process that ends in the ordinary way; all files are closed by now.
-        os._exit(status)
-    sys.exit(status)
+
+def main() -> None:
+    """Parse the command line and train."""
+    preset, config = parse(sys.argv[1:])
+    train(preset, config, select.launched())
 
 
 def parse(arguments: list[str]) -> tuple[str, Config]:
-    """`[PRESET] [--section.field value …]` → the preset's name and the whole configuration."""
+    """`[PRESET] [--section.field value …]` → the preset's name and the whole configuration.
+
+    Raises ValueError for an unknown preset; SystemExit after showing the help, or what is wrong with a field.
+    """
     import tyro
 
-    if not arguments or arguments[0].startswith("-") and arguments[0] not in ("-h", "--help"):
+    if not arguments or arguments[0].startswith("-"):
         arguments = ["tiny", *arguments]
-    config = tyro.extras.overridable_config_cli(
-        PRESETS, prog="accelerate launch … -m speedrun.train", description=__doc__, args=arguments
-    )
-    return arguments[0], config
+    preset, *options = arguments
+    if preset not in PRESETS:
+        raise ValueError(f"there is no preset {preset!r}; there are {', '.join(PRESETS)}.")
+    presets = "\n".join(f"    {name}: {about}" for name, (about, _) in PRESETS.items())
+
+    def read(show: bool) -> Config:
+        return tyro.cli(
+            Config,
+            default=PRESETS[preset][1],
+            prog=f"speedrun.train {preset}",
+            description=f"{HELP}\n\nPresets:\n{presets}\n\nThe defaults below are those of {preset}.",
+            args=options,
+            console_outputs=show,
+        )
+
+    try:
+        return preset, read(show=False)
+    except SystemExit as end:
+        if end.code:
+            leave_for_torchrun("the command line is wrong; what is printed above says where.")
+        if speaks_first("command line"):
+            read(show=True)
+        raise
 
 
 def train(preset: str, config: Config, launch: Launch) -> None:
@@ -86,52 +98,53 @@ def train(preset: str, config: Config, launch: Launch) -> None:
     batches = cut_batches(config, launch)
     data = open_data(config.data, config.model.vocab_size, config.seed)
     steps = number_of_steps(config)
-    if config.data.sequence_length > config.model.max_sequence_length:
+    longest = max(config.data.sequence_length, config.data.eval_sequence_length)
+    if longest > config.model.max_sequence_length:
         raise ValueError(
-            f"data.sequence_length {config.data.sequence_length} exceeds model.max_sequence_length "
-            f"{config.model.max_sequence_length}; raise the latter."
+            f"rows of {longest} tokens (data.sequence_length, data.eval_sequence_length) exceed "
+            f"model.max_sequence_length {config.model.max_sequence_length}; raise the latter."
         )
     model = GPT(config.model, document_start=data.document_start)
     model.init_weights(config.seed)
     parameters = sum(p.numel() for p in model.parameters())
     recipe = parameter_groups({name: tuple(p.shape) for name, p in model.named_parameters()}, config.optimizer)
 
-    strategy = select.start(launch)
-    strategy.prepare(model, recipe, clip=config.optimizer.clip, accumulation=batches.accumulation)
-
     record = Record(config, launch, preset, data.content_hash, parameters) if launch.rank == 0 else None
     progress = Progress(config.progress if launch.rank == 0 else "none", steps)
     progress.say(_headline(preset, config, launch, batches, data, parameters))
     try:
-        _loop(strategy, config, data, batches, steps, record, progress)
+        strategy = select.start(launch)
+        strategy.prepare(model, recipe, clip=config.optimizer.clip, accumulation=batches.accumulation)
+        with Interruptible() as interruption:
+            _loop(strategy, config, launch, data, batches, steps, record, progress, interruption)
+        if record:
+            record.finish("finished")
+            progress.say(f"run: {record.folder}")
     except BaseException as error:
         if record:
-            interrupted = isinstance(error, KeyboardInterrupt)
-            record.finish("interrupted" if interrupted else "failed", None if interrupted else str(error))
+            record.finish("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", error)
         raise
     finally:
         progress.close()
-    if record:
-        record.finish("finished")
-        print(f"run: {record.folder}", flush=True)
 
 
 def _loop(
     strategy: Strategy,
     config: Config,
+    launch: Launch,
     data: Data,
     batches: Batches,
     steps: int,
     record: Record | None,
     progress: Progress,
+    interruption: Interruptible,
 ) -> None:
     rows = batches.rows // batches.accumulation
     tokens_per_step = config.data.global_batch * config.data.sequence_length
     device = strategy.optimizer.place.device
 
     def micro_batches(step: int) -> list[tuple[Tensor, Tensor]]:
-        starts = range(batches.first, batches.first + batches.rows, rows)
-        return [data.batch(step, start, start + rows) for start in starts]
+        return [data.batch(step, first, last) for first, last in batches.micro_batches()]
 
     def forward_and_backward(batch: list[tuple[Tensor, Tensor]]) -> Tensor:
         total = torch.zeros((), device=device)
@@ -143,6 +156,7 @@ def _loop(
             total += loss.detach() / batches.accumulation
         return total
 
+    books = Books(config, launch, batches.accumulation, strategy)
     _warm_up(strategy, config, lambda: forward_and_backward(micro_batches(0)))
     train_time = 0.0
     validation = _validate(strategy, config, data, rows)
@@ -153,21 +167,27 @@ def _loop(
             batch = next(upcoming)
             fetched = time.perf_counter()
             multiplier = set_schedules(strategy, config, step, steps)
-            total = forward_and_backward(batch)
-            held = measure(strategy.held()) if step == min(1, steps - 1) else None
-            norm = strategy.step()
-            loss = mean_over_ranks(total)
+            counted = step == min(1, steps - 1)
+            with books.step() if counted else nullcontext():
+                total = forward_and_backward(batch)
+                if counted and step:  # the first step has no optimizer state before it
+                    books.note("after backward")
+                norm = strategy.step()
+            loss, interrupted = mean_over_ranks(total, float(interruption.asked))
             if not math.isfinite(loss):
                 raise FloatingPointError(f"the loss is {loss} at step {step + 1}: lower the learning rates or clip.")
             ended = time.perf_counter()
             train_time += ended - started
-            if held is not None:
-                _write_ledger(strategy, held, record)
+            if counted:
+                books.note("after step")
+                ranks = books.gather()
+                if record:
+                    record.ledger(ranks)
 
             done = step + 1
             last = done == steps
             validation = {}
-            if last or (config.eval_every and done % config.eval_every == 0):
+            if not interrupted and (last or (config.eval_every and done % config.eval_every == 0)):
                 validation = _validate(strategy, config, data, rows)
             _log(
                 record,
@@ -186,6 +206,8 @@ def _loop(
                     "tokens_per_second": tokens_per_step / (ended - started),
                 },
             )
+            if interrupted:
+                raise Stopped
             target = config.target_val_loss
             if target is not None and validation and validation["val_loss"] <= target:
                 progress.say(f"reached the target validation loss {target} at step {done}")
@@ -199,28 +221,28 @@ def cut_batches(config: Config, launch: Launch) -> Batches:
     of its own that contradicts the run's.
     """
     total, world_size = config.data.global_batch, launch.world_size
-    if total % world_size:
+    if total < 1 or total % world_size:
         raise ValueError(
             f"data.global_batch {total} does not divide over {world_size} ranks; "
             f"use {_nearest_multiple(total, world_size)}, or another number of processes."
         )
     rows = total // world_size
     micro_batch = min(config.data.micro_batch or rows, rows)
-    if rows % micro_batch:
+    if micro_batch < 1 or rows % micro_batch:
         raise ValueError(
             f"data.micro_batch {micro_batch} does not divide a rank's {rows} rows (data.global_batch {total} over "
             f"{world_size} ranks); use a divisor of {rows}."
         )
     accumulation = rows // micro_batch
-    asked = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
-    if asked.isdigit() and int(asked) not in (1, accumulation):
+    asked = launch.engine.get("gradient_accumulation_steps", 1)  # 1 is what accelerate says where the file says nothing
+    if asked not in (1, "auto", accumulation):
         raise ValueError(
             f"the accelerate config asks for gradient_accumulation_steps {asked}, but data.global_batch {total} over "
             f"{world_size} ranks in micro-batches of {micro_batch} makes {accumulation}; remove it, or set "
-            f"data.micro_batch to {rows // int(asked) or 1}."
+            f"data.micro_batch to {max(1, rows // int(asked))}."
         )
-    clip = os.environ.get("ACCELERATE_GRADIENT_CLIPPING", "")
-    if clip not in ("", "auto", "none") and float(clip) != config.optimizer.clip:
+    clip = launch.engine.get("gradient_clipping", "auto")
+    if clip not in ("auto", config.optimizer.clip):
         raise ValueError(
             f"the accelerate config asks for gradient_clipping {clip}, but optimizer.clip is {config.optimizer.clip}; "
             f"remove the one or pass --optimizer.clip {clip}."
@@ -251,12 +273,13 @@ def set_schedules(strategy: Strategy, config: Config, step: int, steps: int) -> 
     return multiplier
 
 
-def mean_over_ranks(value: Tensor) -> float:
-    """The mean of a scalar over all ranks. Collective."""
+def mean_over_ranks(loss: Tensor, other: float) -> list[float]:
+    """The means of a rank's loss and of another figure over all ranks, in one message. Collective."""
+    values = torch.stack((loss, loss.new_tensor(other)))
     if dist.is_initialized():
-        dist.all_reduce(value)
-        value /= dist.get_world_size()
-    return value.item()
+        dist.all_reduce(values)
+        values /= dist.get_world_size()
+    return values.tolist()
 
 
 def _warm_up(strategy: Strategy, config: Config, forward_and_backward: Callable[[], Tensor]) -> None:
@@ -283,20 +306,6 @@ def _log(record: Record | None, progress: Progress, metrics: dict[str, Any]) -> 
         record.step(metrics)
 
 
-def _write_ledger(strategy: Strategy, held: dict[str, int], record: Record | None) -> None:
-    """Collect every rank's bytes on rank 0: gradients from just before the step, the rest from just after it."""
-    ours = measure(strategy.held())
-    ours["gradients"] = held["gradients"]
-    place = strategy.optimizer.place
-    ranks: list[Any] = [None] * place.world_size
-    if place.world_size > 1:
-        dist.all_gather_object(ranks, ours)
-    else:
-        ranks = [ours]
-    if record:
-        record.ledger([{"rank": rank, "measured": measured} for rank, measured in enumerate(ranks)])
-
-
 def _headline(preset: str, config: Config, launch: Launch, batches: Batches, data: Data, parameters: int) -> str:
     return (
         f"{preset}: {parameters:,} parameters, {launch.strategy} on {launch.world_size} "
@@ -311,17 +320,5 @@ def _nearest_multiple(value: int, of: int) -> int:
     return max(of, round(value / of) * of)
 
 
-def _report(message: str) -> None:
-    """Show a sentence on rank 0, and leave it for torchrun's closing summary, which otherwise hides it in a
-    traceback.
-    """
-    if os.environ.get("RANK", "0") == "0":
-        print(message, file=sys.stderr, flush=True)
-    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
-        details = {"message": message, "extraInfo": {"py_callstack": message, "timestamp": str(int(time.time()))}}
-        with open(path, "w", encoding="utf-8") as file:
-            json.dump({"message": details}, file)
-
-
 if __name__ == "__main__":
-    main()
+    guarded(main)

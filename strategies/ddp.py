@@ -9,10 +9,12 @@ transforms it, and the update is all-gathered. On a ring an all-reduce *is* a re
 wire carries the same bytes as before, the work per rank falls to 1/N, and so does the memory of the momentum.
 
 Holds: all parameters and all gradients in float32 (bf16 too: autocast casts for the moment of use), AdamW's moments for
-everything that AdamW updates, Muon's momentum for the matrices it owns.
+everything that AdamW updates, Muon's momentum for the matrices it owns. Between steps the buckets, with AdamW's
+gradients in them, stay.
 Sends per step: an all-reduce of AdamW's gradients, a reduce-scatter and an all-gather of Muon's matrices.
 """
 
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
@@ -22,8 +24,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from strategies.base import Settings, autocast, clip_gradients, global_norm
 from strategies.layout import everywhere, on_rank
-from strategies.matrices import Matrix, assign_owners, reduce_to_owners
+from strategies.matrices import reduce_to_owners
 from strategies.optimizer import IntervalOptimizer, Recipe, Slice
+from strategies.owners import Matrix, assign_owners
 
 
 class DDP:
@@ -49,6 +52,7 @@ class DDP:
             for name, shape in shapes.items()
         }
         self.matrices = [Matrix(name, shapes[name], state[name], owners[name]) for name in owned]
+        self.buckets: list[weakref.ref[Tensor]] = []
 
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, owned)
         self.model = DistributedDataParallel(
@@ -80,6 +84,8 @@ class DDP:
             self.settings.place,
         )
         clip_gradients(list(gradients.values()), norm, self.clip)
+        # DDP keeps its buckets when the gradients in them are cleared. C++ holds them, without a name in Python.
+        self.buckets = [weakref.ref(gradient) for name, gradient in gradients.items() if name not in mine]
         self.optimizer.step()
         self.optimizer.zero_grad()
         return norm.item()
@@ -107,6 +113,9 @@ class DDP:
     def held(self) -> dict[str, list[Tensor]]:
         return {
             "parameters": list(self.parameters.values()),
-            "gradients": [p.grad for p in self.parameters.values() if p.grad is not None],
+            "gradients": [
+                *(p.grad for p in self.parameters.values() if p.grad is not None),
+                *(bucket for view in self.buckets if (bucket := view()) is not None),
+            ],
             "optimizer states": [t for state in self.optimizer.state.values() for t in state.values()],
         }

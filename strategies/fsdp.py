@@ -58,6 +58,7 @@ class FSDP:
         self.model: nn.Module = model
         # fully_shard has put DTensors in the place of the parameters: the optimizer must hold those.
         sharded = dict(self.model.named_parameters())
+        self.shards = list(sharded.values())  # the model itself shows gathered ones now and then
         for group, recipe_group in zip(self.optimizer.param_groups, recipe, strict=True):
             group["params"] = [sharded[name] for name in recipe_group.parameters]
         self.optimizer.bind(
@@ -77,7 +78,7 @@ class FSDP:
     def step(self) -> float:
         if self.optimizer.observe:
             self.optimizer.observe("reduce", self.optimizer.gradients(self.optimizer.all_slices()))
-        gradients = self.held()["gradients"]
+        gradients = [local(p.grad) for p in self.shards if p.grad is not None]
         norm = global_norm(gradients, [], self.settings.place)
         clip_gradients(gradients, norm, self.clip)
         self.optimizer.step()
@@ -90,9 +91,19 @@ class FSDP:
             yield
 
     def held(self) -> dict[str, list[Tensor]]:
-        parameters = list(self.model.parameters())
-        return {
-            "parameters": [local(p) for p in parameters],
-            "gradients": [local(p.grad) for p in parameters if p.grad is not None],
+        held = {
+            "parameters": [local(p) for p in self.shards],
+            "gradients": [local(p.grad) for p in self.shards if p.grad is not None],
             "optimizer states": [t for state in self.optimizer.state.values() for t in state.values()],
         }
+        for module in self.model.modules():
+            group = module._get_fsdp_state()._fsdp_param_group if isinstance(module, FSDPModule) else None
+            for gathered in group.fsdp_params if group else []:
+                # Gathered parameters have a storage of zero bytes while they are let go. Unsharded gradients exist
+                # between the micro-batches of a step; in bf16 as a float32 copy, the sum so far.
+                held["parameters"] += gathered.all_gather_outputs
+                unsharded = getattr(gathered, "_unsharded_param", None)
+                for gradient in (unsharded is not None and unsharded.grad, gathered.unsharded_accumulated_grad):
+                    if isinstance(gradient, Tensor):
+                        held["gradients"].append(gradient)
+        return held

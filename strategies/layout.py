@@ -7,16 +7,14 @@ Under every strategy a rank's part of a parameter is one interval (possibly empt
     ZeRO-1, -2    whatever falls into the rank's slice of a flat buffer that all parameters of a group share
     ZeRO-3        an equal cut of each parameter, the last one short or empty
 
-The functions here compute these intervals from shapes and world size alone. Four things stand on them: the
-optimizer's slices, the exchange of whole matrices for Muon, strategy-neutral state, and the predicted bytes.
+The functions here compute these intervals from shapes and world size alone, in plain Python. Four things stand on
+them: the optimizer's slices, the exchange of whole matrices for Muon, strategy-neutral state, and the predicted
+bytes.
 """
 
 import math
+from functools import cache
 from typing import NamedTuple
-
-import torch
-import torch.distributed as dist
-from torch import Tensor
 
 Shape = tuple[int, ...]
 
@@ -38,6 +36,7 @@ Intervals = tuple[Interval, ...]
 EMPTY = Interval(0, 0)
 
 
+@cache  # blocks repeat shapes, and a plan may ask for a thousand ranks
 def everywhere(shape: Shape, world_size: int) -> Intervals:
     """single, DDP: every rank holds all of it."""
     return (Interval(0, math.prod(shape)),) * world_size
@@ -48,6 +47,7 @@ def on_rank(shape: Shape, owner: int, world_size: int) -> Intervals:
     return tuple(Interval(0, math.prod(shape)) if rank == owner else EMPTY for rank in range(world_size))
 
 
+@cache
 def row_blocks(shape: Shape, world_size: int) -> Intervals:
     """FSDP2: dimension 0 is cut into blocks of ceil(rows / world_size) rows, as torch.chunk does."""
     rows = shape[0]
@@ -58,6 +58,7 @@ def row_blocks(shape: Shape, world_size: int) -> Intervals:
     )
 
 
+@cache
 def equal_cuts(shape: Shape, world_size: int) -> Intervals:
     """ZeRO-3: every parameter is flattened, padded to a multiple of the world size, and cut into equal parts."""
     numel = math.prod(shape)
@@ -81,25 +82,9 @@ def flat_partition(shapes: dict[str, Shape], world_size: int) -> dict[str, Inter
     offset = 0
     for name, shape in shapes.items():
         numel = math.prod(shape)
-
-        def within(position: int, first: int = offset, count: int = numel) -> int:
-            return min(max(position - first, 0), count)
-
-        cuts = [Interval(within(rank * part), within((rank + 1) * part)) for rank in range(world_size)]
-        intervals[name] = tuple(cut if cut.numel else EMPTY for cut in cuts)
+        cuts = [EMPTY] * world_size
+        for rank in range(offset // part, (offset + numel - 1) // part + 1):
+            cuts[rank] = Interval(max(rank * part - offset, 0), min((rank + 1) * part - offset, numel))
+        intervals[name] = tuple(cuts)
         offset += numel
     return intervals
-
-
-def gather(local: Tensor, shape: Shape, intervals: Intervals, rank: int) -> Tensor:
-    """The whole tensor on every rank, out of the part that each one holds. Collective unless all ranks hold all.
-
-    local: this rank's elements, flat. Returns a new tensor of `shape`. Parts that overlap must be equal copies.
-    """
-    numel = math.prod(shape)
-    if intervals[rank].numel == numel and all(other == intervals[0] for other in intervals):
-        return local.clone().view(shape)
-    whole = torch.zeros(numel, dtype=local.dtype, device=local.device)
-    whole[intervals[rank].start : intervals[rank].stop] = local
-    dist.all_reduce(whole)  # every element is non-zero on one rank at most, so the sum is exact
-    return whole.view(shape)

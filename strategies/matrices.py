@@ -14,7 +14,6 @@ all-reduce on a ring *is* a reduce-scatter and an all-gather.
 """
 
 import itertools
-import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -22,29 +21,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from strategies.layout import EMPTY, Intervals, Shape
+from strategies.owners import Matrix, rounds
 
 STACK_ELEMENTS = 2**25
 """Matrices of one shape are transformed together, up to this many elements (128 MiB in float32) at a time."""
-
-
-@dataclass(frozen=True)
-class Matrix:
-    """A matrix, who holds which part of its update before the exchange, and who transforms it."""
-
-    name: str
-    shape: Shape
-    held: Intervals
-    owner: int
-
-    @property
-    def numel(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def in_one_piece(self) -> bool:
-        """The owner holds everything already."""
-        return all(part == EMPTY or rank == self.owner for rank, part in enumerate(self.held))
 
 
 Transform = Callable[[Tensor], Tensor]
@@ -52,36 +32,6 @@ Transform = Callable[[Tensor], Tensor]
 
 Apply = Callable[[str, Tensor], None]
 """Takes a matrix's name and the elements of its update that this rank wanted back, flat."""
-
-
-def assign_owners(
-    shapes: dict[str, Shape], world_size: int, held: dict[str, Intervals] | None = None
-) -> dict[str, int]:
-    """The owner of each matrix: the rank that holds most of it; among equals, the one with the least work so far.
-
-    Largest matrices first, so that the small ones even out the load. Work is counted as rows · columns · min(rows,
-    columns), what a product XXᵀ costs. The same on every rank, without communication.
-    """
-    load = [0] * world_size
-    owners = {}
-    for name in sorted(shapes, key=lambda name: (-math.prod(shapes[name]), shapes[name])):
-        parts = [part.numel for part in held[name]] if held else [0] * world_size
-        most = max(parts)
-        owner = min((rank for rank in range(world_size) if parts[rank] == most), key=lambda rank: (load[rank], rank))
-        owners[name] = owner
-        load[owner] += math.prod(shapes[name]) * min(shapes[name])
-    return owners
-
-
-def rounds(matrices: Iterable[Matrix], world_size: int) -> list[list[Matrix | None]]:
-    """Rounds of one matrix per owner: `rounds[k][rank]` is that rank's matrix in round k, or None.
-
-    Every owner's matrices are sorted by shape, so that a round's matrices have equal shapes wherever possible.
-    """
-    queues: list[list[Matrix]] = [[] for _ in range(world_size)]
-    for matrix in sorted(matrices, key=lambda matrix: (-matrix.numel, matrix.shape)):
-        queues[matrix.owner].append(matrix)
-    return [list(turn) for turn in itertools.zip_longest(*queues)]
 
 
 def stacks(matrices: Iterable[Matrix]) -> Iterator[list[Matrix]]:

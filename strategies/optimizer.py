@@ -10,17 +10,20 @@ A *holder* is a tensor in `param_groups` that carries the gradient and owns the 
 DTensor (FSDP2), or a flat partition in which slices of many parameters lie end to end (ZeRO).
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from strategies import layout, matrices
+from strategies import matrices
 from strategies.layout import Intervals, Shape
-from strategies.matrices import Matrix, Place
+from strategies.matrices import Place
+from strategies.owners import Matrix, assign_owners
 
 
 class Rule(Protocol):
@@ -87,8 +90,8 @@ class IntervalOptimizer(torch.optim.Optimizer):
         parameters = dict(model.named_parameters())
         named = [name for group in recipe for name in group.parameters]
         if sorted(named) != sorted(parameters):
-            missing = sorted(set(parameters) - set(named)) or sorted(set(named) - set(parameters)) or sorted(named)
-            raise ValueError(f"The optimizer's recipe must name every parameter once; look at {missing[0]!r}.")
+            wrong = sorted(set(parameters) ^ set(named)) or [name for name in named if named.count(name) > 1]
+            raise ValueError(f"The optimizer's recipe must name every parameter once; look at {wrong[0]!r}.")
         self.slices: dict[int, list[Slice]] = {}
         self.rules = {name: group.rule for group in recipe for name in group.parameters}
         self.observe: Callable[[str, dict[str, Tensor]], None] | None = None
@@ -116,7 +119,7 @@ class IntervalOptimizer(torch.optim.Optimizer):
             here = piece.state[place.rank]
             assert piece.offset + here.numel <= local(piece.holder).numel(), f"{piece.name} runs out of its holder"
             self.slices.setdefault(id(piece.holder), []).append(piece)
-        self.owners = matrices.assign_owners(
+        self.owners = assign_owners(
             {s.name: s.shape for s in self.all_slices() if len(s.shape) == 2},
             place.world_size,
             {s.name: s.state for s in self.all_slices() if len(s.shape) == 2},
@@ -210,7 +213,7 @@ class IntervalOptimizer(torch.optim.Optimizer):
 
     def gather(self, piece: Slice, part: Tensor) -> Tensor:
         """Something that lies like the parameter's optimizer state, whole and on every rank. Collective."""
-        return layout.gather(part, piece.shape, piece.state, self.place.rank)
+        return gather(part, piece.shape, piece.state, self.place.rank)
 
     def full_weights(self) -> dict[str, Tensor]:
         """Every parameter whole, in float32, on every rank. Collective."""
@@ -240,3 +243,17 @@ def local(tensor: Tensor) -> Tensor:
     with torch.no_grad():
         here = tensor.to_local() if isinstance(tensor, DTensor) else tensor
         return here.detach().view(-1)
+
+
+def gather(local: Tensor, shape: Shape, intervals: Intervals, rank: int) -> Tensor:
+    """The whole tensor on every rank, out of the part that each one holds. Collective unless all ranks hold all.
+
+    local: this rank's elements, flat. Returns a new tensor of `shape`. Parts that overlap must be equal copies.
+    """
+    numel = math.prod(shape)
+    if intervals[rank].numel == numel and all(other == intervals[0] for other in intervals):
+        return local.clone().view(shape)
+    whole = torch.zeros(numel, dtype=local.dtype, device=local.device)
+    whole[intervals[rank].start : intervals[rank].stop] = local
+    dist.all_reduce(whole)  # every element is non-zero on one rank at most, so the sum is exact
+    return whole.view(shape)

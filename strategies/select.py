@@ -8,6 +8,7 @@ asked for is checked here against what is there.
 
 import os
 import sys
+from argparse import Namespace
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 
 from strategies.base import Precision, Settings, Strategy
 from strategies.matrices import Place
+from strategies.zero import import_deepspeed
 
 NAMES = ("single", "ddp", "fsdp", "zero1", "zero2", "zero3")
 
@@ -46,13 +48,14 @@ def launched() -> Launch:
 
     Raises ValueError, in one sentence, for everything that this machine or this project cannot do as asked.
     """
-    config_file, overrides = _launch_command()
+    command = _launch_command()
+    config_file = command.config_file if command else None
     config = _read_config(config_file)
     shown = config_file or "the accelerate config"
     environ = os.environ
     world_size = int(environ.get("WORLD_SIZE", 1))
     local_world_size = int(environ.get("LOCAL_WORLD_SIZE", world_size))
-    asked = int(overrides.get("num_processes") or config.get("num_processes") or world_size)
+    asked = int((command and command.num_processes) or config.get("num_processes") or world_size)
     if str(config.get("distributed_type")) == "MULTI_CPU":
         raise ValueError(
             f"{shown}: distributed_type MULTI_CPU starts a single process under accelerate launch; "
@@ -64,15 +67,15 @@ def launched() -> Launch:
             f"(distributed_type {config.get('distributed_type', 'NO')}); "
             "use accelerate_configs/ddp.yaml, fsdp.yaml or a zero*.yaml for more than one."
         )
-    cpu = _on_cpu(shown, config, local_world_size)
-    strategy, engine = _strategy_and_engine(shown)
+    cpu = _on_cpu(shown, bool(config.get("use_cpu") or (command and command.cpu)), bool(config), local_world_size)
+    strategy, engine = _strategy_and_engine(shown, cpu)
     return Launch(
         strategy=strategy,
         rank=int(environ.get("RANK", 0)),
         local_rank=int(environ.get("LOCAL_RANK", 0)),
         world_size=world_size,
         local_world_size=local_world_size,
-        precision=_precision(shown),
+        precision=_precision(shown, engine),
         cpu=cpu,
         engine=engine,
         config_file=config_file,
@@ -127,8 +130,8 @@ def make(name: str, settings: Settings) -> Strategy:
     return ZeRO(settings)
 
 
-def _launch_command() -> tuple[str | None, dict[str, str]]:
-    """The config file and overrides of the `accelerate launch` above this process, if there is one.
+def _launch_command() -> Namespace | None:
+    """The options of the `accelerate launch` above this process, as its own parser reads them; None without one.
 
     Accelerate exports most of what it read, but neither the file's name nor `use_cpu`; the parent's command line is the
     only place where they can be found.
@@ -138,23 +141,23 @@ def _launch_command() -> tuple[str | None, dict[str, str]]:
     try:
         words = psutil.Process(os.getppid()).cmdline()
     except psutil.Error:
-        return None, {}
-    if not any("accelerate" in Path(word).name for word in words[:3]) or "launch" not in words[:5]:
-        return None, {}
-    overrides: dict[str, str] = {}
-    words = words[words.index("launch") + 1 :]
-    for word, following in zip(words, [*words[1:], ""], strict=True):
-        if word in ("-m", "--module") or word.endswith(".py"):
-            break  # what follows is the trainer's
-        name, _, value = word.lstrip("-").replace("-", "_").partition("=")
-        if word.startswith("--"):
-            overrides[name] = value or following
-    config_file = overrides.pop("config_file", None)
-    if config_file is None:
-        from accelerate.commands.config.config_args import default_config_file
+        return None
+    # `accelerate launch …`, `accelerate-launch …`, or `python -m accelerate.commands.launch …`
+    program = next((i for i, word in enumerate(words[:4]) if "accelerate" in Path(word).name), None)
+    if program is None:
+        return None
+    options = words[program + 1 :]
+    if "launch" not in words[program]:
+        if options[:1] != ["launch"]:
+            return None
+        options = options[1:]
+    from accelerate.commands.config.config_args import default_config_file
+    from accelerate.commands.launch import launch_command_parser
 
-        config_file = default_config_file if os.path.isfile(default_config_file) else None
-    return config_file, overrides
+    command = launch_command_parser().parse_args(options)
+    if command.config_file is None and os.path.isfile(default_config_file):
+        command.config_file = default_config_file
+    return command
 
 
 def _read_config(config_file: str | None) -> dict[str, Any]:
@@ -167,17 +170,16 @@ def _read_config(config_file: str | None) -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
-def _on_cpu(shown: str, config: dict[str, Any], local_world_size: int) -> bool:
+def _on_cpu(shown: str, asked: bool, configured: bool, local_world_size: int) -> bool:
     """Whether to run on CPU. Raises ValueError where GPUs were asked for that are not there."""
-    if config.get("use_cpu") or os.environ.get("ACCELERATE_USE_CPU", "false").lower() == "true":
+    if asked or os.environ.get("ACCELERATE_USE_CPU", "false").lower() == "true":
         return True
     if not torch.cuda.is_available():
-        if not config:
+        if not configured:
             return True  # started without accelerate, or without a config file: whatever there is
-        name = Path(shown).name
         raise ValueError(
             f"{shown} is for GPUs (use_cpu is not true) and this machine has none that torch can use; "
-            f"use accelerate_configs/cpu/{name if name.split('.')[0] in NAMES else 'ddp.yaml'} to run on CPU."
+            f"use accelerate_configs/cpu/{_cpu_config(shown)} to run on CPU."
         )
     if local_world_size > torch.cuda.device_count():
         raise ValueError(
@@ -187,8 +189,22 @@ def _on_cpu(shown: str, config: dict[str, Any], local_world_size: int) -> bool:
     return False
 
 
-def _precision(shown: str) -> Precision:
+def _cpu_config(config_file: str) -> str:
+    """The file in accelerate_configs/cpu/ that stands for this one: of the same name, or of the same strategy."""
+    name = Path(config_file).name
+    if name.partition(".")[0] in (*NAMES, "fsdp_no_reshard"):
+        return name
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+        return f"zero{os.environ.get('ACCELERATE_DEEPSPEED_ZERO_STAGE', 2)}.yaml"
+    return "fsdp.yaml" if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true" else "ddp.yaml"
+
+
+def _precision(shown: str, engine: dict[str, Any]) -> Precision:
+    """What accelerate exported, unless a DeepSpeed config file sets a precision of its own."""
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    for other in ("bf16", "fp16"):
+        if engine.get(other, {}).get("enabled") is True:
+            precision = other
     if precision == "no":
         return "fp32"
     if precision == "bf16":
@@ -196,13 +212,13 @@ def _precision(shown: str) -> Precision:
     raise ValueError(f"{shown}: mixed_precision {precision!r} is not supported; write 'no' or bf16.")
 
 
-def _strategy_and_engine(shown: str) -> tuple[str, dict[str, Any]]:
+def _strategy_and_engine(shown: str, cpu: bool) -> tuple[str, dict[str, Any]]:
     """The strategy that accelerate exported, and its engine's settings as accelerate's own plugin parses them."""
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+        import_deepspeed(torch.device("cpu" if cpu else "cuda"))  # before accelerate does, which is noisier
         from accelerate.utils import DeepSpeedPlugin
 
-        plugin = DeepSpeedPlugin()
-        config = dict(plugin.deepspeed_config)
+        config = dict(DeepSpeedPlugin().deepspeed_config)
         stage = int(config["zero_optimization"].get("stage", 0))
         if stage not in (1, 2, 3):
             raise ValueError(f"{shown}: zero_stage {stage} is plain DDP; write 1, 2 or 3, or use ddp.yaml.")
@@ -223,7 +239,7 @@ def _fsdp_settings(shown: str) -> dict[str, Any]:
     from accelerate.utils import FullyShardedDataParallelPlugin
 
     plugin = FullyShardedDataParallelPlugin()
-    if plugin.cpu_offload:
+    if os.environ.get("FSDP_OFFLOAD_PARAMS", "false").lower() == "true":
         raise ValueError(f"{shown}: fsdp_offload_params true is not supported; remove it or write false.")
     policy = os.environ.get("FSDP_AUTO_WRAP_POLICY", "NO_WRAP").upper()
     if policy == "SIZE_BASED_WRAP":

@@ -38,7 +38,7 @@ class ZeRO:
         self.name = f"zero{self.stage}"
 
     def prepare(self, model: nn.Module, recipe: Recipe, clip: float, accumulation: int) -> None:
-        deepspeed = _import_deepspeed(self.settings.place.device)
+        deepspeed = import_deepspeed(self.settings.place.device)
         self.accumulation = accumulation
         names = {id(p): name for name, p in model.named_parameters()}
         shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
@@ -135,7 +135,9 @@ class ZeRO:
         if hasattr(zero, "fp32_groups_gradients_flat"):
             result["gradients"] += zero.fp32_groups_gradients_flat
         else:
-            result["gradients"] += [g for group in zero.averaged_gradients.values() for g in group or []]
+            # Reduced already; in ZeRO-2 between micro-batches still as the tensors that the partition is cut from.
+            for groups in (zero.averaged_gradients, zero.all_grad_tensors):
+                result["gradients"] += [g for group in groups.values() for g in group or []]
             result["gradients"] += [p.grad_accum for p in parameters if p.grad_accum is not None]
             result["communication buffers"] = [
                 buffer for bucket in zero.ipg_buckets.values() for buffer in bucket.buffer if buffer is not None
@@ -170,7 +172,7 @@ def deepspeed_config(settings: Settings, parameters: int, clip: float, accumulat
     return config
 
 
-def _import_deepspeed(device: torch.device) -> Any:
+def import_deepspeed(device: torch.device) -> Any:
     """Import DeepSpeed, quietly and for this device. Raises ValueError where it is not installed."""
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if device.type == "cuda" else "cpu")
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "ERROR")

@@ -38,8 +38,9 @@ def open_data(config: DataConfig, vocab_size: int, seed: int) -> Data:
         if not folder.is_dir():
             what = "is a file" if folder.exists() else "does not exist"
             raise FileNotFoundError(
-                f"data.source {name!r} {what}: give a folder of text files or .bin shards, or 'pydocs', which needs no "
-                "download."
+                f"data.source {name!r} {what}: give a folder of text files, or of GPT-2 shards named "
+                "fineweb_train_*.bin and fineweb_val_*.bin (the hub data set kjj0/fineweb10B-gpt2 has them), or "
+                "'pydocs', which needs no download."
             )
         if any(folder.glob("*.bin")):
             train_paths, val_paths = shards.find_shards(folder)

@@ -1,11 +1,13 @@
 """The GPT: tokens in, logits or a loss out."""
 
 import math
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from speedrun.config import ModelConfig
 from speedrun.model.attention import Attention
@@ -26,12 +28,57 @@ class Block(nn.Module):
         self.attention = Attention(config)
         self.norm2 = make_norm(config)
         self.mlp = MLP(config)
+        self.checkpointing = config.checkpointing
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """x [batch, time, width] → the same shape; mask as from `document_mask`, or None for plain causal attention."""
+        if self.checkpointing == "none":
+            return self._compute(x, mask)
+        # In here, not around the block: FSDP gathers and frees parameters in hooks on the block, and these then run
+        # once per pass. The model draws no random numbers, so there is no generator to wind back.
+        options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+        if self.checkpointing == "selective":
+            options["context_fn"] = partial(
+                create_selective_checkpoint_contexts, keep_products, allow_cache_entry_mutation=True
+            )
+        return checkpoint(self._compute, x, mask, **options)
+
+    def _compute(self, x: Tensor, mask: Tensor | None) -> Tensor:
         x = x + self.attention(self.norm1(x), mask)
         x = x + self.mlp(self.norm2(x))
         return x
+
+
+MATRIX_PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
+"""What a linear layer becomes, without and with bias. Not bmm: unfused attention multiplies score matrices with it."""
+FUSED_ATTENTION = (
+    torch.ops.aten._scaled_dot_product_flash_attention.default,
+    torch.ops.aten._scaled_dot_product_efficient_attention.default,
+    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+)
+BIAS_IN_PLACE = torch.ops.aten.add_.Tensor
+"""DeepSpeed's linear layer under ZeRO-3 adds its bias into the product, and so into what is kept of it."""
+
+
+def keep_products(context: Any, operator: Any, *args: Any, **options: Any) -> CheckpointPolicy:
+    """Selective checkpointing's rule: keep what matrix products and fused attention give, compute the rest again.
+
+    The rest (norms, rotations, ReLU² or GELU, casts, sums) is half of a block's bytes and next to none of its
+    arithmetic. A product that makes its rows shorter is the MLP's last: its output goes only into the sum that is the
+    next block's input, which is kept, and backward stops computing again before it gets there. (Korthikanti et al.
+    2022, arXiv 2205.05198, recompute attention's score matrices instead; fused attention has none to begin with.)
+
+    A sum into a product counts as kept too: it is the same memory. Computed again, it would add the bias to what is
+    kept a second time and gradients would be wrong (torch's check for such mutations does not see it). The price is
+    that biases under ZeRO-3 keep the block's last product as well.
+    """
+    if operator in MATRIX_PRODUCTS:
+        rows, matrix = args[-2:]
+        keep = rows.shape[1] <= matrix.shape[1]
+    else:
+        keep = operator in FUSED_ATTENTION or operator == BIAS_IN_PLACE
+    return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 class GPT(nn.Module):

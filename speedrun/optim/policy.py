@@ -4,11 +4,15 @@ The policy is decided from names and shapes alone, before any strategy touches t
 be a shard, a flat slice or a reference, and neither its shape nor its number of dimensions can be trusted.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from speedrun.config import OptimizerConfig
-from speedrun.optim.rules import AdamW, Muon
+
+if TYPE_CHECKING:
+    from speedrun.optim.rules import AdamW, Muon
 
 Shape = tuple[int, ...]
 
@@ -39,6 +43,8 @@ def parameter_groups(shapes: dict[str, Shape], config: OptimizerConfig) -> list[
     table's order. Muon is for the matrices inside the blocks only: an embedding's rows are looked up, not multiplied,
     so its gradient's singular values mean nothing, and a head's rows have wanted norms of their own.
     """
+    from speedrun.optim.rules import AdamW, Muon  # here, so that the books can ask `kind_of` without torch
+
     adamw = {"betas": config.betas, "eps": config.eps}
     muon = {
         "lr": config.muon_lr,

@@ -10,7 +10,8 @@ def learning_rate_multiplier(config: ScheduleConfig, step: int, steps: int) -> f
 
     All schedules start with `warmup` steps of linear warm-up. After it: *constant* stays at 1; *linear* falls to
     `final` in a line; *cosine* falls to it in half a cosine (Loshchilov and Hutter, arXiv 1608.03983); *trapezoid*
-    stays at 1 and falls in a line over the last `decay` of the run (also called warm-up–stable–decay).
+    stays at 1 and falls in a line over the last `decay` of the run (also called warm-up–stable–decay). `final` is the
+    value at `steps`, one step after the last: a last step at a rate of zero would be wasted.
     """
     if step < config.warmup:
         return (step + 1) / (config.warmup + 1)

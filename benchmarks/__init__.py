@@ -1,0 +1,1 @@
+"""Paired measurements and their committed tables."""

@@ -1,0 +1,296 @@
+"""The laptop track: how much sooner does `tiny` reach the loss at which a plain baseline ends?
+
+    python -m benchmarks.laptop_track
+
+On one machine, with the same threads, training tokens and validation targets, and as many parameters within 5 %:
+
+1. the baseline (benchmarks/baseline.py) at each of a few peak learning rates, whole runs;
+2. pairs: the baseline once more at its best rate, then `tiny` through the real trainer until its validation loss is at
+   most the one at which the baseline has just ended. The ratio of their seconds is the result;
+3. `tiny` with one thing changed at a time: what that thing contributed.
+
+Both clocks run while a model trains and stand while it validates. Steps 1 and 3 are kept in the results file from one
+call to the next (an entry counts only for the same data and settings); pairs are measured anew on every call, because
+seconds of different days do not compare. A call with fewer `--iterations` is a smoke test of this script and says
+nothing about either recipe. Close other programs: they slow one side of a pair.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import baseline
+from speedrun.config import PRESETS, Config
+from speedrun.data import Data, open_data
+from speedrun.model import parameter_shapes
+
+RATES = (0.002, 0.004, 0.008)
+"""The sweep, in factors of two. The best one has to lie inside, or the sweep is extended."""
+
+EVAL_TOKENS = 131_072
+"""Validation targets, in windows as long as the baseline's rows; nearly all that the corpus holds out."""
+
+EVAL_EVERY = 10
+"""Steps between validations of `tiny`: how finely the moment of reaching the target is known."""
+
+LONGER = 2
+"""A changed `tiny` that misses the target runs again over this many times the steps, with its schedule stretched."""
+
+CHANGES: dict[str, list[list[str]]] = {
+    "Muon → AdamW, best of 2 rates": [
+        ["--optimizer.name", "adamw", "--optimizer.adamw-lr", rate] for rate in ("0.003", "0.006")
+    ],
+    "rotary → learned positions": [["--model.positions", "learned", "--model.max-sequence-length", "128"]],
+    "QK-norm off": [["--model.no-qk-norm"]],
+    "ReLU² → GELU": [["--model.mlp", "gelu"]],
+    "RMSNorm → LayerNorm": [["--model.norm", "layer"]],
+    "zero-initialised projections off": [["--model.no-zero-init-projections"]],
+    "softcap off": [["--model.softcap", "0"]],
+    "trapezoid → cosine": [["--schedule.name", "cosine", "--schedule.final", "0.1"]],
+    "2 heads → 4 heads": [["--model.heads", "4"]],
+    "batches of 24×128 → 48×128": [["--data.global-batch", "48", "--steps", "280"]],
+    "embedding rate as the head's": [["--optimizer.embedding-lr", "0.008"]],
+}
+"""What is changed in `tiny`: a name, and the trainer's arguments; the best of several where there are several."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=1, help="threads of both sides")
+    parser.add_argument("--iterations", type=int, default=baseline.ITERATIONS, help="fewer: a smoke test only")
+    parser.add_argument("--pairs", type=int, default=2, help="how often baseline and tiny are timed")
+    parser.add_argument("--no-changes", dest="changes", action="store_false", help="leave out part 3")
+    parser.add_argument("--longer", action="store_true", help="part 3: changes that miss the target run again, longer")
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"), help="results file (.json)")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+
+    track = Track(options.threads, options.iterations, options.out)
+    track.sweep()
+    track.pairs(options.pairs)
+    if options.changes:
+        track.changes(options.longer)
+    print(track.report())
+
+
+class Track:
+    """One call's measurements, and the results file that carries some of them from call to call."""
+
+    def __init__(self, threads: int, iterations: int, out: Path) -> None:
+        self.threads = threads
+        self.iterations = iterations
+        self.out = out
+        self.preset: Config = PRESETS["tiny"][1]
+        settings = dataclasses.replace(
+            self.preset.data, eval_sequence_length=baseline.SEQUENCE_LENGTH, eval_tokens=EVAL_TOKENS
+        )
+        self.data: Data = open_data(settings, baseline.VOCAB_SIZE, self.preset.seed)
+        self.validation = self.data.validation(0, self.data.validation_rows)
+        self.training = torch.cat([torch.from_numpy(part.tokens.astype("int64")) for part in self.data.stream.parts])
+        self.results: dict[str, Any] = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
+        self.results |= {"machine": machine(threads), "parameters": self._parameters()}
+        ours, theirs = self.results["parameters"]["tiny"], self.results["parameters"]["baseline"]
+        if abs(ours - theirs) > 0.05 * theirs:
+            raise ValueError(f"tiny has {ours:,} parameters and the baseline {theirs:,}: more than 5 % apart.")
+
+    def sweep(self) -> None:
+        """Whole baseline runs at every rate of RATES that the results file does not have yet."""
+        for rate in RATES:
+            if not self._find("sweep", learning_rate=rate):
+                result = baseline.train(self.training, self.validation, rate, self.iterations)
+                self._keep("sweep", {**self._key(), **dataclasses.asdict(result)})
+        if self.best_rate() in (min(RATES), max(RATES)):
+            print(f"The best rate, {self.best_rate():g}, is at the edge of the sweep: extend RATES.", file=sys.stderr)
+
+    def best_rate(self) -> float:
+        return min(self._find("sweep"), key=lambda run: run["val_loss"])["learning_rate"]
+
+    def pairs(self, count: int) -> None:
+        """Baseline and `tiny` in turn, both timed."""
+        self.results["pairs"] = []
+        for _ in range(count):
+            theirs = baseline.train(self.training, self.validation, self.best_rate(), self.iterations)
+            ours = self._tiny([], theirs.val_loss)
+            ratio = theirs.seconds / ours["seconds"] if ours["reached"] else None
+            self._keep("pairs", {**self._key(), "baseline": dataclasses.asdict(theirs), "tiny": ours, "ratio": ratio})
+
+    def changes(self, longer: bool) -> None:
+        """`tiny` with one thing changed; with `longer`, a second run where the first one misses the target."""
+        target = self.results["pairs"][0]["baseline"]["val_loss"]
+        settings = repr(dataclasses.replace(self.preset, name="", out="")) + f" target {target:.6f}"
+        for name, variants in CHANGES.items():
+            kept = self._find("changes", name=name, settings=settings)
+            if not kept:
+                best = min((self._tiny(variant, target) for variant in variants), key=_rank)
+                kept = [{**self._key(), "name": name, "settings": settings, "first": best, "longer": None}]
+                self._keep("changes", kept[0])
+            entry = kept[0]
+            if longer and not entry["first"]["reached"] and not entry["longer"]:
+                steps = str(LONGER * self.preset.steps)
+                entry["longer"] = self._tiny([*entry["first"]["arguments"], "--steps", steps], target)
+                self._write()
+
+    def report(self) -> str:
+        """The results as Markdown; also written next to the results file."""
+        text = report(self.results, self.preset, self.iterations)
+        self.out.with_suffix(".md").write_text(text, encoding="utf-8")
+        return text
+
+    def _tiny(self, arguments: list[str], target: float) -> dict[str, Any]:
+        """A run of the real trainer in a process of its own, until the target or its last step."""
+        with tempfile.TemporaryDirectory() as folder:
+            command = [
+                *(sys.executable, "-m", "speedrun.train", "tiny", "--out", folder, "--name", "run"),
+                *("--progress", "none", "--target-val-loss", repr(target), "--eval-every", str(EVAL_EVERY)),
+                *("--data.eval-sequence-length", str(baseline.SEQUENCE_LENGTH)),
+                *("--data.eval-tokens", str(EVAL_TOKENS), *arguments),
+            ]
+            environment = os.environ | {"OMP_NUM_THREADS": str(self.threads)}
+            subprocess.run(
+                command, check=True, env=environment, cwd=Path(__file__).parents[1], stdout=subprocess.DEVNULL
+            )
+            lines = (Path(folder) / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        last = json.loads(lines[-1])
+        result = {
+            "arguments": arguments,
+            "reached": last["val_loss"] <= target,
+            "val_loss": last["val_loss"],
+            "steps": last["step"],
+            "tokens": last["tokens"],
+            "seconds": last["train_time_ms"] / 1e3,
+        }
+        print(f"tiny {' '.join(arguments)}: {result}", flush=True)
+        return result
+
+    def _parameters(self) -> dict[str, int]:
+        ours = sum(torch.Size(shape).numel() for shape in parameter_shapes(self.preset.model).values())
+        return {"tiny": ours, "baseline": sum(p.numel() for p in baseline.BaselineGPT().parameters())}
+
+    def _key(self) -> dict[str, Any]:
+        return {"data_hash": self.data.content_hash, "iterations": self.iterations}
+
+    def _find(self, section: str, **wanted: Any) -> list[dict[str, Any]]:
+        wanted |= self._key()
+        return [e for e in self.results.get(section, []) if all(e.get(key) == value for key, value in wanted.items())]
+
+    def _keep(self, section: str, entry: dict[str, Any]) -> None:
+        self.results.setdefault(section, []).append(entry)
+        self._write()
+
+    def _write(self) -> None:
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        self.out.write_text(json.dumps(self.results, indent=1) + "\n", encoding="utf-8")
+
+
+def _rank(run: dict[str, Any]) -> tuple[float, float]:
+    """Order of runs: those that reached the target by their seconds, then the others by their loss."""
+    return (0.0, run["seconds"]) if run["reached"] else (1.0, run["val_loss"])
+
+
+def machine(threads: int) -> dict[str, Any]:
+    """What the seconds were measured on."""
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        models = [line.split(":", 1)[1] for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        name = models[0].strip() if models else name
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "cpu": name,
+        "cores": os.cpu_count(),
+        "usable_cores": usable,
+        "threads": threads,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def report(results: dict[str, Any], preset: Config, iterations: int) -> str:
+    """results: the content of the results file, with at least one pair. Returns Markdown."""
+    sweep = [run for run in results["sweep"] if run["iterations"] == iterations]
+    pairs = results["pairs"]
+    here, parameters = results["machine"], results["parameters"]
+    best = pairs[0]["baseline"]
+    ratios = [pair["ratio"] for pair in pairs if pair["ratio"]]
+    headline = (
+        f"**`tiny` reaches the baseline's final loss, {best['val_loss']:.4f} nats per token, "
+        f"{statistics.median(ratios):.1f} times sooner.**"
+        if len(ratios) == len(pairs)
+        else "**`tiny` does not reach the baseline's final loss.**"
+    )
+    lines = [
+        "# The laptop track",
+        "",
+        headline,
+        "",
+        f"Written by `python -m benchmarks.laptop_track --threads {here['threads']}` on {here['date']}: {here['cpu']}, "
+        f"{here['threads']} thread(s), torch {here['torch']}, Python {here['python']}. Validation: {EVAL_TOKENS:,} "
+        f"held-out tokens in windows of {baseline.SEQUENCE_LENGTH}. Parameters: {parameters['tiny']:,} and "
+        f"{parameters['baseline']:,} (baseline). Seconds are of training alone.",
+        "",
+    ]
+    if iterations != baseline.ITERATIONS:
+        lines += [f"A smoke test of {iterations} iterations: these figures say nothing about either recipe.", ""]
+    lines += ["## Pairs", "", "| | steps | tokens | val loss | seconds | ms/step |", "|---|---:|---:|---:|---:|---:|"]
+    for pair in pairs:
+        theirs, ours = pair["baseline"], pair["tiny"]
+        tokens = theirs["iterations"] * baseline.ROWS * baseline.SEQUENCE_LENGTH
+        lines.append(_row(f"baseline, lr {theirs['learning_rate']:g}", theirs["iterations"], tokens, theirs))
+        lines.append(_row("tiny", ours["steps"], ours["tokens"], ours))
+    lines += ["", "Ratios of the seconds: " + ", ".join(f"{ratio:.2f}" for ratio in ratios) + ".", ""]
+    lines += ["## The baseline's learning rate", "", "| peak | val loss after all iterations |", "|---:|---:|"]
+    lines += [f"| {run['learning_rate']:g} | {run['val_loss']:.4f} |" for run in sorted(sweep, key=_learning_rate)]
+    target = f"target {best['val_loss']:.6f}"
+    changes = [entry for entry in results.get("changes", []) if entry["settings"].endswith(target)]
+    if changes:
+        reference = pairs[0]["tiny"]
+        lines += [
+            "",
+            "## What contributed",
+            "",
+            f"`tiny` ({preset.steps} steps) with one thing changed. Where a change misses the target within them and a "
+            f"second run follows, that one has {LONGER} times the steps, with its schedule stretched over them.",
+            "",
+            f"| change | val loss within {preset.steps} steps | steps to target | seconds to target | times `tiny`'s |",
+            "|---|---:|---:|---:|---:|",
+            f"| none | {reference['val_loss']:.4f} | {reference['steps']} | {reference['seconds']:.0f} | 1.00 |",
+        ]
+        lines += [_change_row(entry, reference["seconds"]) for entry in changes]
+    return "\n".join(lines) + "\n"
+
+
+def _row(name: str, steps: int, tokens: int, run: dict[str, Any]) -> str:
+    seconds = run["seconds"]
+    return f"| {name} | {steps} | {tokens:,} | {run['val_loss']:.4f} | {seconds:.1f} | {seconds / steps * 1e3:.0f} |"
+
+
+def _change_row(entry: dict[str, Any], reference: float) -> str:
+    first = entry["first"]
+    run = first if first["reached"] else entry["longer"] or first
+    name = entry["name"]
+    if run["reached"]:
+        end = f"{run['steps']} | {run['seconds']:.0f} | {run['seconds'] / reference:.2f}"
+    else:
+        seconds, times = run["seconds"], run["seconds"] / reference
+        end = f"not within {run['steps']} ({run['val_loss']:.4f}) | > {seconds:.0f} | > {times:.2f}"
+    return f"| {name} | {first['val_loss']:.4f} | {end} |"
+
+
+def _learning_rate(run: dict[str, Any]) -> float:
+    return run["learning_rate"]
+
+
+if __name__ == "__main__":
+    main()

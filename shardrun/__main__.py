@@ -1,0 +1,44 @@
+"""`shardrun VERB …`, or `python -m shardrun VERB …` where the script is not on the PATH."""
+
+import argparse
+import importlib
+import sys
+
+VERBS = {
+    "plan": "predict memory, traffic and step time: what fits?",
+    "compare": "run the strategies one after another on this machine, their books side by side",
+    "explain": "what an accelerate config resolves to, key by key",
+    "diff": "two accelerate configs, in bytes and traffic per rank",
+    "certify": "show that a strategy gives the single-process run's losses and weights",
+}
+"""Verb → what it does. Each verb is a module of this package with `add_arguments(parser)` and `run(arguments) -> int`;
+only the one that is asked for is imported."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a verb and end with its status: 0, 1 where it found something wrong, 2 for a mistake in how it was asked."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = argparse.ArgumentParser(
+        prog="shardrun",
+        description="Data-parallel training, run, counted and compared. The trainer itself is started by "
+        "`accelerate launch --config_file CONFIG -m speedrun.train`.",
+    )
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for verb, help_text in VERBS.items():
+        verb_parser = verbs.add_parser(verb, help=help_text, description=help_text[0].upper() + help_text[1:] + ".")
+        if arguments and arguments[0] == verb:
+            module = importlib.import_module(f"shardrun.{verb}")
+            module.add_arguments(verb_parser)
+    parsed = parser.parse_args(arguments)
+    try:
+        status = module.run(parsed)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"shardrun: error: {error}", file=sys.stderr)
+        status = 2
+    except KeyboardInterrupt:
+        status = 130
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""`shardrun certify`: the equivalence certificate.
+
+Trains a small model for twenty steps in one process without any framework, then under each accelerate config, and
+compares every step's loss and gradient norm and every final weight. Always in fp32: the question is whether the
+mathematics is the same, and rounding to 16 bits would hide the answer. Where two runs part, it says where.
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+from shardrun.launch import find_config, launch, what_went_wrong
+
+CONFIGS = ("cpu/ddp", "cpu/fsdp", "cpu/zero1", "cpu/zero2", "cpu/zero3")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config",
+        action="append",
+        metavar="FILE",
+        help="an accelerate config, your own too; may be repeated (default: the shipped cpu/ configs)",
+    )
+    parser.add_argument("--processes", type=int, help="override the config's number of processes")
+    parser.add_argument("--steps", type=int, default=20, help="optimizer steps (default: 20)")
+    parser.add_argument("--json", metavar="FILE", help="also write the certificate to this file")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from shardrun.equivalence import LOSS_TOLERANCE, WEIGHT_TOLERANCE, Case, Trace, compare, run_reference
+
+    configs = [find_config(name) for name in arguments.config or CONFIGS]
+    cases = [
+        Case(optimizer=optimizer, accumulation=accumulation, tied=tied, steps=arguments.steps)
+        for optimizer in ("adamw", "muon")
+        for accumulation in (1, 3)
+        for tied in (False, True)
+    ]
+    print(f"Reference: one process, no framework, {arguments.steps} steps, {len(cases)} cases")
+    references = [run_reference(case) for case in cases]
+    print(f"Equal means: every loss and gradient norm within {LOSS_TOLERANCE:.0e} relative, every final weight within")
+    print(f"{WEIGHT_TOLERANCE:.0e} absolute, in fp32, gradients clipped at every step.\n")
+    header = f"{'config':<16}{'ranks':>6}  {'optimizer':<10}{'micro-batches':>14}  {'head':<9}{'loss':>9}{'norm':>9}"
+    print(header + f"{'weights':>9}  equal")
+
+    certificate = []
+    for config in configs:
+        with tempfile.TemporaryDirectory() as folder:
+            world_size, traces = _train(config, cases, arguments.processes, Path(folder))
+        for case, reference, trace in zip(cases, references, traces, strict=True):
+            verdict = compare(trace, reference)
+            print(
+                f"{config.stem:<16}{world_size:>6}  {case.optimizer:<10}{case.accumulation:>14}  "
+                f"{'tied' if case.tied else 'untied':<9}{verdict.loss:>9.0e}{verdict.norm:>9.0e}{verdict.weight:>9.0e}"
+                f"  {'yes' if verdict.equal else 'NO'}",
+                flush=True,
+            )
+            row = {"config": str(config), "world_size": world_size, **vars(case), **verdict.as_dict()}
+            if not verdict.equal:
+                row["parts_at"] = _locate(config, case, arguments.processes)
+                print(f"    {row['parts_at']}", flush=True)
+            certificate.append(row)
+    failed = sum(not row["equal"] for row in certificate)
+    print(f"\n{len(certificate) - failed} of {len(certificate)} equal the single-process run.")
+    if arguments.json:
+        content = {"schema": 1, "loss_tolerance": LOSS_TOLERANCE, "weight_tolerance": WEIGHT_TOLERANCE}
+        Path(arguments.json).write_text(json.dumps({**content, "cases": certificate}, indent=2) + "\n")
+    assert isinstance(references[0], Trace)
+    return 1 if failed else 0
+
+
+def _train(config: Path, cases: list, processes: int | None, folder: Path, phases: bool = False) -> tuple[int, list]:  # type: ignore[type-arg]
+    """Train the cases under a config; returns the world size and the traces. Raises ValueError where it fails."""
+    import torch
+
+    (folder / "cases.json").write_text(json.dumps([vars(case) for case in cases]))
+    options = ["--mixed_precision", "no"]
+    if processes:
+        options += ["--num_processes", str(processes)]
+    arguments = [str(folder), *(["--phases"] if phases else [])]
+    log = folder / "log.txt"
+    status = launch(config, "shardrun.certify_rank", arguments, options, log)
+    if status:
+        raise ValueError(f"the run under {config} ended with status {status}: {what_went_wrong(log)}")
+    result = torch.load(folder / "traces.pt", weights_only=True)
+    from shardrun.equivalence import Trace
+
+    return result["world_size"], [Trace(**trace) for trace in result["traces"]]
+
+
+def _locate(config: Path, case, processes: int | None) -> str:  # type: ignore[no-untyped-def]
+    """Train a case again with every phase recorded, and say where it first parts from the reference."""
+    from shardrun.equivalence import first_parting, run_reference
+
+    with tempfile.TemporaryDirectory() as folder:
+        _, traces = _train(config, [case], processes, Path(folder), phases=True)
+    return "parts at " + first_parting(traces[0], run_reference(case, phases=True))

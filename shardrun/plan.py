@@ -1,0 +1,394 @@
+"""`shardrun plan`: predicted memory, traffic and step time of every strategy: what fits, and what it costs.
+
+Plain arithmetic: nothing is allocated, started or downloaded, and torch is not loaded (but for --court).
+"""
+
+import argparse
+import dataclasses
+import json
+import re
+import textwrap
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from speedrun.activations import predict_activations
+from speedrun.config import PRESETS, Config, DataConfig, ModelConfig, OptimizerConfig
+from speedrun.shapes import parameter_groups, parameter_shapes
+from strategies.ledger.hardware import GIB, LATENCY, MFU, Gpu, find_gpu
+from strategies.ledger.predict import Run, predict_buffers, predict_memory
+from strategies.ledger.traffic import Entry, explain_volume, paper_volumes, predict_traffic
+
+STRATEGIES = ("ddp", "fsdp", "zero1", "zero2", "zero3")
+COLUMNS = ("parameters", "master parameters", "gradients", "optimizer states", "activations", "buffers")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One strategy on one number of ranks. Bytes are of the rank that holds most; times are in seconds."""
+
+    books: Run
+    memory: dict[str, int]
+    spare: int
+    traffic: list[Entry]
+    volumes: dict[str, float]
+    compute_s: float
+    communication_s: float
+    exposed_s: float
+
+    @property
+    def strategy(self) -> str:
+        return self.books.strategy
+
+    @property
+    def fits(self) -> bool:
+        return self.spare >= 0
+
+    @property
+    def total(self) -> int:
+        return sum(self.memory.values())
+
+    @property
+    def step_s(self) -> float:
+        return self.compute_s + self.exposed_s
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("preset", nargs="?", default="speedrun", help=f"{', '.join(PRESETS)} (default: speedrun)")
+    parser.add_argument("--params", help="a GPT of about so many parameters instead: 350M, 7B, 1T")
+    for name in ("layers", "width", "heads", "vocab", "seq"):
+        parser.add_argument(f"--{name}", type=int, help=f"override the model's {name}")
+    parser.add_argument("--world", type=int, default=8, help="ranks (default: 8)")
+    parser.add_argument("--gpu", default="h100", help="h100, h200, a100, rtx4090 or a memory in GiB (default: h100)")
+    parser.add_argument("--micro-batch", type=int, default=8, help="rows of one forward pass (default: 8)")
+    parser.add_argument("--accumulation", type=int, default=1, help="micro-batches of a step (default: 1)")
+    parser.add_argument("--optimizer", choices=("muon", "adamw"), help="override the preset's optimizer")
+    parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="default: bf16")
+    parser.add_argument("--checkpointing", choices=("none", "block", "selective"), default="none")
+    parser.add_argument("--sweep", action="store_true", help="totals for 1, 2, 4 … 1024 ranks")
+    parser.add_argument("--court", action="store_true", help="what public estimators say, and why they differ")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    config = configure(arguments)
+    gpu = find_gpu(arguments.gpu)
+    if arguments.court:
+        return _court(config, arguments)
+    if arguments.sweep:
+        return _sweep(config, gpu, arguments)
+    estimates = [
+        estimate(
+            config, books_of(config, name, arguments.world, arguments.precision, arguments.accumulation), gpu,
+            arguments.micro_batch,
+        )
+        for name in STRATEGIES
+    ]  # fmt: skip
+    if arguments.json:
+        print(json.dumps({"schema": 1, "gpu": dataclasses.asdict(gpu), "estimates": [_row(e) for e in estimates]}))
+        return 0
+    _headline(config, gpu, arguments)
+    _print_memory(estimates, gpu)
+    _print_traffic(estimates, config, arguments)
+    print(advice(estimates))
+    return 0
+
+
+def configure(arguments: argparse.Namespace) -> Config:
+    """The preset or shape that was asked for. Raises ValueError where it cannot be."""
+    if arguments.world < 1 or arguments.micro_batch < 1 or arguments.accumulation < 1:
+        raise ValueError("--world, --micro-batch and --accumulation are at least 1.")
+    if arguments.preset not in PRESETS:
+        raise ValueError(f"there is no preset {arguments.preset!r}; there are {', '.join(PRESETS)}.")
+    config = PRESETS[arguments.preset][1]
+    model = config.model
+    if arguments.params:
+        model = shape_of(parse_count(arguments.params))
+    changes: dict[str, Any] = {
+        "layers": arguments.layers,
+        "width": arguments.width,
+        "heads": arguments.heads,
+        "vocab_size": arguments.vocab,
+    }
+    model = dataclasses.replace(model, **{name: value for name, value in changes.items() if value is not None})
+    if arguments.width and not arguments.heads:
+        model = dataclasses.replace(model, heads=max(1, arguments.width // 128))
+    if model.layers < 1 or model.width < 1 or model.heads < 1 or model.width % model.heads:
+        raise ValueError(f"{model.heads} heads do not divide a width of {model.width}; pass --heads.")
+    length = arguments.seq or config.data.sequence_length
+    model = dataclasses.replace(
+        model,
+        checkpointing=arguments.checkpointing,
+        max_sequence_length=max(length, 1024 if model.positions != "learned" else length),
+    )
+    optimizer = config.optimizer
+    if arguments.optimizer:
+        optimizer = dataclasses.replace(optimizer, name=arguments.optimizer)
+    return dataclasses.replace(
+        config,
+        model=model,
+        optimizer=optimizer,
+        data=DataConfig(sequence_length=length, global_batch=arguments.micro_batch * arguments.world),
+    )
+
+
+def parse_count(text: str) -> int:
+    """'124M' → 124000000. Raises ValueError for what is no count."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMBT]?)", text.upper())
+    count = float(match[1]) * {"": 1, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}[match[2]] if match else 0.0
+    if count < 1e5:
+        raise ValueError(f"--params {text!r} is no size of a GPT; write for example 350M, 7B or 1T.")
+    return round(count)
+
+
+def shape_of(parameters: int) -> ModelConfig:
+    """A GPT of about so many parameters: width 128 times the layers, heads of 128, a GPT-2 vocabulary, tied."""
+    rows = 50_304
+    layers = 1
+    while 12 * (layers + 1) * (128 * (layers + 1)) ** 2 + rows * 128 * (layers + 1) <= parameters:
+        layers += 1
+    # The layers are the shape's; the width makes up for what is missing, in steps of a head.
+    width = 128 * layers
+    while 12 * layers * (width + 128) ** 2 + rows * (width + 128) <= parameters:
+        width += 128
+    return dataclasses.replace(
+        PRESETS["speedrun"][1].model, layers=layers, width=width, heads=width // 128, vocab_size=50_257, tied_head=True
+    )
+
+
+def books_of(
+    config: Config,
+    strategy: str,
+    world_size: int,
+    precision: str,
+    accumulation: int = 1,
+    engine: dict[str, Any] | None = None,
+) -> Run:
+    """What the predictions need. engine: settings as in an accelerate config; the shipped config's by default."""
+    if engine is None:
+        engine = {"reshard_after_forward": True, "wrap": ["Block"]} if strategy == "fsdp" else {}
+        if strategy.startswith("zero"):
+            engine = {"zero_optimization": {"stage": int(strategy[-1])}}
+    shapes, groups = parameter_shapes(config.model), parameter_groups(config)
+    return Run(strategy, shapes, groups, world_size, precision, accumulation, engine)
+
+
+def memory_of(config: Config, books: Run, micro_batch: int) -> dict[str, int]:
+    """Bytes by category at the peak, of the rank that holds most."""
+    ranks = predict_memory(books)
+    held = [rank["after backward"] for rank in ranks]
+    memory = dict(held[max(range(len(held)), key=lambda rank: sum(held[rank].values()))])
+    precision = books.precision
+    if precision == "bf16" and books.strategy in ("single", "ddp"):
+        precision = "autocast"
+    memory["activations"] = _activations(config.model, micro_batch, config.data.sequence_length, precision)
+    memory["buffers"] = memory.pop("communication buffers") + sum(predict_buffers(books).values())
+    return memory
+
+
+def estimate(config: Config, books: Run, gpu: Gpu, micro_batch: int) -> Estimate:
+    """Predict one strategy."""
+    memory = memory_of(config, books, micro_batch)
+    entries = predict_traffic(books, rank=0)
+    compute = books.accumulation * flops(config, micro_batch) / (gpu.flops * MFU)
+    total, exposed = _communication(entries, books.strategy, compute, books.accumulation, gpu)
+    return Estimate(
+        books=books,
+        memory=memory,
+        spare=gpu.memory - sum(memory.values()),
+        traffic=entries,
+        volumes=paper_volumes(entries, books.parameters),
+        compute_s=compute,
+        communication_s=total,
+        exposed_s=exposed,
+    )
+
+
+@cache
+def _activations(model: ModelConfig, rows: int, length: int, precision: Any) -> int:
+    """Peak of the forward pass in bytes; the same for every number of ranks."""
+    return predict_activations(model, rows, length, precision).peak
+
+
+def flops(config: Config, rows: int) -> float:
+    """Of one forward and backward pass: 6 per matrix parameter and token (the tied head counts, an untied embedding
+    does
+    not), 12·layers·width·length per token for attention, halved because it is causal (Kaplan et al., arXiv 2001.08361);
+    full checkpointing computes the forward pass again."""
+    model, length = config.model, config.data.sequence_length
+    hidden = model.mlp_width or 4 * model.width
+    matrices = model.layers * (4 * model.width**2 + 2 * model.width * hidden)
+    head = -(-model.vocab_size // model.pad_vocab_to) * model.pad_vocab_to * model.width
+    per_token = 6 * (matrices + head) + 6 * model.layers * model.width * length
+    return rows * length * per_token * (4 / 3 if model.checkpointing == "block" else 1)
+
+
+def _communication(
+    entries: list[Entry], strategy: str, compute: float, accumulation: int, gpu: Gpu
+) -> tuple[float, float]:
+    """Seconds of all collectives, and of what no computation hides.
+
+    A collective takes LATENCY per call and its ring bytes over the link. DDP reduces gradients during the last backward
+    pass; FSDP and ZeRO-3 gather and reduce during all of them; ZeRO-1 and -2 reduce and gather with nothing beside them
+    (overlap_comm is off by default); Muon's exchange and bookkeeping lie in the optimizer step, and so are exposed.
+    """
+    seconds: dict[str, float] = {}
+    for entry in entries:
+        time = entry.calls * LATENCY + entry.ring_bytes / gpu.link
+        seconds[entry.purpose] = seconds.get(entry.purpose, 0.0) + time
+    hidden_by = {
+        "ddp": {"gradients": compute * 2 / 3 / accumulation},
+        "fsdp": {"gradients": compute * 2 / 3 / accumulation, "parameters": compute},
+        "zero3": {"gradients": compute * 2 / 3, "parameters": compute},
+    }.get(strategy, {})
+    exposed = sum(max(0.0, time - hidden_by.get(purpose, 0.0)) for purpose, time in seconds.items())
+    return sum(seconds.values()), exposed
+
+
+def advice(estimates: list[Estimate]) -> str:
+    """One line: the quickest that fits, and what to do where none does."""
+    fitting = [e for e in estimates if e.fits]
+    if not fitting:
+        least = min(estimates, key=lambda e: e.total)
+        return (
+            f"Nothing fits: {least.strategy} comes closest and lacks {-least.spare / GIB:.1f} GiB. "
+            "Try more ranks, a smaller --micro-batch with --accumulation, or --checkpointing block."
+        )
+    best = min(fitting, key=lambda e: (round(e.step_s, 4), e.total))
+    roomy = min(fitting, key=lambda e: e.total)
+    line = f"Advice: {best.strategy} fits with {best.spare / GIB:.1f} GiB to spare and has the shortest step."
+    if roomy.strategy != best.strategy:
+        line += f" {roomy.strategy} leaves {roomy.spare / GIB:.1f} GiB for a larger micro-batch."
+    return line
+
+
+def _row(e: Estimate) -> dict[str, Any]:
+    row = {
+        field.name: getattr(e, field.name) for field in dataclasses.fields(e) if field.name not in ("books", "traffic")
+    }
+    traffic = [dataclasses.asdict(entry) for entry in e.traffic]
+    names = {"strategy": e.strategy, "world_size": e.books.world_size, "parameters": e.books.parameters}
+    return {**names, **row, "total": e.total, "fits": e.fits, "step_s": e.step_s, "traffic": traffic}
+
+
+def _headline(config: Config, gpu: Gpu, arguments: argparse.Namespace) -> None:
+    model = config.model
+    psi = books_of(config, "single", 1, arguments.precision).parameters
+    ranks = "1 … 1024" if arguments.sweep else str(arguments.world)
+    print(
+        f"{psi / 1e6:,.1f}M parameters ({model.layers} layers, width {model.width}, {model.heads} heads, "
+        f"{config.optimizer.name}) in {arguments.precision}\n"
+        f"{ranks} × {gpu.name}, {gpu.memory / GIB:.1f} GiB each, {arguments.micro_batch} rows of "
+        f"{config.data.sequence_length} tokens × {arguments.accumulation}, checkpointing {model.checkpointing}\n"
+    )
+
+
+def _table(title: str, headings: list[str], rows: list[list[str]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
+    for i, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if i == 0 else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 100
+    console.print(table)
+
+
+def _gib(amount: float) -> str:
+    return f"{amount / GIB:,.2f}" if amount else "–"
+
+
+def _print_memory(estimates: list[Estimate], gpu: Gpu) -> None:
+    headings = ["GiB per GPU", "params", "masters", "grads", "optim", "activ.", "buffers", "total", "", "spare"]
+    rows = []
+    for e in estimates:
+        filled = min(10, round(10 * e.total / gpu.memory))
+        bar = "█" * filled + "·" * (10 - filled)
+        spare = f"{e.spare / GIB:+,.1f}" if e.fits else f"{e.spare / GIB:,.1f} no"
+        rows.append([e.strategy, *(_gib(e.memory.get(c, 0)) for c in COLUMNS), _gib(e.total), bar, spare])
+    _table("What the fullest GPU holds at its peak (predicted)", headings, rows)
+
+
+def _print_traffic(estimates: list[Estimate], config: Config, arguments: argparse.Namespace) -> None:
+    headings = ["per step", "payload", "on the wire", "in Ψ", "compute", "comm.", "exposed", "step", "tokens/s"]
+    rows = []
+    for e in estimates:
+        tokens = e.books.world_size * arguments.micro_batch * arguments.accumulation * config.data.sequence_length
+        payload = sum(entry.payload_bytes for entry in e.traffic)
+        wire = sum(entry.ring_bytes for entry in e.traffic)
+        times = [f"{seconds * 1e3:,.1f} ms" for seconds in (e.compute_s, e.communication_s, e.exposed_s, e.step_s)]
+        volume = f"{e.volumes.get('total', 0):.2f}"
+        rows.append([e.strategy, _gib(payload), _gib(wire), volume, *times, f"{tokens / e.step_s:,.0f}"])
+    _table("What it sends (GiB per rank), and how long a step takes", headings, rows)
+    for e in estimates:
+        if e.books.world_size > 1:
+            wrapped(f"{e.strategy:<6}", explain_volume(e.books))
+    print()
+    wrapped(
+        "", f"Times assume {MFU:.0%} of the peak rate and {LATENCY * 1e6:.0f} µs per collective: they rank strategies."
+    )
+    wrapped("", "Not in the memory: the CUDA context, cuBLAS and NCCL workspaces, fragmentation.")
+    print()
+
+
+def _sweep(config: Config, gpu: Gpu, arguments: argparse.Namespace) -> int:
+    worlds = [2**i for i in range(11)]
+    totals = {
+        world: {
+            name: sum(
+                memory_of(config, books_of(config, name, world, arguments.precision), arguments.micro_batch).values()
+            )
+            for name in STRATEGIES
+        }
+        for world in worlds
+    }
+    if arguments.json:
+        print(json.dumps({"schema": 1, "gpu": dataclasses.asdict(gpu), "totals": totals}))
+        return 0
+    _headline(config, gpu, arguments)
+    rows = [
+        [str(world), *(f"{_gib(totals[world][s])}{' ' if totals[world][s] <= gpu.memory else '!'}" for s in STRATEGIES)]
+        for world in worlds
+    ]
+    _table("GiB of the fullest GPU by number of ranks (! does not fit)", ["ranks", *STRATEGIES], rows)
+    return 0
+
+
+def wrapped(label: str, text: str) -> None:
+    """A paragraph behind a label, within 100 columns."""
+    start = f"  {label} " if label else "  "
+    print(textwrap.fill(text, 98, initial_indent=start, subsequent_indent=" " * len(start)))
+
+
+def _court(config: Config, arguments: argparse.Namespace) -> int:
+    from strategies.ledger.court import STRATEGIES as NAMES
+    from strategies.ledger.court import hear
+
+    adamw = dataclasses.replace(config, optimizer=OptimizerConfig(name="adamw"))
+    model = config.model
+    shapes = parameter_shapes(model)
+    block = sum(_numel(s) for n, s in shapes.items() if n.startswith("blocks.0."))
+    largest = max(block, _numel(shapes["embed.weight"]))
+    testimonies = hear(shapes, parameter_groups(adamw), arguments.world, largest)
+    if arguments.json:
+        print(json.dumps({"schema": 1, "testimonies": [dataclasses.asdict(t) for t in testimonies]}))
+        return 0
+    psi = sum(map(_numel, shapes.values()))
+    print(f"{psi / 1e6:,.1f}M parameters, AdamW, bf16, {arguments.world} GPUs: model states alone, GiB per GPU\n")
+    rows = [[t.who, *(_gib(t.bytes[s] or 0) for s in NAMES)] for t in testimonies]
+    _table("", ["estimator", *NAMES], rows)
+    for t in testimonies:
+        wrapped(f"{t.who}:", f"{t.why} [{t.source}]")
+    return 0
+
+
+def _numel(shape: tuple[int, ...]) -> int:
+    numel = 1
+    for size in shape:
+        numel *= size
+    return numel

@@ -1,0 +1,540 @@
+"""Activations, predicted: what the forward pass of this GPT leaves for backward, and its peak, from shapes alone.
+
+Pure arithmetic without torch: milliseconds for a model of any size. The functions below follow the model line by line
+and note every tensor's size and lifetime; each says in closed form what its part *keeps* for backward, in bytes:
+
+    s, b, n    tokens of a row, rows, n = s·b tokens in all
+    h, a, m    width, heads, MLP width;   V words, and V' with the padding
+    r, c       bytes of an element of the residual stream and of a matrix product:
+               4 and 4 in fp32, 4 and 2 under bf16 autocast, 2 and 2 in pure bf16
+
+Per block, with fused attention, these add up to (small terms: statistics per token or per head, RoPE's tables)
+
+                     none               selective          block
+    gpt2             64, 40, 32 s·b·h   40, 22, 20 s·b·h   4, 4, 2 s·b·h      (fp32, autocast, pure bf16)
+    speedrun         72, 48, 44 s·b·h   40, 22, 20 s·b·h   4, 4, 2 s·b·h
+
+Selective checkpointing keeps what matrix products and attention give (see `speedrun.model.gpt.keep_products`).
+
+The textbook's 16-bit block (`korthikanti`) is 34·s·b·h + 5·a·s²·b. Ours differs where it really is another model:
+
+- No dropout, so no masks of dropout: gpt2 in pure bf16 is 34 − 2 = 32. Fused attention keeps no score matrices.
+- Autocast: the stream, and so each norm's input, is float32 (+2 twice); q, k and v each cast the norm's output anew and
+  keep their own copy (+4); and a bf16 copy of every weight stays until the autocast context ends.
+- RMSNorm as composed on a CPU works on a float32 copy of bf16 inputs and keeps that, which QK-norm pays for twice more:
+  4 bytes each for q and k before it, beside the rotated ones after it (+8), and +2 for each of a block's two norms.
+- A document mask is turned from booleans to numbers in every layer: c·b·s² each.
+
+Beside the blocks, the loss keeps 4·n·V, 8·n·V with the softcap, and needs one or two such tensors more at the peak:
+most of the memory of a small model.
+
+The kernels are those that torch picks on a CPU (with 2.13 it agrees to the byte). On CUDA some keep other things, which
+is not in here: RMSNorm is one kernel that keeps its bf16 input, LayerNorm's statistics are float32, and autocast
+squares ReLU's output in float32.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from speedrun.config import ModelConfig
+
+ComputePrecision = Literal["fp32", "autocast", "bf16"]
+"""fp32. autocast: float32 parameters, products in bf16 (bf16 under single and ddp). bf16: parameters in bf16 (bf16
+under FSDP and ZeRO)."""
+
+
+class Line(NamedTuple):
+    """One tensor that is alive."""
+
+    module: str
+    part: str
+    what: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class PredictedActivations:
+    """The counterpart of `strategies.ledger.activations.ActivationBook`, with the same names of parts."""
+
+    lines: tuple[Line, ...]
+    """Kept between forward and backward."""
+    peak_lines: tuple[Line, ...]
+    """Alive when most bytes are."""
+
+    @property
+    def total(self) -> int:
+        """Bytes kept between forward and backward."""
+        return sum(line.bytes for line in self.lines)
+
+    @property
+    def peak(self) -> int:
+        """The most bytes alive at any moment of the forward pass."""
+        return sum(line.bytes for line in self.peak_lines)
+
+    def by_part(self, peak: bool = False) -> dict[str, int]:
+        """Bytes by part of the model, layers added up, the largest first."""
+        sums: dict[str, int] = {}
+        for line in self.peak_lines if peak else self.lines:
+            sums[line.part] = sums.get(line.part, 0) + line.bytes
+        return dict(sorted(sums.items(), key=lambda item: -item[1]))
+
+    def largest(self, count: int = 5, peak: bool = False) -> list[tuple[str, int]]:
+        """The parts with most bytes."""
+        return list(self.by_part(peak).items())[:count]
+
+
+def predict_activations(
+    config: ModelConfig,
+    rows: int,
+    sequence_length: int,
+    precision: ComputePrecision,
+    *,
+    documents: bool = False,
+    attention: Literal["fused", "math"] = "fused",
+) -> PredictedActivations:
+    """Activations of one forward pass with loss over rows × sequence_length tokens on one rank.
+
+    documents: attention stops at document starts (`GPT(..., document_start=...)`), for which it needs a mask.
+    attention: fused (flash and its like: no score matrices) or torch's composed kernel, which keeps them.
+
+    Raises ValueError where rows or sequence_length is not positive.
+    """
+    if rows < 1 or sequence_length < 1:
+        raise ValueError(
+            f"rows = {rows} and sequence_length = {sequence_length}: a forward pass needs at least one of each"
+        )
+    forward = _Forward(config, rows, sequence_length, precision, documents, attention)
+    forward.run()
+    return forward.replay()
+
+
+@dataclass
+class _Tensor:
+    module: str
+    part: str
+    what: str
+    elements: int
+    size: int  # bytes of an element
+    kept: bool = False
+
+    @property
+    def line(self) -> Line:
+        return Line(self.module, self.part, self.what, self.elements * self.size)
+
+
+class _Forward:
+    """The forward pass as a log of allocations and releases.
+
+    `new` allocates, `keep` says that backward needs a tensor, `drop` that the code has let go of it: it is freed
+    unless it is kept. Inside a checkpoint `keep` keeps nothing.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        rows: int,
+        sequence_length: int,
+        precision: ComputePrecision,
+        documents: bool,
+        attention: Literal["fused", "math"],
+    ) -> None:
+        self.config, self.rows, self.time, self.tokens = config, rows, sequence_length, rows * sequence_length
+        self.autocast = precision == "autocast"
+        self.stream_size = 2 if precision == "bf16" else 4
+        self.product_size = 4 if precision == "fp32" else 2
+        self.fused = attention == "fused"
+        self.documents = documents
+        self.checkpointing = "none"  # where we are now
+        self.module = ""
+        self.log: list[tuple[bool, _Tensor]] = []  # (allocated, else released; which)
+
+    def new(self, part: str, what: str, elements: int, size: int, product: bool = False) -> _Tensor:
+        """product: what selective checkpointing keeps, the output of a matrix product or of fused attention."""
+        tensor = _Tensor(self.module, part, what, elements, size)
+        tensor.kept = product and self.checkpointing == "selective"
+        self.log.append((True, tensor))
+        return tensor
+
+    def keep(self, part: str, *tensors: _Tensor) -> None:
+        for tensor in tensors:
+            if self.checkpointing == "none" and not tensor.kept:
+                tensor.kept, tensor.part, tensor.module = True, part, self.module
+
+    def drop(self, *tensors: _Tensor) -> None:
+        self.log += [(False, tensor) for tensor in tensors if not tensor.kept]
+
+    def replay(self) -> PredictedActivations:
+        total = peak = end = 0
+        for i, (allocated, tensor) in enumerate(self.log):
+            total += tensor.line.bytes if allocated else -tensor.line.bytes
+            if total > peak:
+                peak, end = total, i + 1
+        return PredictedActivations(_alive(self.log), _alive(self.log[:end]))
+
+    def run(self) -> None:
+        """GPT.forward with targets."""
+        config = self.config
+        x = self.embedding()
+        mask = self.mask() if self.documents else None
+        for layer in range(config.layers):
+            x = self.block(f"blocks.{layer}", x, mask)
+        self.module = "norm"
+        y = self.norm("norm", x)
+        self.module = "head"
+        logits = self.linear("head", y, _padded(config), "logits and loss")
+        self.drop(y)
+        self.module = ""
+        result = self.loss(logits)
+        self.drop(x, result, *([mask] if mask else []))
+
+    def embedding(self) -> _Tensor:
+        """Keeps 8·s (the positions, int64) where they are learned; a norm of its own follows in the RMSNorm model."""
+        config = self.config
+        x = self.new("embedding", "tokens", self.tokens * config.width, self.stream_size)
+        if config.positions == "learned":
+            index = self.new("embedding", "position indices", self.time, 8)
+            self.keep("embedding", index)
+            positions = self.new("embedding", "positions", self.time * config.width, self.stream_size)
+            tokens, x = x, self.new("embedding", "sum", self.tokens * config.width, self.stream_size)
+            self.drop(tokens, positions, index)
+        if config.norm == "rms":
+            tokens, x = x, self.norm("norm", x)
+            self.drop(tokens)
+        return x
+
+    def mask(self) -> _Tensor:
+        """Keeps nothing: the boolean mask, b·s², lives as long as the forward pass, or longer by a checkpoint."""
+        start = self.new("masks", "starts", self.tokens, 1)
+        document = self.new("masks", "document numbers", self.tokens, 8)
+        self.drop(start)
+        same = self.new("masks", "same document", self.rows * self.time**2, 1)
+        ones = self.new("masks", "ones", self.time**2, 1)
+        causal = self.new("masks", "causal", self.time**2, 1)
+        self.drop(ones)
+        mask = self.new("masks", "mask", self.rows * self.time**2, 1)
+        self.drop(document, same, causal)
+        return mask
+
+    def block(self, name: str, x: _Tensor, mask: _Tensor | None) -> _Tensor:
+        """A checkpointed block keeps its input, r·n·h, and all blocks together the mask, b·s².
+
+        Selective checkpointing adds the outputs of q, k, v, attention and its output projection, 5·c·n·h + 4·n·a, and
+        of the MLP's up-projection, c·n·m. The down-projection's goes only into the next block's input. (Under ZeRO-3
+        with biases its c·n·h is kept too, which is not in here: see `keep_products`.)
+        """
+        config = self.config
+        self.module = name
+        if config.checkpointing != "none":
+            self.keep("residual", x)
+            if mask:
+                self.keep("masks", mask)
+        self.checkpointing = config.checkpointing
+        self.module = f"{name}.norm1"
+        y = self.norm("norm", x)
+        y = self.attention(f"{name}.attention", y, mask)
+        self.module = name
+        middle = self.new("residual", "after attention", x.elements, self.stream_size)
+        self.drop(y)
+        self.module = f"{name}.norm2"
+        y = self.norm("norm", middle)
+        y = self.mlp(f"{name}.mlp", y)
+        self.module = name
+        output = self.new("residual", "after MLP", x.elements, self.stream_size)
+        self.drop(y, middle)
+        self.checkpointing = "none"
+        self.drop(x)
+        return output
+
+    def norm(self, part: str, x: _Tensor) -> _Tensor:
+        """Of the stream. LayerNorm keeps its input and two statistics per token, r·n·h + 2·r·n.
+
+        RMSNorm keeps a float32 input (x itself where it is that) and one statistic, 4·n·h + 4·n in every precision.
+        """
+        if self.config.norm == "rms":
+            return self.rms_norm(part, x, self.tokens)
+        self.keep(part, x)
+        y = self.new(part, "normalised", x.elements, x.size)
+        statistics = self.new(part, "mean and deviation", 2 * self.tokens, x.size)
+        self.keep(part, statistics)
+        self.drop(statistics)
+        return y
+
+    def rms_norm(self, part: str, x: _Tensor, vectors: int) -> _Tensor:
+        """Keeps 4·elements + 4·vectors: the input in float32 and a reciprocal length per vector."""
+        single = x if x.size == 4 else self.new(part, "float32 input", x.elements, 4)
+        squares = self.new(part, "squares", x.elements, 4)
+        mean = self.new(part, "mean square", vectors, 4)
+        scale = self.new(part, "reciprocal length", vectors, 4)
+        self.keep(part, single, scale)
+        self.drop(mean, squares)
+        y = self.new(part, "normalised", x.elements, 4)
+        if single is not x:
+            wide, y = y, self.new(part, "normalised", x.elements, x.size)
+            self.drop(wide, single)
+        self.drop(scale)
+        return y
+
+    def linear(self, part: str, x: _Tensor, outputs: int, output_part: str | None = None) -> _Tensor:
+        """Keeps its input, c·n·inputs, which functions before it may have kept already.
+
+        Under autocast a float32 input is cast first and the copy is kept; so are 2·inputs·outputs of cast weights, and
+        2·outputs of cast biases, by autocast's cache, checkpoint or not.
+        """
+        inputs = x.elements // self.tokens
+        bias = self.config.bias and self.module != "head"
+        if self.autocast:
+            for what, elements in (("bias", outputs * bias), ("weight", inputs * outputs)):
+                self.new("weight casts", what, elements, 2).kept = True
+        source = x
+        if x.size > self.product_size:
+            source = self.new(part, "cast input", x.elements, self.product_size)
+        self.keep(part, source)
+        y = self.new(
+            output_part or part,
+            "product",
+            self.tokens * outputs,
+            self.product_size,
+            product=outputs >= inputs,
+        )
+        if source is not x:
+            self.drop(source)
+        return y
+
+    def attention(self, name: str, y: _Tensor, mask: _Tensor | None) -> _Tensor:
+        """Keeps the input of q, k and v, once (c·n·h) or, cast by each of them under autocast, three times (6·n·h).
+
+        QK-norm keeps 2·(4·n·h + 4·n·a); without it, q and k are kept by attention alone. The rest is `rotate` and
+        `scaled_dot_product`; the output projection's input is attention's output.
+        """
+        config = self.config
+        heads = self.tokens * config.heads
+        projections = []
+        for matrix in "qkv":
+            self.module = f"{name}.{matrix}"
+            projections.append(self.linear("qkv", y, config.width))
+        q, k, v = projections
+        self.module = name
+        if config.qk_norm:
+            before = (q, k)
+            q, k = self.rms_norm("qk norm", q, heads), self.rms_norm("qk norm", k, heads)
+            self.drop(*before)
+        tables: list[_Tensor] = []
+        if config.positions != "learned":
+            channels = config.width // config.heads // (2 if config.positions == "half_rope" else 1)
+            tables = self.rope_tables(channels // 2)
+            before = (q, k)
+            q, k = self.rotate(q, channels // 2), self.rotate(k, channels // 2)
+            self.drop(*before)
+        output = self.scaled_dot_product(q, k, v)
+        self.module = f"{name}.out"
+        result = self.linear("attention", output, config.width)
+        self.drop(q, k, v, output, y, *tables)
+        return result
+
+    def rope_tables(self, pairs: int) -> list[_Tensor]:
+        """Keeps 2·4·s·pairs: cosine and sine, float32, made anew by every layer."""
+        part = "rope"
+        exponents = self.new(part, "exponents", pairs, 4)
+        positions = self.new(part, "positions", self.time, 4)
+        negative = self.new(part, "negative exponents", pairs, 4)
+        frequencies = self.new(part, "frequencies", pairs, 4)
+        self.drop(negative)
+        angles = self.new(part, "angles", self.time * pairs, 4)
+        self.drop(frequencies)
+        tables = [self.new(part, what, self.time * pairs, 4) for what in ("cosine", "sine")]
+        self.drop(exponents, positions, angles)
+        self.keep(part, *tables)
+        return tables
+
+    def rotate(self, x: _Tensor, pairs: int) -> _Tensor:
+        """Keeps nothing: the tables are no parameters, so no gradient asks for x. Works in float32."""
+        part = "rope"
+        rotated = self.tokens * self.config.heads * pairs
+        halves = []
+        for what in ("first", "second"):
+            products = [self.new(part, "product", rotated, 4) for _ in range(2)]
+            halves.append(self.new(part, what, rotated, 4))
+            self.drop(*products)
+        rest = self.new(part, "rest in float32", x.elements - 2 * rotated, 4) if x.size < 4 else None
+        y = self.new(part, "rotated", x.elements, 4)
+        self.drop(*halves)
+        if rest:
+            self.drop(rest)
+            wide, y = y, self.new(part, "rotated", x.elements, x.size)
+            self.drop(wide)
+        return y
+
+    def scaled_dot_product(self, q: _Tensor, k: _Tensor, v: _Tensor) -> _Tensor:
+        """Fused: keeps q, k, v and its output, 4·c·n·h, a sum of exponentials per head and query, 4·n·a, and the mask
+        in numbers, c·b·s².
+
+        Composed: keeps float32 copies of q, k and v, 12·n·h, the score matrices after the softmax, 4·a·b·s², and its
+        output with the heads side by side, c·n·h. (In fp32 and for one row, v is no copy but the product itself.)
+        """
+        part, size, config = "attention", self.product_size, self.config
+        mask = self.numeric_mask(self.rows, size) if self.documents else None
+        if self.fused:
+            self.keep("masks", *([mask] if mask else []))
+            self.keep(part, q, k, v)
+            y = self.new(part, "output", q.elements, size, product=True)
+            sums = self.new(part, "log of sums", self.tokens * config.heads, 4, product=True)
+            self.keep(part, y, sums)
+            self.drop(sums, *([mask] if mask else []))
+            return y
+        upcast = [self.new(part, "float32 input", q.elements, 4) for _ in range(3)] if size < 4 else []
+        query = self.new(part, "scaled q", q.elements, 4)
+        if not mask:
+            mask = self.numeric_mask(1, 4)
+        key = self.new(part, "scaled k", k.elements, 4)
+        copy = self.rows > 1  # rows and heads become the one batch dimension of bmm, for which several rows are copied
+        copies = [self.new(part, what, q.elements, 4) for what in ("scaled q", "scaled k")] if copy else []
+        self.keep(part, *(copies or (query, key)))
+        elements = self.tokens * config.heads * self.time
+        scores = self.new(part, "scores", elements, 4)
+        self.drop(key, *copies)
+        masked = self.new(part, "masked scores", elements, 4)
+        self.drop(scores)
+        weights = self.new(part, "attention weights", elements, 4)
+        self.keep(part, weights)
+        self.drop(masked)
+        returned = [self.new(part, "attention weights", elements, size)] if upcast else []
+        values = [self.new(part, "v", v.elements, 4)] if copy else []
+        self.keep(part, *(values or upcast[2:] or (v,)))
+        y = self.new(part, "output", q.elements, 4)
+        self.drop(*values)
+        if upcast:
+            wide, y = y, self.new(part, "output", q.elements, size)
+            self.drop(wide)
+        self.drop(weights, query, mask, *upcast, *returned)
+        joined = self.new(part, "output", q.elements, size)
+        self.drop(y)
+        return joined
+
+    def numeric_mask(self, rows: int, size: int) -> _Tensor:
+        """Zero where a query may look, minus infinity elsewhere; a causal one is made on the spot where rows are 1."""
+        boolean = []
+        if not self.documents:
+            ones = self.new("masks", "ones", self.time**2, 1)
+            boolean = [self.new("masks", "causal", self.time**2, 1)]
+            self.drop(ones)
+        scalars = self.new("masks", "zero and minus infinity", 2, size)
+        mask = self.new("masks", "mask in numbers", rows * self.time**2, size)
+        self.drop(scalars, *boolean)
+        return mask
+
+    def mlp(self, name: str, y: _Tensor) -> _Tensor:
+        """Keeps c·n·h, the input, and 2·c·n·m: ReLU² keeps ReLU's output and its square, GELU its input and output."""
+        config = self.config
+        self.module = f"{name}.up"
+        hidden = self.linear("mlp up", y, config.mlp_width or 4 * config.width)
+        self.module = name
+        if config.mlp == "relu2":
+            relu = self.new("activation", "ReLU", hidden.elements, self.product_size)
+            self.keep("activation", relu)
+            active = self.new("activation", "square", hidden.elements, self.product_size)
+            self.drop(relu, hidden)
+        else:
+            self.keep("activation", hidden)
+            active = self.new("activation", "GELU", hidden.elements, self.product_size)
+            self.drop(hidden)
+        self.module = f"{name}.down"
+        result = self.linear("mlp down", active, config.width)
+        self.drop(y, active)
+        return result
+
+    def loss(self, product: _Tensor) -> _Tensor:
+        """Keeps 4·n·V, the logarithms of probabilities, and as much again for the softcap's tanh.
+
+        At the peak there are also the logits themselves, 4·n·V, and with the softcap the uncapped ones.
+        """
+        part, elements = "logits and loss", self.tokens * self.config.vocab_size
+        logits = product
+        if product.size < 4:
+            logits = self.new(part, "float32 logits", elements, 4)
+            self.drop(product)
+        if self.config.softcap:
+            divided = self.new(part, "logits / cap", elements, 4)
+            bounded = self.new(part, "tanh", elements, 4)
+            self.keep(part, bounded)
+            self.drop(divided)
+            uncapped, logits = logits, self.new(part, "capped logits", elements, 4)
+            self.drop(uncapped)
+        probabilities = self.new(part, "log probabilities", elements, 4)
+        result, weight = self.new(part, "loss", 1, 4), self.new(part, "number of targets", 1, 4)
+        self.keep(part, probabilities, weight)
+        self.drop(logits)
+        return result
+
+
+def _alive(log: list[tuple[bool, _Tensor]]) -> tuple[Line, ...]:
+    alive: dict[int, _Tensor] = {}
+    for allocated, tensor in log:
+        if allocated:
+            alive[id(tensor)] = tensor
+        else:
+            del alive[id(tensor)]
+    return tuple(tensor.line for tensor in alive.values() if tensor.elements)
+
+
+def _padded(config: ModelConfig) -> int:
+    return math.ceil(config.vocab_size / config.pad_vocab_to) * config.pad_vocab_to
+
+
+def part_of(module: str, operator: str, kernel: str) -> str:
+    """The part of this GPT to which a tensor of the measured account belongs, by the names used above.
+
+    module: path of the module that keeps (or made) it; operator: torch's function that does; kernel: what made it.
+    """
+    name = module.rpartition(".")[2]
+    if kernel in ("eq", "cumsum", "ones", "tril", "bitwise_and", "scalar_tensor", "where"):
+        return "masks"
+    if name in ("q", "k", "v"):
+        return "qkv"
+    if name == "attention":
+        if operator == "rms_norm":
+            return "qk norm"
+        fused = kernel.startswith("_scaled_dot_product")
+        return "attention" if fused or operator in ("scaled_dot_product_attention", "reshape") else "rope"
+    if name == "out":
+        return "attention"
+    if name == "mlp":
+        return "activation"
+    if name in ("up", "down"):
+        return f"mlp {name}"
+    if name.startswith("norm") or operator == "rms_norm":
+        return "norm"
+    if name.isdigit():  # a block: sums, and what a checkpoint keeps
+        return "residual"
+    if name in ("embed", "positions") or operator in ("arange", "embedding") or kernel == "add":
+        return "embedding"
+    if name == "head" and kernel not in ("mm", "addmm"):
+        return "head"
+    return "logits and loss"
+
+
+def korthikanti(
+    s: int,
+    b: int,
+    h: int,
+    a: int,
+    layers: int,
+    *,
+    flash: bool = False,
+    recomputation: Literal["none", "selective", "full"] = "none",
+) -> float:
+    """Bytes of activations of `layers` 16-bit transformer layers (Korthikanti et al. 2022, arXiv 2205.05198).
+
+    s tokens of a row, b rows, h width, a heads. Per layer
+
+        none        s·b·h·(34 + 5·a·s/h): 11·s·b·h + 5·a·s²·b in attention, 19·s·b·h in the MLP, 4·s·b·h in two norms
+        selective   34·s·b·h: scores, softmax and dropout of attention are computed again
+        full        2·s·b·h: only the layer's input
+
+    Fused attention (`flash`) drops 5·a·s/h without any recomputation that a user would see. Embedding, last norm, head
+    and loss are left out, and for small models they are the most; so are weights cast to 16 bit.
+    """
+    if recomputation == "full":
+        return layers * 2 * s * b * h
+    scores = 0 if flash or recomputation == "selective" else 5 * a * s / h
+    return layers * s * b * h * (34 + scores)

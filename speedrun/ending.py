@@ -1,0 +1,117 @@
+"""How a rank's process ends, so that a person sees one sentence and nobody waits for a rank that has gone.
+
+torchrun (which is inside accelerate launch) ends all ranks as soon as one ends with an error, and closes with a summary
+of what each left in a file. So a sentence goes to both places: printed by whichever rank has it first, and the file.
+"""
+
+import hashlib
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+import torch.distributed as dist
+
+USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError, FloatingPointError)
+"""What a user's mistake raises, with a sentence to show in place of a traceback."""
+
+LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
+"""What gloo and NCCL say in a rank whose peer has ended."""
+
+
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C, after which all ranks have agreed to stop: raised on every rank after the same step."""
+
+
+def guarded(job: Callable[[], None]) -> None:
+    """Run a rank's job and end this process: with status 0, 2 after a user's mistake, 130 after Ctrl-C, 1 otherwise."""
+    # DeepSpeed calls collectives by names that torch 2.13 deprecates, at every step and on every rank.
+    deprecated = r"`torch\.distributed\.(all_gather_into_tensor|reduce_scatter_tensor)` is deprecated"
+    warnings.filterwarnings("ignore", deprecated, FutureWarning)
+    status, together = 0, True
+    try:
+        job()
+    except KeyboardInterrupt as interrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # torchrun may pass on what the terminal has sent already
+        status, together = 130, isinstance(interrupt, Stopped)
+        say_once("shardrun: interrupted; a run that had begun holds everything up to its last step.")
+    except USER_ERRORS as error:
+        status, together = 2, False
+        say_once(f"shardrun: error: {error}")
+    except Exception as error:
+        status, together = 1, False
+        if any(words in str(error) for words in LOST_PEER):
+            say_once("shardrun: another rank has ended, and so this one does; what that one said tells why.")
+        else:
+            traceback.print_exc()
+            leave_for_torchrun(f"{type(error).__name__}: {error}")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if dist.is_initialized():
+        if together:
+            dist.barrier()
+            dist.destroy_process_group()
+        # gloo's threads now and then abort a process that ends in the ordinary way; all files are closed by now.
+        os._exit(status)
+    sys.exit(status)
+
+
+def say_once(message: str) -> None:
+    """Print to stderr, unless another rank of this machine has said the same, and leave it for torchrun's summary."""
+    leave_for_torchrun(message)
+    if speaks_first(message):
+        print(message, file=sys.stderr, flush=True)
+
+
+def speaks_first(what: str) -> bool:
+    """Whether this is the first rank on its machine to ask this. The others get their answer after a second: when one
+    of them ended earlier, torchrun would end all ranks, the one that is about to speak too.
+    """
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")  # …/attempt_0/RANK/error.json
+    if not path:
+        return True
+    try:
+        (Path(path).parents[1] / hashlib.sha256(what.encode()).hexdigest()).touch(exist_ok=False)
+    except FileExistsError:
+        time.sleep(1)
+        return False
+    except OSError:
+        pass
+    return True
+
+
+class Interruptible:
+    """While it is open, Ctrl-C only sets `asked`: the loop goes on until all ranks have agreed to stop after the same
+    step. One that stopped by itself would leave the others in a collective that it never joins.
+
+    A second Ctrl-C, more than a second after the first, interrupts at once.
+    """
+
+    def __enter__(self) -> "Interruptible":
+        self.asked = False
+        self._since = 0.0
+        self._before = signal.signal(signal.SIGINT, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self._before)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.asked and time.monotonic() - self._since > 1:
+            raise KeyboardInterrupt
+        if not self.asked:
+            self.asked, self._since = True, time.monotonic()
+
+
+def leave_for_torchrun(message: str) -> None:
+    """torchrun prints this as the rank's traceback in its closing summary."""
+    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        details = {"message": message, "extraInfo": {"py_callstack": message, "timestamp": str(int(time.time()))}}
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump({"message": details}, file)

@@ -1,0 +1,211 @@
+"""Predicted memory: what every rank holds, in bytes by category, from shapes, dtypes, world size and settings alone.
+
+Plain Python, no torch: no weights, no process group, milliseconds for any size. Nothing here has ever seen a live
+tensor. What frameworks really keep differs from the formulas of papers, and the differences are named where they
+arise.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from strategies.layout import Shape, flat_partition_size
+from strategies.owners import assign_owners
+
+FP32, BF16 = 4, 2
+"""Bytes per element."""
+
+CATEGORIES = ("parameters", "master parameters", "gradients", "optimizer states", "communication buffers")
+MODEL_STATES = CATEGORIES[:4]
+MOMENTS = ("after prepare", "after backward", "after step")
+"""When: before the first step; before an optimizer step, all gradients there; after one, gradients cleared."""
+
+Held = dict[str, int]
+"""Bytes by category."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters under one rule. `whole_matrix`: Muon (one buffer per element), else AdamW (two, and a step count)."""
+
+    name: str
+    parameters: tuple[str, ...]
+    whole_matrix: bool
+
+    @property
+    def state_bytes(self) -> int:
+        """Optimizer state per element: Muon's momentum 4, AdamW's two moments 8; in float32 always."""
+        return FP32 if self.whole_matrix else 2 * FP32
+
+    @property
+    def holder_bytes(self) -> int:
+        """Per tensor that the optimizer updates: AdamW keeps a step count."""
+        return 0 if self.whole_matrix else FP32
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that a prediction needs. shapes: name → shape, in the model's order, a tied weight once."""
+
+    strategy: str
+    shapes: dict[str, Shape]
+    groups: Sequence[Group]
+    world_size: int
+    precision: str = "fp32"
+    accumulation: int = 1
+    engine: dict[str, Any] = field(default_factory=dict)
+
+    def numel(self, name: str) -> int:
+        return math.prod(self.shapes[name])
+
+    @cached_property
+    def parameters(self) -> int:
+        """Ψ: elements of the model."""
+        return sum(self.numel(name) for name in self.shapes)
+
+
+def predict_memory(run: Run) -> list[dict[str, Held]]:
+    """For every rank: moment → category → bytes. Linear in parameters plus ranks, so also for thousands of ranks."""
+    strategies: dict[str, Callable[[Run], list[dict[str, Held]]]] = {
+        "single": _single,
+        "ddp": _ddp,
+        "fsdp": _fsdp,
+        "zero1": _zero12,
+        "zero2": _zero12,
+        "zero3": _zero3,
+    }
+    return strategies[run.strategy](run)
+
+
+def _moments(
+    parameters: int, masters: int, gradients: int, states: int, resident: int = 0, buffers: int = 0
+) -> dict[str, Held]:
+    """The three moments; `resident`, `buffers`: gradients and buffers that stay allocated between steps too."""
+    base = {"parameters": parameters, "master parameters": masters, "communication buffers": buffers}
+    return {
+        "after prepare": {**base, "gradients": resident, "optimizer states": 0},
+        "after backward": {**base, "gradients": gradients, "optimizer states": states},
+        "after step": {**base, "gradients": resident, "optimizer states": states},
+    }
+
+
+def _single(run: Run) -> list[dict[str, Held]]:
+    """Everything, in float32; under bf16 too, because autocast casts a weight for the moment of its use."""
+    states = sum(g.state_bytes * run.numel(n) + g.holder_bytes for g in run.groups for n in g.parameters)
+    return [_moments(FP32 * run.parameters, 0, FP32 * run.parameters, states)]
+
+
+def _ddp(run: Run) -> list[dict[str, Held]]:
+    """As single, but a matrix's momentum is kept by its owner alone.
+
+    Gradients are views of DDP's buckets, so they count once; and the buckets, which hold the gradients of all that has
+    no owner, stay when gradients are cleared.
+    """
+    matrices = {n: run.shapes[n] for g in run.groups if g.whole_matrix for n in g.parameters}
+    owners = assign_owners(matrices, run.world_size)
+    replicated, owned = 0, [0] * run.world_size
+    for g in run.groups:
+        for n in g.parameters:
+            if n in owners:
+                owned[owners[n]] += g.state_bytes * run.numel(n)
+            else:
+                replicated += g.state_bytes * run.numel(n) + g.holder_bytes
+    whole = FP32 * run.parameters
+    buckets = FP32 * sum(run.numel(n) for n in run.shapes if n not in owners)
+    return [_moments(whole, 0, whole, replicated + mine, resident=buckets) for mine in owned]
+
+
+def _fsdp(run: Run) -> list[dict[str, Held]]:
+    """A block of rows of everything, in float32 under bf16 too (bf16 exists gathered only).
+
+    Parameters and gradients are padded to the largest block on every rank, because the collectives work on equal parts;
+    optimizer state is not.
+    """
+    padded, states = 0, [0] * run.world_size
+    for g in run.groups:
+        for n in g.parameters:
+            rows, row = run.shapes[n][0], math.prod(run.shapes[n][1:])
+            block = math.ceil(rows / run.world_size)
+            padded += block * row
+            for rank in range(math.ceil(rows / block)):  # the ranks that hold any of it
+                mine = min(block, rows - rank * block)
+                states[rank] += g.state_bytes * mine * row + g.holder_bytes
+    return [_moments(FP32 * padded, 0, FP32 * padded, mine) for mine in states]
+
+
+def _zero12(run: Run) -> list[dict[str, Held]]:
+    """Whole parameters in the model's dtype; master weights and state for one slice of every group's flat buffer."""
+    width = BF16 if run.precision == "bf16" else FP32
+    parameters = masters = 0
+    gradients, states = [0] * run.world_size, [0] * run.world_size
+    for g in run.groups:
+        numels = [run.numel(n) for n in g.parameters]
+        part = flat_partition_size(numels, run.world_size)
+        parameters += width * part * run.world_size
+        masters += FP32 * part
+        offset = 0
+        for numel in numels:
+            # A parameter that a boundary cuts keeps its whole gradient alive, on both sides of the boundary.
+            for rank in range(offset // part, (offset + numel - 1) // part + 1):
+                gradients[rank] += width * numel
+            offset += numel
+        for rank in range(run.world_size):
+            filled = min(max(offset - rank * part, 0), part)
+            gradients[rank] += width * (part - filled)  # padding
+            states[rank] += g.state_bytes * part + g.holder_bytes if filled else 0
+    return [_moments(parameters, masters, g, s) for g, s in zip(gradients, states, strict=True)]
+
+
+def _zero3(run: Run) -> list[dict[str, Held]]:
+    """An equal cut of every parameter, padded; in float32 the master copy is a second one. Gradients stay allocated."""
+    width = BF16 if run.precision == "bf16" else FP32
+    whole, states = 0, [0] * run.world_size
+    for g in run.groups:
+        parts = [math.ceil(run.numel(n) / run.world_size) for n in g.parameters]
+        whole += sum(parts)
+        holders = max(math.ceil(run.numel(n) / part) for n, part in zip(g.parameters, parts, strict=True))
+        for rank in range(holders):  # the ranks that hold any of this group, padding aside
+            states[rank] += g.state_bytes * sum(parts) + g.holder_bytes
+    bucket = width * reduce_bucket(run)
+    return [_moments(width * whole, FP32 * whole, width * whole, s, width * whole, bucket) for s in states]
+
+
+def reduce_bucket(run: Run) -> int:
+    """Elements of DeepSpeed's reduce bucket: the config file's, or what strategies/zero.py puts in its place."""
+    size = run.engine.get("zero_optimization", {}).get("reduce_bucket_size", "auto")
+    return min(500_000_000, run.parameters) if size == "auto" else int(size)
+
+
+def predict_buffers(run: Run) -> dict[str, int]:
+    """Communication buffers at the peak of backward, beside those that stay: what for → bytes. Estimates in closed
+    form.
+
+    They are upper bounds of what lives at the same time; strategies/ledger/simulate.py runs the engine itself and
+    gives the exact moment. DDP has none of its own: its buckets are the gradients.
+    """
+    width = BF16 if run.precision == "bf16" else FP32
+    if run.world_size == 1 and run.strategy != "zero3":
+        return {}
+    if run.strategy == "fsdp":
+        blocks: dict[str, int] = {}
+        for name in run.shapes:
+            unit = ".".join(name.split(".")[:2]) if name.startswith("blocks.") else "root"
+            blocks[unit] = blocks.get(unit, 0) + run.numel(name)
+        root = blocks.pop("root", 0)
+        largest = max(blocks.values(), default=0)
+        gathered = 2 * largest if run.engine.get("reshard_after_forward", True) else sum(blocks.values())
+        return {
+            "gathered parameters (root, block, next block)": width * (root + gathered),
+            "a block's gradients before the reduce-scatter": width * largest,
+            "reduce-scatter input, float32": FP32 * largest,
+        }
+    zero = run.engine.get("zero_optimization", {})
+    if run.strategy in ("zero1", "zero2"):
+        return {"reduce bucket": width * reduce_bucket(run) * (2 if zero.get("overlap_comm") is True else 1)}
+    if run.strategy == "zero3":
+        limit = zero.get("stage3_max_live_parameters", "auto")
+        live = min(run.parameters, 1_000_000_000 if limit == "auto" else int(limit))
+        return {"gathered parameters": width * live if run.world_size > 1 else 0}
+    return {}

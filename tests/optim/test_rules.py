@@ -1,0 +1,98 @@
+"""Muon's three parts against a plain restatement and torch's own Muon; AdamW is torch's function already."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from speedrun.optim.orthogonalize import newton_schulz, polar_express
+from speedrun.optim.rules import AdamW, Muon
+
+OPTIONS = {
+    "lr": 0.02,
+    "momentum": 0.9,
+    "weight_decay": 0.1,
+    "orthogonalization": "polar_express",
+    "orthogonalization_steps": 5,
+    "orthogonalization_dtype": "float32",
+}
+
+
+def gradients(shape: tuple[int, int], count: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, generator=generator) for _ in range(count)]
+
+
+def run(shape: tuple[int, int], options: dict, count: int = 6) -> Tensor:  # type: ignore[type-arg]
+    """The rule on a whole matrix, as the optimizer calls it on one rank."""
+    rule = Muon()
+    weight, state = torch.ones(shape).view(-1), {"momentum_buffer": torch.zeros(shape).view(-1)}
+    for gradient in gradients(shape, count):
+        held = gradient.clone().view(-1)
+        rule.accumulate([held], [state], options)
+        rule.apply(weight, rule.transform(held.view(1, *shape), options).reshape(-1), options)
+    return weight.view(shape)
+
+
+@pytest.mark.parametrize("shape", ((12, 12), (31, 8), (8, 31)))
+def test_muon_is_its_restatement(shape: tuple[int, int]) -> None:
+    weight, momentum = torch.ones(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
+    for gradient in gradients(shape, 6):
+        momentum = 0.9 * momentum + 0.1 * gradient.double()
+        ahead = 0.9 * momentum + 0.1 * gradient.double()
+        update = polar_express(ahead[None], dtype=torch.float64)[0] * max(1.0, shape[0] / shape[1]) ** 0.5
+        weight = weight * (1 - 0.02 * 0.1) - 0.02 * update
+    torch.testing.assert_close(run(shape, OPTIONS).double(), weight, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("shape", ((12, 12), (31, 8), (8, 31)))
+def test_muon_is_torchs_within_bfloat16(shape: tuple[int, int]) -> None:
+    options = {**OPTIONS, "orthogonalization": "newton_schulz", "orthogonalization_dtype": "bfloat16"}
+    weight = torch.nn.Parameter(torch.ones(shape))
+    optimizer = torch.optim.Muon([weight], lr=0.02, momentum=0.9, weight_decay=0.1, nesterov=True)
+    for gradient in gradients(shape, 6):
+        weight.grad = gradient.clone()
+        optimizer.step()
+    moved = (weight.detach() - 1).norm()
+    assert (run(shape, options) - weight.detach()).norm() / moved < 0.02
+
+
+def test_the_elementwise_parts_do_not_mind_where_a_matrix_is_cut() -> None:
+    rule, shape = Muon(), (7, 5)
+    whole, cut = gradients(shape, 1)[0].view(-1), gradients(shape, 1)[0].view(-1)
+    states = [{"momentum_buffer": torch.full((35,), 0.5)} for _ in range(2)]
+    rule.accumulate([whole], [states[0]], OPTIONS)
+    first, second = cut[:13], cut[13:]
+    halves = [
+        {"momentum_buffer": part} for part in (states[1]["momentum_buffer"][:13], states[1]["momentum_buffer"][13:])
+    ]
+    rule.accumulate([first, second], halves, OPTIONS)
+    assert torch.equal(whole, cut) and torch.equal(states[0]["momentum_buffer"], states[1]["momentum_buffer"])
+
+
+def test_transform_takes_the_method_the_steps_and_the_dtype_from_the_options() -> None:
+    matrix = gradients((9, 9), 1)[0][None]
+    for name, function in (("newton_schulz", newton_schulz), ("polar_express", polar_express)):
+        for steps, dtype in ((3, "float32"), (5, "bfloat16")):
+            options = {
+                **OPTIONS,
+                "orthogonalization": name,
+                "orthogonalization_steps": steps,
+                "orthogonalization_dtype": dtype,
+            }
+            assert torch.equal(Muon().transform(matrix, options), function(matrix, steps, getattr(torch, dtype)))
+
+
+def test_adamw_does_not_mind_where_a_parameter_is_cut() -> None:
+    options = {"lr": 0.01, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
+
+    def step(pieces: list[slice]) -> Tensor:
+        weight = torch.ones(40)
+        states = [
+            {"exp_avg": torch.zeros(40)[cut], "exp_avg_sq": torch.zeros(40)[cut], "step": torch.zeros(())}
+            for cut in pieces
+        ]
+        for gradient in gradients((8, 5), 4):
+            AdamW().step([weight[cut] for cut in pieces], [gradient.view(-1)[cut] for cut in pieces], states, options)
+        return weight
+
+    torch.testing.assert_close(step([slice(0, 40)]), step([slice(0, 11), slice(11, 40)]), rtol=0, atol=1e-7)

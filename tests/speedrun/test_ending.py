@@ -1,0 +1,118 @@
+"""How a rank's process ends: its status, its sentence, and what it leaves for torchrun's summary."""
+
+import json
+import os
+import signal
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from speedrun.ending import Interruptible, Stopped, guarded, say_once, speaks_first
+
+
+@pytest.fixture(autouse=True)
+def restored_signal() -> Iterator[None]:
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def raising(error: BaseException) -> Callable[[], None]:
+    def job() -> None:
+        raise error
+
+    return job
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "sentence"),
+    [
+        (ValueError("data.global_batch 3 is odd."), 2, "shardrun: error: data.global_batch 3 is odd.\n"),
+        (FileExistsError("runs/x is there."), 2, "shardrun: error: runs/x is there.\n"),
+        (FloatingPointError("the loss is nan."), 2, "shardrun: error: the loss is nan.\n"),
+        (KeyboardInterrupt(), 130, "shardrun: interrupted;"),
+        (Stopped(), 130, "shardrun: interrupted;"),
+        (RuntimeError("[gloo/pair.cc:553] Connection closed by peer [::1]:1"), 1, "shardrun: another rank has ended,"),
+    ],
+)
+def test_a_mistake_ends_with_one_sentence_and_no_traceback(
+    error: BaseException,
+    status: int,
+    sentence: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "0" / "error.json"))
+    (tmp_path / "0").mkdir()
+    with pytest.raises(SystemExit) as end:
+        guarded(raising(error))
+    shown = capsys.readouterr().err
+    assert end.value.code == status
+    assert shown.startswith(sentence) and shown.count("\n") == 1
+    left = json.loads((tmp_path / "0" / "error.json").read_text())["message"]
+    assert left["message"] == shown.strip() == left["extraInfo"]["py_callstack"]
+
+
+def test_an_error_of_ours_keeps_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        guarded(raising(RuntimeError("a bug")))
+    assert end.value.code == 1
+    assert "Traceback" in (shown := capsys.readouterr().err) and "RuntimeError: a bug" in shown
+
+
+def test_a_run_that_ends_well_has_status_zero_and_hides_one_deprecation_only(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def job() -> None:
+        for message in (
+            "`torch.distributed.all_gather_into_tensor` is deprecated. Please use another.",
+            "`torch.distributed.reduce_scatter_tensor` is deprecated. Please use another.",
+            "`torch.distributed.all_reduce` is deprecated.",
+        ):
+            warnings.warn(message, FutureWarning, stacklevel=1)
+
+    with warnings.catch_warnings(record=True) as seen, pytest.raises(SystemExit) as end:
+        warnings.simplefilter("always")
+        guarded(job)
+    assert end.value.code == 0 and capsys.readouterr().err == ""
+    assert [str(warning.message) for warning in seen] == ["`torch.distributed.all_reduce` is deprecated."]
+
+
+def test_ranks_of_one_machine_say_a_sentence_once_and_different_ones_all(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for rank in ("0", "1"):
+        (tmp_path / rank).mkdir()
+        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / rank / "error.json"))
+        say_once("shared")
+        assert json.loads((tmp_path / rank / "error.json").read_text())["message"]["message"] == "shared"
+        say_once(f"of rank {rank}")
+    assert capsys.readouterr().err.splitlines() == ["shared", "of rank 0", "of rank 1"]
+
+
+def test_the_ranks_that_do_not_speak_give_the_one_that_does_time(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "0" / "error.json"))
+    assert speaks_first("something")
+    began = time.monotonic()
+    assert not speaks_first("something")
+    assert time.monotonic() - began >= 1
+
+
+def test_the_first_interrupt_is_noted_and_a_later_one_ends_at_once() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with Interruptible() as interruption:
+        assert not interruption.asked
+        for _ in range(3):  # the terminal's, and torchrun's within the same moment
+            os.kill(os.getpid(), signal.SIGINT)
+        assert interruption.asked
+        interruption._since -= 2
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+    assert signal.getsignal(signal.SIGINT) is before

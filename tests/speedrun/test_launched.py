@@ -1,0 +1,140 @@
+"""Real launches, as a learner types them: what is printed, what is left, and that no process stays behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import yaml
+
+from speedrun.data.shards import write_shard
+from tests.speedrun.runs import metrics, read
+
+ROOT = Path(__file__).parent.parent.parent
+SMALL = ["--data.global-batch", "12", "--data.sequence-length", "64", "--data.eval-tokens", "640", "--name", "run"]
+
+pytestmark = [pytest.mark.ranks, pytest.mark.slow]
+
+
+@contextmanager
+def launch(config: str, out: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """`accelerate launch` in a session of its own, with its output piped; nothing of it outlives the block."""
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"),
+            *("--config_file", f"accelerate_configs/cpu/{config}.yaml", "-m", "speedrun.train", *arguments),
+            *("--out", str(out)),
+        ],
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        for left in [*_processes(process.pid), process]:
+            left.kill()
+
+
+def _processes(pid: int) -> list[psutil.Process]:
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def finish(process: subprocess.Popen[str], seconds: float) -> tuple[str, str]:
+    """Wait for the launcher and all its ranks; returns what they printed."""
+    ranks: dict[int, psutil.Process] = {}
+    deadline = time.monotonic() + seconds
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.2):
+            ranks.update({rank.pid: rank for rank in _processes(process.pid)})
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        output, errors = process.communicate(timeout=seconds)
+    finally:
+        ended.set()
+        watcher.join()
+    _, alive = psutil.wait_procs(list(ranks.values()), timeout=max(1.0, deadline - time.monotonic()))
+    assert not alive, "ranks outlived their launcher"
+    return output, errors
+
+
+def test_zero3_prints_our_lines_only_and_keeps_the_accelerate_config(tmp_path: Path) -> None:
+    with launch("zero3", tmp_path, "tiny", "--steps", "2", *SMALL) as process:
+        output, errors = finish(process, 120)
+    assert process.returncode == 0
+    # What accelerate's own process logs before it starts the ranks is beyond us: that it found no GPU, OMP_NUM_THREADS.
+    launcher = ("torch/distributed/run.py", "real_accelerator.py")
+    lines = [line for line in (output + errors).splitlines() if line and not any(name in line for name in launcher)]
+    assert lines[0].startswith("tiny: ") and "zero3 on 2 ranks (cpu, fp32)" in lines[0]
+    assert [line.split("/")[0] for line in lines[1:-1]] == ["step:0", "step:1", "step:2"]
+    assert lines[-1] == f"run: {tmp_path / 'run'}"
+    config = read(tmp_path / "run", "config.json")
+    written = yaml.safe_load((ROOT / "accelerate_configs/cpu/zero3.yaml").read_text())
+    assert config["launch"]["config"] == written
+    assert config["launch"]["config_file"] == "accelerate_configs/cpu/zero3.yaml"
+    environment = read(tmp_path / "run", "environment.json")
+    assert environment["versions"]["deepspeed"] and environment["command"][1:3] == ["tiny", "--steps"]
+
+
+def test_a_mistake_is_one_sentence_also_in_the_summary_of_torchrun(tmp_path: Path) -> None:
+    with launch("ddp", tmp_path, "tiny", "--data.global-batch", "13") as process:
+        output, errors = finish(process, 60)
+    assert process.returncode != 0
+    sentence = "shardrun: error: data.global_batch 13 does not divide over 2 ranks; use 12, or another number"
+    lines = (output + errors).splitlines()
+    assert sum(line.startswith(sentence) for line in lines) == 1
+    assert any(line.strip().startswith("traceback : " + sentence) for line in lines)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_bad_token_that_one_rank_meets_ends_all(tmp_path: Path) -> None:
+    """One token, in one row of a step in mid-run: only its rank can know. The others wait for it in a collective."""
+    tokens = np.random.default_rng(1).integers(0, 50256, 12 * 32 * 10)
+    tokens[12 * 32 * 9] = 60_000
+    write_shard(tmp_path / "fineweb_train_000001.bin", tokens)
+    write_shard(tmp_path / "fineweb_val_000000.bin", tokens[:2000])
+    small = ["--model.vocab-size", "50257", "--model.layers", "1", "--model.width", "16", "--model.heads", "1"]
+    arguments = ["tiny", *small, "--data.source", str(tmp_path), *SMALL, "--data.sequence-length", "32"]
+    with launch("ddp", tmp_path / "runs", *arguments, "--steps", "10") as process:
+        output, errors = finish(process, 60)
+    assert process.returncode != 0
+    sentence = f"Shard {tmp_path}/fineweb_train_000001.bin holds token 60000 at position 3456, outside model.vocab_size"
+    assert sentence in errors
+    assert f"traceback : shardrun: error: {sentence}" in errors
+    assert read(tmp_path / "runs/run", "summary.json")["status"] in ("failed", "running")  # whoever came first
+    assert 1 <= len(metrics(tmp_path / "runs/run")) <= 10
+
+
+def test_ctrl_c_ends_all_ranks_and_leaves_a_readable_record(tmp_path: Path) -> None:
+    with launch("ddp", tmp_path, "tiny", "--steps", "100000", *SMALL) as process:
+        deadline = time.monotonic() + 90
+        lines = tmp_path / "run/metrics.jsonl"
+        while not (lines.is_file() and lines.read_text().count("\n") > 4) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        interrupted = time.monotonic()
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        output, errors = finish(process, 30)
+    assert time.monotonic() - interrupted < 15
+    assert process.returncode != 0
+    assert errors.count("shardrun: interrupted; a run that had begun holds everything up to its last step.") == 1
+    summary = read(tmp_path / "run", "summary.json")
+    assert summary["status"] == "interrupted" and summary["step"] == metrics(tmp_path / "run")[-1]["step"] >= 4

@@ -1,0 +1,171 @@
+"""What a run leaves on disk and at Weights & Biases."""
+
+import json
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from speedrun.record import SCHEMA, Record
+from tests.speedrun.runs import launch_of, metrics, read, small
+
+STEP = {"step": 1, "tokens": 384, "train_loss": 5.5, "val_loss": 5.0, "train_time_ms": 10.0, "step_avg_ms": 10.0}
+
+
+def record(folder: Path, **fields: Any) -> Record:
+    return Record(small(out=str(folder), **fields), launch_of("ddp", 0, 2), "tiny", "abc", 123)
+
+
+def test_every_file_says_its_schema_and_a_killed_run_says_running(tmp_path: Path) -> None:
+    open_record = record(tmp_path)
+    open_record.step({**STEP, "val_bits_per_byte": None})
+    open_record.ledger([{"rank": 0, "measured": {"parameters": 4}}])
+    folder = tmp_path / "run"
+    assert {path.name for path in folder.iterdir()} == {
+        *("config.json", "environment.json", "metrics.jsonl", "ledger.json", "summary.json"),
+    }
+    for name in ("config.json", "environment.json", "ledger.json", "summary.json"):
+        assert read(folder, name)["schema"] == SCHEMA
+    assert metrics(folder) == [{"schema": SCHEMA, **STEP, "val_bits_per_byte": None}]  # readable before it is closed
+    assert read(folder, "summary.json")["status"] == "running"
+    config = read(folder, "config.json")
+    assert config["launch"]["strategy"] == "ddp" and config["launch"]["world_size"] == 2
+    assert config["run"]["data"]["global_batch"] == 12 and config["data_hash"] == "abc" and config["parameters"] == 123
+    assert read(folder, "ledger.json")["ranks"] == [{"rank": 0, "measured": {"parameters": 4}}]
+    open_record.finish("finished")
+    summary = read(folder, "summary.json")
+    assert (summary["status"], summary["error"], summary["train_loss"]) == ("finished", None, 5.5)
+
+
+def test_a_failed_run_keeps_its_error_and_traceback(tmp_path: Path) -> None:
+    open_record = record(tmp_path)
+    try:
+        raise RuntimeError("out of something")
+    except RuntimeError as error:
+        open_record.finish("failed", error)
+    summary = read(tmp_path / "run", "summary.json")
+    assert summary["error"] == "out of something" and "test_record.py" in summary["traceback"]
+
+
+def test_a_run_is_not_written_over(tmp_path: Path) -> None:
+    record(tmp_path).finish("finished")
+    before = (tmp_path / "run" / "metrics.jsonl").read_text()
+    with pytest.raises(FileExistsError, match="run holds a run already; give this one another --name"):
+        record(tmp_path)
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+
+
+class FakeWandb:
+    """The parts of wandb that a record uses; keeps what it is given."""
+
+    class Error(Exception):
+        pass
+
+    def __init__(self, reachable: bool = True, failing_step: int | None = None) -> None:
+        self.reachable, self.failing_step = reachable, failing_step
+        self.starts: list[dict[str, Any]] = []
+        self.logged: list[tuple[int, dict[str, Any]]] = []
+        self.ended: int | None = None
+
+    def Settings(self, **settings: Any) -> Namespace:
+        return Namespace(base_url="https://wandb.example", **settings)
+
+    def init(self, **settings: Any) -> "FakeWandb":
+        self.starts.append(settings)
+        if settings.get("mode") != "offline" and not self.reachable:
+            raise self.Error("no such host\nConsider another.")
+        return self
+
+    def log(self, values: dict[str, Any], step: int) -> None:
+        if step == self.failing_step:
+            raise RuntimeError("disk full")
+        self.logged.append((step, values))
+
+    def finish(self, exit_code: int) -> None:
+        self.ended = exit_code
+
+    def teardown(self) -> None:
+        assert self.ended is not None
+
+
+@pytest.fixture
+def no_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for variable in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+
+
+def test_without_a_key_curves_go_to_an_offline_run_and_a_line_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, no_key: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wandb = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)  # type: ignore[arg-type]
+    open_record = record(tmp_path, log="wandb")
+    open_record.step({**STEP, "val_bits_per_byte": None})
+    open_record.finish("finished")
+    assert [start["mode"] for start in wandb.starts] == ["offline"] and wandb.starts[0]["name"] == "run"
+    assert wandb.starts[0]["config"]["launch"]["strategy"] == "ddp"
+    assert wandb.logged == [(1, {key: value for key, value in STEP.items() if key != "step"})]
+    assert {"val_loss", "train_loss", "train_time_ms", "step_avg_ms", "tokens"} <= set(wandb.logged[0][1])
+    assert wandb.ended == 0
+    assert capsys.readouterr().out.count("No Weights & Biases key") == 1
+
+
+@pytest.mark.parametrize("where", ("environment", "netrc"))
+def test_with_a_key_but_no_network_the_run_goes_on_offline(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, no_key: None, capsys: pytest.CaptureFixture[str], where: str
+) -> None:
+    wandb = FakeWandb(reachable=False)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)  # type: ignore[arg-type]
+    if where == "environment":
+        monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    else:
+        (tmp_path / "netrc").write_text("machine wandb.example login user password " + "k" * 40)
+        (tmp_path / "netrc").chmod(0o600)
+    record(tmp_path, log="wandb").finish("finished")
+    assert [start.get("mode") for start in wandb.starts] == [None, "offline"]
+    assert wandb.starts[0]["settings"].init_timeout <= 30
+    assert "cannot be reached (no such host): logging offline" in capsys.readouterr().out
+
+
+def test_a_failing_log_does_not_stop_the_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, no_key: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wandb = FakeWandb(failing_step=1)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)  # type: ignore[arg-type]
+    open_record = record(tmp_path, log="wandb")
+    for step in range(3):
+        open_record.step({**STEP, "step": step})
+    open_record.finish("finished")
+    assert [step for step, _ in wandb.logged] == [0]
+    assert len(metrics(tmp_path / "run")) == 3
+    assert capsys.readouterr().out.count("stopped logging (disk full)") == 1
+
+
+def test_without_wandb_the_folder_is_all_there_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)  # type: ignore[arg-type]
+    record(tmp_path, log="wandb").step(STEP)
+    assert "wandb is not installed" in capsys.readouterr().out
+    assert len(metrics(tmp_path / "run")) == 1
+
+
+@pytest.mark.slow
+def test_a_real_offline_run_holds_the_curves(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, no_key: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "settings"))
+    open_record = record(tmp_path, log="wandb")
+    for step in range(1, 4):
+        open_record.step({**STEP, "step": step})
+    open_record.finish("finished")
+    (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    content = file.read_bytes()
+    for curve in ("val_loss", "train_loss", "train_time_ms", "step_avg_ms", "tokens"):
+        assert content.count(curve.encode()) >= 3, curve
+    assert json.dumps(STEP["val_loss"]).encode() in content

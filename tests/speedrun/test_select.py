@@ -1,0 +1,197 @@
+"""From what accelerate exports to a Launch: what is refused, in which words. tests/test_accelerate_configs.py says
+what accelerate exports for the shipped files; here the launched process is played by its environment.
+"""
+
+import builtins
+import os
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from strategies import select
+from tests.test_accelerate_configs import CONFIGS, environment_of
+
+VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "ACCELERATE_USE_CPU", "CUDA_VISIBLE_DEVICES")
+
+
+def launched(
+    monkeypatch: pytest.MonkeyPatch, file: Path, processes: int, *options: str, started: int | None = None
+) -> select.Launch:
+    """What rank 0 makes of `accelerate launch --config_file FILE OPTIONS` with that many processes."""
+    with monkeypatch.context() as patch:
+        for variable in VARIABLES:
+            patch.delenv(variable, raising=False)
+        # Of a launch's environment this process has all but what one of two accelerate versions leaves alone.
+        for variable, value in environment_of(str(file), "--num_processes", str(processes), *options).items():
+            patch.setenv(variable, value)
+        world = str(processes if started is None else started)
+        if world != "1" or "single" not in file.name:
+            for variable, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", world)):
+                patch.setenv(variable, value)
+        command = ["accelerate", "launch", "--config_file", str(file), "--num_processes", str(processes), *options]
+        pretend_parent(patch, [*command, "-m", "speedrun.train", "tiny"])
+        return select.launched()
+
+
+def pretend_parent(patch: pytest.MonkeyPatch, words: list[str]) -> None:
+    original, parent = psutil.Process, os.getppid()
+    fake = Namespace(cmdline=lambda: words)
+    patch.setattr(psutil, "Process", lambda *pid: fake if pid == (parent,) else original(*pid))
+
+
+def changed(tmp_path: Path, name: str, old: str, new: str) -> Path:
+    """A shipped config with one thing replaced."""
+    text = (CONFIGS / name).read_text(encoding="utf-8")
+    assert old in text
+    path = tmp_path / Path(name).name
+    path.write_text(text.replace(old, new), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("precision", ("", "_bf16"))
+@pytest.mark.parametrize("name", ("single", "ddp", "fsdp", "zero1", "zero2", "zero3"))
+def test_the_shipped_cpu_configs_start_as_what_they_say(
+    monkeypatch: pytest.MonkeyPatch, name: str, precision: str
+) -> None:
+    file = CONFIGS / "cpu" / f"{name}{precision}.yaml"
+    launch = launched(monkeypatch, file, 1 if name == "single" else 3)
+    assert (launch.strategy, launch.precision, launch.cpu) == (name, "bf16" if precision else "fp32", True)
+    assert launch.world_size == (1 if name == "single" else 3)
+    assert launch.config_file == str(file) and launch.config["use_cpu"] is True
+    if name == "fsdp":
+        assert launch.engine == {"reshard_after_forward": True, "wrap": ["Block"]}
+    if name.startswith("zero"):
+        assert launch.engine["zero_optimization"]["stage"] == int(name[-1])
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "sentence"),
+    [
+        ("fsdp", "fsdp_version: 2", "fsdp_version: 1", "fsdp_version 1 is not supported; write fsdp_version: 2"),
+        ("fsdp", "TRANSFORMER_BASED_WRAP", "SIZE_BASED_WRAP", "SIZE_BASED_WRAP is not supported; write TRANSFORMER"),
+        ("fsdp", "fsdp_version: 2", "fsdp_version: 2\n  fsdp_offload_params: true", "fsdp_offload_params true"),
+        (
+            "ddp",
+            "mixed_precision: 'no'",
+            "mixed_precision: fp16",
+            "mixed_precision 'fp16' is not supported; write 'no'",
+        ),
+        ("zero2", "zero_stage: 2", "zero_stage: 0", "zero_stage 0 is plain DDP; write 1, 2 or 3, or use ddp.yaml"),
+        ("zero3", "zero_stage: 3", "zero_stage: 3\n  offload_param_device: cpu", "offload_param_device 'cpu' is not"),
+        (
+            "zero1",
+            "zero_stage: 1",
+            "zero_stage: 1\n  offload_optimizer_device: nvme",
+            "offload_optimizer_device 'nvme'",
+        ),
+    ],
+)
+def test_settings_that_are_not_supported_are_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, old: str, new: str, sentence: str
+) -> None:
+    file = changed(tmp_path, f"cpu/{name}.yaml", old, new)
+    with pytest.raises(ValueError, match=sentence) as error:
+        launched(monkeypatch, file, 2)
+    assert str(error.value).startswith(str(file)) and "\n" not in str(error.value)
+
+
+def test_multi_cpu_is_refused_because_accelerate_starts_one_process(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = changed(tmp_path, "cpu/ddp.yaml", "MULTI_GPU", "MULTI_CPU")
+    with pytest.raises(ValueError, match="MULTI_CPU starts a single process .* write MULTI_GPU with use_cpu: true"):
+        launched(monkeypatch, file, 1)
+
+
+@pytest.mark.parametrize("name", ("single", "ddp"))
+def test_fewer_processes_than_asked_for_are_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """single.yaml with --num_processes 2 starts one; so would any silent fallback."""
+    with pytest.raises(ValueError, match=f"cpu/{name}.yaml: 2 processes were asked for but 1 started"):
+        launched(monkeypatch, CONFIGS / "cpu" / f"{name}.yaml", 2, started=1)
+
+
+@pytest.mark.parametrize("name", ("single", "ddp", "fsdp_no_reshard", "zero3", "multi_node/fsdp"))
+def test_a_config_for_gpus_names_the_one_for_cpus(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    file = CONFIGS / f"{name}.yaml"
+    with pytest.raises(ValueError, match=f"{file} is for GPUs .* accelerate_configs/(.*) to run on CPU") as error:
+        launched(monkeypatch, file, 1 if name == "single" else 2)
+    suggested = str(error.value).split("use accelerate_configs/")[1].split(" ")[0]
+    assert (CONFIGS / suggested).is_file() and Path(suggested).name == file.name
+
+
+def test_a_config_of_ones_own_for_gpus_names_the_cpu_config_of_its_strategy(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for name in ("ddp", "fsdp", "zero1"):
+        file = tmp_path / f"my_{name}_run.yaml"
+        file.write_text((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+        with pytest.raises(ValueError, match=f"use accelerate_configs/cpu/{name}.yaml to run on CPU"):
+            launched(monkeypatch, file, 2)
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert launched(monkeypatch, CONFIGS / "ddp.yaml", 2).cpu is False
+    with pytest.raises(ValueError, match="ddp.yaml: 3 processes on this machine, which has 2 GPUs; .*num_processes 2"):
+        launched(monkeypatch, CONFIGS / "ddp.yaml", 3)
+
+
+def test_without_deepspeed_zero_names_fsdp_as_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = builtins.__import__
+
+    def blocked(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name.partition(".")[0] == "deepspeed":
+            raise ImportError("No module named 'deepspeed'")
+        return original(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", blocked)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "deepspeed"]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(ValueError, match="ZeRO needs DeepSpeed, which is not installed here .*fsdp.yaml"):
+        launched(monkeypatch, CONFIGS / "cpu/zero2.yaml", 2)
+
+
+def test_a_deepspeed_config_file_decides_the_precision_it_names(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    engine = tmp_path / "ds.json"
+    file = changed(tmp_path, "cpu/zero2.yaml", "zero_stage: 2", f"deepspeed_config_file: {engine}")
+    file.write_text(file.read_text().replace("mixed_precision: 'no'\n", ""))
+    engine.write_text('{"zero_optimization": {"stage": 1}, "bf16": {"enabled": true}}')
+    launch = launched(monkeypatch, file, 2)
+    assert (launch.strategy, launch.precision) == ("zero1", "bf16")
+    engine.write_text('{"zero_optimization": {"stage": 1}, "fp16": {"enabled": true}}')
+    with pytest.raises(ValueError, match="mixed_precision 'fp16'"):
+        launched(monkeypatch, file, 2)
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        ["/usr/bin/python3", "/home/me/bin/accelerate", "launch"],
+        ["/home/me/bin/accelerate-launch"],
+        ["python", "-m", "accelerate.commands.launch"],
+        ["python", "-m", "accelerate.commands.accelerate_cli", "launch"],
+    ],
+)
+def test_every_way_of_calling_accelerate_launch_is_recognised(
+    monkeypatch: pytest.MonkeyPatch, start: list[str]
+) -> None:
+    options = ["--mixed_precision=bf16", "--config_file=a.yaml", "--num-processes", "3", "--cpu"]
+    pretend_parent(monkeypatch, [*start, *options, "-m", "speedrun.train", "tiny", "--num_processes", "9"])
+    command = select._launch_command()
+    assert command and (command.config_file, command.num_processes, command.cpu) == ("a.yaml", 3, True)
+
+
+@pytest.mark.parametrize("words", (["bash"], ["accelerate", "config"], ["torchrun", "-m", "speedrun.train"], []))
+def test_other_parents_are_no_accelerate_launch(monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:
+    pretend_parent(monkeypatch, words)
+    assert select._launch_command() is None

@@ -1,0 +1,32 @@
+"""The shapes that need no torch are those of the model, and the groups those of the policy table."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from speedrun import shapes
+from speedrun.config import PRESETS, Config, ModelConfig
+from speedrun.model import GPT
+from speedrun.optim import policy
+
+VARIANTS = [
+    *(config for _, config in PRESETS.values()),
+    Config(model=ModelConfig(norm="layer", bias=True, positions="learned", mlp_width=99, tied_head=True)),
+    Config(model=ModelConfig(norm="rms", bias=True, pad_vocab_to=64)),
+]
+
+
+@pytest.mark.parametrize("config", VARIANTS)
+def test_shapes_and_groups_are_those_of_the_model(config: Config) -> None:
+    with torch.device("meta"):
+        model = GPT(config.model)
+    expected = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    assert list(shapes.parameter_shapes(config.model).items()) == list(expected.items())
+    for name in ("muon", "adamw"):
+        optimizer = dataclasses.replace(config.optimizer, name=name)
+        expected_groups = policy.parameter_groups(expected, optimizer)
+        found = shapes.parameter_groups(dataclasses.replace(config, optimizer=optimizer))
+        assert [(g.name, g.parameters, g.whole_matrix) for g in found] == [
+            (g.name, g.parameters, g.rule.whole_matrix) for g in expected_groups
+        ]

@@ -1,0 +1,168 @@
+"""Whole runs under every strategy: the loop's own promises. tests/strategies has the mathematics to 1e-5."""
+
+import dataclasses
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+
+from speedrun.config import Config, DataConfig
+from speedrun.ending import Stopped
+from strategies.base import Precision
+from tests.ranks import RankPool
+from tests.speedrun.runs import STRATEGIES, in_folder, metrics, read, small, train_here
+
+ALL = [("single", 1), *((name, 2) for name in STRATEGIES)]
+
+KEYS = {
+    *("step", "tokens", "train_loss", "lr", "grad_norm", "train_time_ms", "step_avg_ms"),
+    *("data_time_ms", "compute_time_ms", "tokens_per_second"),
+}
+
+
+@pytest.mark.ranks
+def test_a_run_leaves_the_same_record_under_every_strategy(ranks: RankPool, tmp_path: Path) -> None:
+    """Losses agree, in micro-batches too; metrics, ledger and summary are there, whole, with a schema."""
+    config = small(
+        steps=5,
+        data=DataConfig(sequence_length=32, global_batch=12, micro_batch=2, eval_tokens=320),
+        optimizer=dataclasses.replace(small().optimizer, orthogonalization_dtype="float32"),
+    )
+    curves = {}
+    for name, world_size in [*ALL, ("ddp", 3)]:
+        out = tmp_path / f"{name}{world_size}"
+        ranks.run(world_size, train_here, name, in_folder(config, out))
+        lines = metrics(out / "run")
+        assert [line["step"] for line in lines] == list(range(6))
+        assert [line["tokens"] for line in lines] == [step * 12 * 32 for step in range(6)]
+        assert all(KEYS <= set(line) for line in lines[1:]) and all(line["schema"] == 1 for line in lines)
+        assert [line["step"] for line in lines if "val_loss" in line] == [0, 2, 4, 5]  # every second, and at the end
+        last = lines[-1]
+        assert last["train_time_ms"] == pytest.approx(5 * last["step_avg_ms"])
+        in_steps = sum(line["data_time_ms"] + line["compute_time_ms"] for line in lines[1:])
+        assert last["train_time_ms"] == pytest.approx(in_steps)
+        held = read(out / "run", "ledger.json")["ranks"]
+        assert [entry["rank"] for entry in held] == list(range(world_size))
+        assert all(entry["measured"][kind] > 0 for entry in held for kind in ("parameters", "gradients"))
+        summary = read(out / "run", "summary.json")
+        assert (summary["status"], summary["step"], summary["val_loss"]) == ("finished", 5, last["val_loss"])
+        curves[name, world_size] = [
+            (line["train_loss"], line["grad_norm"], line.get("val_loss", 0.0)) for line in lines[1:]
+        ]
+    for curve in curves.values():
+        for ours, reference in zip(curve, curves["single", 1], strict=True):
+            assert ours == pytest.approx(reference, rel=2e-5)
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize(("name", "world_size"), ALL)
+def test_the_untimed_warm_up_leaves_no_trace(ranks: RankPool, tmp_path: Path, name: str, world_size: int) -> None:
+    """Bit for bit, with momentum, weight decay and clipping on: losses, gradient norms and validation."""
+    optimizer = dataclasses.replace(small().optimizer, weight_decay=0.1, muon_weight_decay=0.1, clip=0.1)
+    precisions: tuple[Precision, ...] = ("fp32", "bf16")
+    for precision in precisions:
+        curves = []
+        for untimed_steps in (0, 3):
+            out = tmp_path / f"{precision}{untimed_steps}"
+            config = small(out=str(out), untimed_steps=untimed_steps, optimizer=optimizer)
+            ranks.run(world_size, train_here, name, config, precision)
+            lines = metrics(out / "run")
+            curves.append([[line.get(key) for key in ("train_loss", "grad_norm", "val_loss")] for line in lines])
+        assert curves[0] == curves[1]
+
+
+@pytest.mark.ranks
+def test_a_run_ends_at_its_target_or_its_token_budget(ranks: RankPool, tmp_path: Path) -> None:
+    whole = small(steps=8, eval_every=2)
+    ranks.run(2, train_here, "ddp", in_folder(whole, tmp_path / "whole"))
+    losses = {line["step"]: line["val_loss"] for line in metrics(tmp_path / "whole/run") if "val_loss" in line}
+    # The schedule follows the planned steps, so the target of a run is reached where the whole run reached it.
+    target = dataclasses.replace(whole, target_val_loss=losses[4] + 1e-6)
+    ranks.run(2, train_here, "ddp", in_folder(target, tmp_path / "target"))
+    assert metrics(tmp_path / "target/run")[-1]["step"] == 4
+    assert read(tmp_path / "target/run", "summary.json")["status"] == "finished"
+    budget = dataclasses.replace(whole, tokens=3 * 12 * 32 + 5)
+    ranks.run(2, train_here, "ddp", in_folder(budget, tmp_path / "budget"))
+    last = metrics(tmp_path / "budget/run")[-1]
+    assert last["step"] == 3 and "val_loss" in last
+
+
+def train_until_interrupted(name: str, config: Config, interrupted_rank: int) -> tuple[str, float]:
+    """On a rank: how a run ends that one rank is told to stop, and the seconds from then on."""
+    began = [0.0]
+
+    def interrupt() -> None:
+        lines = Path(config.out) / "run/metrics.jsonl"
+        while not (lines.is_file() and lines.read_text().count("\n") > 3):
+            time.sleep(0.02)
+        began[0] = time.monotonic()
+        if dist.get_rank() == interrupted_rank:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    try:
+        train_here(name, config)
+    except Stopped:
+        dist.barrier()  # all ranks have left the run at the same place
+        return "stopped", time.monotonic() - began[0]
+    return "went on to its end", 0.0
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("name", ("ddp", "zero3"))
+def test_all_ranks_stop_after_the_same_step_when_one_is_interrupted(ranks: RankPool, tmp_path: Path, name: str) -> None:
+    config = small(out=str(tmp_path), steps=100_000, eval_every=0)
+    for ending, seconds in ranks.run(2, train_until_interrupted, name, config, 1):
+        assert ending == "stopped" and seconds < 10
+    lines = metrics(tmp_path / "run")
+    summary = read(tmp_path / "run", "summary.json")
+    assert summary["status"] == "interrupted" and summary["step"] == lines[-1]["step"] >= 3
+
+
+@pytest.mark.ranks
+def test_a_loss_that_is_not_finite_ends_the_run_with_a_sentence(ranks: RankPool, tmp_path: Path) -> None:
+    optimizer = dataclasses.replace(small().optimizer, name="adamw", adamw_lr=1e38, clip=0.0)
+    config = small(out=str(tmp_path), steps=20, optimizer=optimizer)
+    with pytest.raises(AssertionError, match=r"the loss is (nan|inf) at step \d+: lower the learning rates"):
+        ranks.run(2, train_here, "ddp", config)
+    summary = read(tmp_path / "run", "summary.json")
+    assert summary["status"] == "failed" and "lower the learning rates" in summary["error"]
+    assert all(line["train_loss"] == line["train_loss"] for line in metrics(tmp_path / "run")[1:])
+
+
+# bf16. The tiny preset with fewer tokens in a step, over its 200 steps.
+
+
+@pytest.fixture(scope="module")
+def tiny_fp32(ranks: RankPool, tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
+    out = tmp_path_factory.mktemp("fp32")
+    ranks.run(1, train_here, "single", tiny(out), timeout=250)
+    return validations(out)
+
+
+def tiny(out: Path) -> Config:
+    data = DataConfig(sequence_length=64, global_batch=4, eval_tokens=8_192)
+    return Config(data=data, steps=200, eval_every=100, untimed_steps=0, name="run", out=str(out), progress="none")
+
+
+def validations(out: Path) -> dict[int, float]:
+    return {line["step"]: line["val_loss"] for line in metrics(out / "run") if "val_loss" in line}
+
+
+@pytest.mark.ranks
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_bf16_follows_fp32_within_one_percent(
+    ranks: RankPool, tmp_path: Path, tiny_fp32: dict[int, float], name: str
+) -> None:
+    ranks.run(2, train_here, name, tiny(tmp_path), "bf16", timeout=250)
+    ours = validations(tmp_path)
+    apart = {step: 100 * (ours[step] / loss - 1) for step, loss in tiny_fp32.items()}
+    print(f"{name}: percent from fp32 by step: {apart}")
+    assert set(ours) == {0, 100, 200} and tiny_fp32[200] < 0.6 * tiny_fp32[0]
+    assert max(map(abs, apart.values())) < 1.0
+    assert ours[200] != tiny_fp32[200]  # it was another precision

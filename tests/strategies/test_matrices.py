@@ -1,0 +1,265 @@
+"""Who owns which matrix, and the exchange: every matrix comes together once, and no byte more is sent than it takes."""
+
+import random
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from speedrun.config import ModelConfig, OptimizerConfig
+from speedrun.model import GPT
+from speedrun.optim.policy import parameter_groups
+from strategies import matrices
+from strategies.layout import EMPTY, Interval, Intervals, Shape, row_blocks
+from strategies.matrices import reduce_to_owners, stacks, transform_replicated, transform_sharded
+from strategies.owners import Matrix, assign_owners, rounds
+from tests.ranks import RankPool
+from tests.strategies.small import STRATEGIES, forward_backward, make, place
+
+SHAPES = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), max_size=12).map(
+    lambda shapes: {f"m{i}": shape for i, shape in enumerate(shapes)}
+)
+WORLDS = st.integers(1, 9)
+
+
+def work(shape: Shape) -> int:
+    """Multiplications of X·Xᵀ with X on its long side."""
+    return shape[0] * shape[1] * min(shape)
+
+
+@given(SHAPES, WORLDS)
+def test_owners_are_ranks_and_their_work_is_even(shapes: dict[str, Shape], world_size: int) -> None:
+    owners = assign_owners(shapes, world_size)
+    assert set(owners) == set(shapes) and set(owners.values()) <= set(range(world_size))
+    load = Counter({rank: 0 for rank in range(world_size)})
+    for name, owner in owners.items():
+        load[owner] += work(shapes[name])
+    # Greedy: whoever got the last matrix was the least loaded before it.
+    largest = max(map(work, shapes.values()), default=0)
+    assert max(load.values()) - min(load.values()) <= largest
+
+
+def test_the_owner_holds_most_of_the_matrix() -> None:
+    held = {
+        "a": (Interval(0, 2), Interval(2, 12)),
+        "b": (Interval(0, 12), EMPTY),
+        "c": (Interval(0, 6), Interval(6, 12)),
+    }
+    owners = assign_owners({name: (3, 4) for name in held}, 2, held)
+    assert owners["a"] == 1 and owners["b"] == 0
+
+
+@given(SHAPES, WORLDS)
+def test_rounds_hold_every_matrix_once_and_at_most_one_per_owner(shapes: dict[str, Shape], world_size: int) -> None:
+    owners = assign_owners(shapes, world_size)
+    whole = [Matrix(name, shape, row_blocks(shape, world_size), owners[name]) for name, shape in shapes.items()]
+    turns = rounds(whole, world_size)
+    assert sorted(m.name for turn in turns for m in turn if m) == sorted(shapes)
+    assert all(len(turn) == world_size for turn in turns)
+    assert all(m is None or m.owner == rank for turn in turns for rank, m in enumerate(turn))
+    assert len(turns) == max(Counter(owners.values()).values(), default=0)
+
+
+@given(SHAPES)
+def test_stacks_hold_every_matrix_once_and_one_shape_each(shapes: dict[str, Shape]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(matrices, "STACK_ELEMENTS", 60)
+        stacked = list(stacks(Matrix(name, shape, (), 0) for name, shape in shapes.items()))
+    assert sorted(m.name for stack in stacked for m in stack) == sorted(shapes)
+    for stack in stacked:
+        assert len({m.shape for m in stack}) == 1
+        assert len(stack) == 1 or sum(m.numel for m in stack) <= 60
+
+
+# The exchange, in ranks. The stand-in for orthogonalisation depends on every element of the matrix.
+
+
+def cube(stack: Tensor) -> Tensor:
+    return stack @ stack.mT @ stack
+
+
+def weights_of(shapes: dict[str, Shape], seed: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+
+
+def random_problem(seed: int, world_size: int) -> tuple[dict[str, Shape], dict[str, Intervals]]:
+    """Matrices cut anywhere: in mid-row, into empty parts, or not at all. Sometimes fewer matrices than ranks."""
+    random_ = random.Random(seed)
+    shapes, held = {}, {}
+    for i in range(random_.randint(0, 2 * world_size)):
+        shape = (random_.randint(1, 7), random_.randint(1, 7))
+        numel = shape[0] * shape[1]
+        cuts = sorted(random_.choice((0, numel, random_.randint(0, numel))) for _ in range(world_size - 1))
+        bounds = [0, *cuts, numel]
+        parts = [Interval(first, last) for first, last in zip(bounds[:-1], bounds[1:], strict=True)]
+        shapes[f"m{i}"], held[f"m{i}"] = shape, tuple(part if part.numel else EMPTY for part in parts)
+    return shapes, held
+
+
+def exchange_sharded(seed: int) -> int:
+    """Returns how many matrices this rank transformed."""
+    here = place()
+    shapes, held = random_problem(seed, here.world_size)
+    whole = weights_of(shapes, seed)
+    owners = assign_owners(shapes, here.world_size, held)
+    if seed % 2:  # any owner will do, also one that holds nothing
+        owners = {name: (seed + i) % here.world_size for i, name in enumerate(shapes)}
+    problem = [Matrix(name, shape, held[name], owners[name]) for name, shape in shapes.items()]
+    local = {name: whole[name].flatten()[slice(*held[name][here.rank])].clone() for name in shapes}
+    before = {name: part.clone() for name, part in local.items()}
+    transformed = 0
+
+    def transform(stack: Tensor) -> Tensor:
+        nonlocal transformed
+        transformed += len(stack)
+        return cube(stack)
+
+    updates: dict[str, Tensor] = {}
+
+    def apply(name: str, update: Tensor) -> None:
+        assert name not in updates and update.ndim == 1
+        updates[name] = update.clone()
+
+    transform_sharded(problem, local, transform, apply, here)
+    assert set(updates) == {name for name in shapes if held[name][here.rank].numel}
+    for name, update in updates.items():
+        expected = cube(whole[name].double()).flatten()[slice(*held[name][here.rank])]
+        torch.testing.assert_close(update, expected.float(), rtol=1e-4, atol=1e-4)
+    assert all(torch.equal(local[name], before[name]) for name in shapes), "the momentum's slices are read, not written"
+    return transformed
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("world_size", (2, 3, 4))
+def test_sharded_matrices_come_together_and_go_back(ranks: RankPool, world_size: int) -> None:
+    for seed in range(12):
+        transformed = ranks.run(world_size, exchange_sharded, seed)
+        assert sum(transformed) == len(random_problem(seed, world_size)[0]), "each matrix exactly once over all ranks"
+
+
+def exchange_replicated(seed: int) -> int:
+    here = place()
+    shapes, _ = random_problem(seed, here.world_size)
+    owners = assign_owners(shapes, here.world_size)
+    problem = [Matrix(name, shape, (), owners[name]) for name, shape in shapes.items()]
+    of_rank = [weights_of(shapes, 1000 * seed + rank) for rank in range(here.world_size)]
+    mean = {name: torch.stack([whole[name].double() for whole in of_rank]).mean(0) for name in shapes}
+    reduced = reduce_to_owners(problem, of_rank[here.rank], here)
+    assert set(reduced) == {name for name in shapes if owners[name] == here.rank}
+    for name, tensor in reduced.items():
+        torch.testing.assert_close(tensor, mean[name].flatten().float(), rtol=1e-5, atol=1e-6)
+    transformed = 0
+
+    def transform(stack: Tensor) -> Tensor:
+        nonlocal transformed
+        transformed += len(stack)
+        return cube(stack)
+
+    updates: dict[str, Tensor] = {}
+    local = {name: reduced.get(name, torch.empty(0)) for name in shapes}
+    transform_replicated(problem, local, transform, lambda name, update: updates.update({name: update.clone()}), here)
+    assert set(updates) == set(shapes)
+    for name, update in updates.items():
+        torch.testing.assert_close(update, cube(mean[name]).flatten().float(), rtol=1e-3, atol=1e-4)
+    return transformed
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("world_size", (2, 3, 4))
+def test_replicated_matrices_are_averaged_on_their_owner_and_shared(ranks: RankPool, world_size: int) -> None:
+    for seed in range(12):
+        transformed = ranks.run(world_size, exchange_replicated, seed)
+        assert sum(transformed) == len(random_problem(seed, world_size)[0])
+
+
+# What the exchange sends. The collectives are counted where strategies/matrices.py calls them.
+
+
+class CountingDist:
+    """torch.distributed, noting for each call how many elements leave this rank and how many come in."""
+
+    def __init__(self) -> None:
+        self.sent = self.received = 0
+
+    def all_to_all_single(self, output: Tensor, input: Tensor, receive: list[int], send: list[int]) -> Any:
+        rank = dist.get_rank()
+        assert send[rank] == receive[rank] == 0, "what stays here need not be exchanged"
+        self.sent, self.received = self.sent + sum(send), self.received + sum(receive)
+        return dist.all_to_all_single(output, input, receive, send)
+
+    def reduce_scatter(self, output: Tensor, inputs: list[Tensor]) -> Any:
+        others = sum(piece.numel() for rank, piece in enumerate(inputs) if rank != dist.get_rank())
+        self.sent += others  # on a ring: every piece passes through, but for the own one
+        self.received += others
+        return dist.reduce_scatter(output, inputs)
+
+    def all_gather(self, outputs: list[Tensor], input: Tensor) -> Any:
+        self.sent += (dist.get_world_size() - 1) * input.numel()
+        self.received += sum(piece.numel() for piece in outputs) - input.numel()
+        return dist.all_gather(outputs, input)
+
+    def broadcast(self, tensor: Tensor, source: int, async_op: bool) -> Any:
+        if source == dist.get_rank():
+            self.sent += (dist.get_world_size() - 1) * tensor.numel()
+        else:
+            self.received += tensor.numel()
+        return dist.broadcast(tensor, source, async_op=async_op)
+
+
+MODEL = ModelConfig(layers=4, heads=3, width=48, mlp_width=101)
+
+
+@dataclass(frozen=True)
+class Payload:
+    """Elements that a rank sends and receives in one step's exchange; those of all block matrices; their owners."""
+
+    sent: int
+    received: int
+    elements: int
+    owners: dict[str, int]
+
+
+def payload(name: str) -> Payload:
+    model = GPT(MODEL, document_start=256)
+    model.init_weights(1)
+    shapes = {key: tuple(p.shape) for key, p in model.named_parameters()}
+    recipe = parameter_groups(shapes, OptimizerConfig())
+    strategy = make(name)
+    strategy.prepare(model, recipe, clip=1.0, accumulation=1)
+    counting = CountingDist()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(matrices, "dist", counting)
+        forward_backward(strategy, 0)
+        strategy.step()
+    muon = [key for group in recipe if group.rule.whole_matrix for key in group.parameters]
+    elements = sum(shapes[key][0] * shapes[key][1] for key in muon)
+    return Payload(counting.sent, counting.received, elements, {key: strategy.optimizer.owners[key] for key in muon})
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("world_size", (2, 3, 4))
+def test_ddp_sends_what_an_all_reduce_of_the_matrices_would(ranks: RankPool, world_size: int) -> None:
+    counted = ranks.run(world_size, payload, "ddp")
+    ring = 2 * (world_size - 1) * counted[0].elements  # all ranks together: each sends 2·(W − 1)/W of the tensor
+    assert sum(rank.sent for rank in counted) == sum(rank.received for rank in counted) == ring
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("world_size", (2, 3, 4))
+@pytest.mark.parametrize("name", STRATEGIES[1:])
+def test_sharded_ranks_send_at_most_2_m_over_w(ranks: RankPool, name: str, world_size: int) -> None:
+    counted = ranks.run(world_size, payload, name)
+    elements = counted[0].elements
+    assert elements == 4 * (4 * 48 * 48 + 2 * 48 * 101)
+    for rank in counted:
+        assert max(rank.sent, rank.received) <= 2 * elements / world_size, counted
+        assert rank.owners == counted[0].owners
+    if name == "zero1" and world_size == 2:
+        assert all(rank.sent == 0 for rank in counted), "the boundary falls between two blocks"

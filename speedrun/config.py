@@ -100,7 +100,7 @@ class ScheduleConfig:
     decay: float = 0.6
     """trapezoid: the share of the run, counted from its end, over which the rate decays."""
     final: float = 0.0
-    """The multiplier at the last step."""
+    """The multiplier that the decay ends at (reached as the last step is done)."""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from speedrun.config import PRESETS, Config
 from speedrun.data import Data, open_data, prefetch
 from speedrun.ending import Interruptible, Stopped, guarded, leave_for_torchrun, speaks_first
 from speedrun.evaluate import Validation, evaluate
-from speedrun.ledger import Books
+from speedrun.ledger import Books, counted_step
 from speedrun.model import GPT
 from speedrun.optim.policy import parameter_groups
 from speedrun.optim.schedule import learning_rate_multiplier, muon_momentum
@@ -167,7 +167,7 @@ def _loop(
             batch = next(upcoming)
             fetched = time.perf_counter()
             multiplier = set_schedules(strategy, config, step, steps)
-            counted = step == min(1, steps - 1)
+            counted = step == counted_step(steps, config.eval_every)
             with books.step() if counted else nullcontext():
                 total = forward_and_backward(batch)
                 if counted and step:  # the first step has no optimizer state before it

@@ -89,6 +89,8 @@ class FSDP:
     def evaluation(self) -> Iterator[None]:
         with torch.no_grad():
             yield
+        assert isinstance(self.model, FSDPModule)
+        self.model.reshard()  # no backward pass follows that would let go of the root's parameters
 
     def held(self) -> dict[str, list[Tensor]]:
         held = {

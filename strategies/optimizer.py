@@ -99,6 +99,7 @@ class IntervalOptimizer(torch.optim.Optimizer):
             {
                 "params": [parameters[name] for name in group.parameters],
                 "name": group.name,
+                "names": group.parameters,
                 "rule": group.rule,
                 "peak_lr": group.options["lr"],
                 **group.options,

@@ -115,9 +115,20 @@ class ZeRO:
     @contextmanager
     def evaluation(self) -> Iterator[None]:
         self.engine.eval()
+        hook = self.engine.module.register_forward_hook(self._forget_order) if self.stage == 3 else None
         with torch.no_grad():
             yield
         self.engine.train()
+        if hook:
+            hook.remove()
+            self.engine.empty_partition_cache()  # no backward pass follows that would want what is gathered
+
+    def _forget_order(self, *_: Any) -> None:
+        """ZeRO-3 records in which order modules use parameters and plans by it what to gather and what to keep. An order
+        recorded in an evaluation, before any training, would mislead it: it gathered everything twice from then on."""
+        coordinator = self.zero.parameter_offload.get_param_coordinator()
+        if coordinator.is_record_trace():
+            coordinator._invalidate_trace()
 
     def held(self) -> dict[str, list[Tensor]]:
         zero, parameters = self.zero, list(self.engine.module.parameters())

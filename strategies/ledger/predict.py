@@ -7,7 +7,7 @@ arise.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -77,6 +77,15 @@ def predict_memory(run: Run) -> list[dict[str, Held]]:
         "zero3": _zero3,
     }
     return strategies[run.strategy](run)
+
+
+def predict_states(run: Run) -> list[dict[str, int]]:
+    """For every rank: group → bytes of its optimizer state. A group's state does not depend on the other groups."""
+    by_group = {}
+    for group in run.groups:
+        alone = replace(run, shapes={name: run.shapes[name] for name in group.parameters}, groups=[group])
+        by_group[group.name] = [rank["after step"]["optimizer states"] for rank in predict_memory(alone)]
+    return [{name: ranks[rank] for name, ranks in by_group.items()} for rank in range(run.world_size)]
 
 
 def _moments(

@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from strategies.ledger.wire import _read as read_call
+from strategies.ledger.wire import read_call
 
 Storage = torch.UntypedStorage
 

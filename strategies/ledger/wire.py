@@ -128,7 +128,7 @@ class Meter:
         after = torch._C._dispatch_keyset_full_after(torch._C.DispatchKey.BackendSelect)
 
         def note_and_pass_on(keyset: Any, *arguments: Any, **options: Any) -> Any:
-            sent = _read(name, arguments)
+            sent = read_call(name, arguments)
             if sent.world_size > 1:
                 self.sent.append(sent)
             return operator.redispatch(keyset & after, *arguments, **options)
@@ -159,7 +159,7 @@ def _operators() -> list[str]:
     return sorted(name for name in names if "." not in name and name not in NO_COLLECTIVES)
 
 
-def _read(name: str, arguments: tuple[Any, ...]) -> Sent:
+def read_call(name: str, arguments: tuple[Any, ...]) -> Sent:
     """What a call hands over, from its arguments as declared in torch/csrc/distributed/c10d/Ops.cpp."""
     group = next(ProcessGroup.unbox(a) for a in arguments if isinstance(a, torch.ScriptObject) and _is_group(a))
     collective = COLLECTIVES.get(name, f"c10d::{name}")

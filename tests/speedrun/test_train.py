@@ -6,11 +6,12 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch.distributed as dist
 
-from speedrun.config import Config, DataConfig
+from speedrun.config import PRESETS, Config, DataConfig
 from speedrun.ending import Stopped
 from strategies.base import Precision
 from tests.ranks import RankPool
@@ -47,7 +48,16 @@ def test_a_run_leaves_the_same_record_under_every_strategy(ranks: RankPool, tmp_
         assert last["train_time_ms"] == pytest.approx(in_steps)
         held = read(out / "run", "ledger.json")["ranks"]
         assert [entry["rank"] for entry in held] == list(range(world_size))
-        assert all(entry["measured"][kind] > 0 for entry in held for kind in ("parameters", "gradients"))
+        for books in held:
+            entries = [entry for moment in books["memory"].values() for entry in moment.values()]
+            entries += [*books["optimizer states by group"].values(), *books["traffic"]]
+            assert books["memory"]["after backward"]["gradients"]["measured"] > 0
+            assert (
+                sum(line["measured"] for line in books["optimizer states by group"].values())
+                == (books["memory"]["after step"]["optimizer states"]["measured"])
+            )
+            assert bool(books["traffic"]) == (world_size > 1)
+            assert not [entry for entry in entries if entry["measured"] != entry["predicted"] or entry["remainder"]]
         summary = read(out / "run", "summary.json")
         assert (summary["status"], summary["step"], summary["val_loss"]) == ("finished", 5, last["val_loss"])
         curves[name, world_size] = [
@@ -145,8 +155,10 @@ def tiny_fp32(ranks: RankPool, tmp_path_factory: pytest.TempPathFactory) -> dict
 
 
 def tiny(out: Path) -> Config:
+    """The preset with a smaller batch."""
     data = DataConfig(sequence_length=64, global_batch=4, eval_tokens=8_192)
-    return Config(data=data, steps=200, eval_every=100, untimed_steps=0, name="run", out=str(out), progress="none")
+    changes: dict[str, Any] = dict(steps=200, eval_every=100, untimed_steps=0, progress="none")
+    return dataclasses.replace(PRESETS["tiny"][1], data=data, name="run", out=str(out), **changes)
 
 
 def validations(out: Path) -> dict[int, float]:

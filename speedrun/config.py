@@ -160,8 +160,8 @@ PRESETS: dict[str, tuple[str, Config]] = {
             # step, and RMSNorm follows it, so it bears, and needs, a far larger rate than anything else.
             optimizer=OptimizerConfig(muon_lr=0.05, embedding_lr=0.2),
             data=DataConfig(sequence_length=128, global_batch=24),
-            steps=560,
-            eval_every=80,
+            steps=900,
+            eval_every=100,
         ),
     ),
     "gpt2": (

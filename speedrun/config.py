@@ -156,8 +156,9 @@ PRESETS: dict[str, tuple[str, Config]] = {
         "about 1M parameters, byte tokens: minutes on two CPU cores",
         Config(
             model=ModelConfig(heads=2, positions="rope"),
-            # Rates found on the laptop track (benchmarks/laptop_track.md). An embedding row is seen by few tokens of a
-            # step, and RMSNorm follows it, so it bears, and needs, a far larger rate than anything else.
+            # Rates found by short runs on the laptop track (benchmarks/laptop_track.py). An embedding row is seen by
+            # few tokens of a step, and RMSNorm follows it, so it bears, and needs, a far larger rate than anything
+            # else.
             optimizer=OptimizerConfig(muon_lr=0.05, embedding_lr=0.2),
             data=DataConfig(sequence_length=128, global_batch=24),
             steps=900,

@@ -124,8 +124,10 @@ class ZeRO:
             self.engine.empty_partition_cache()  # no backward pass follows that would want what is gathered
 
     def _forget_order(self, *_: Any) -> None:
-        """ZeRO-3 records in which order modules use parameters and plans by it what to gather and what to keep. An order
-        recorded in an evaluation, before any training, would mislead it: it gathered everything twice from then on."""
+        """ZeRO-3 records in which order modules use parameters, and plans by it what to gather and what to keep.
+
+        An order recorded in an evaluation, before any training, misleads it: it gathers everything twice from then on.
+        """
         coordinator = self.zero.parameter_offload.get_param_coordinator()
         if coordinator.is_record_trace():
             coordinator._invalidate_trace()

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from strategies.base import Settings
 from strategies.layout import Shape, equal_cuts, flat_partition
 from strategies.optimizer import IntervalOptimizer, Recipe, Slice
+from strategies.zero_defaults import replaced_defaults
 
 
 class ZeRO:
@@ -161,17 +162,13 @@ class ZeRO:
 def deepspeed_config(settings: Settings, parameters: int, clip: float, accumulation: int) -> dict[str, Any]:
     """The engine's configuration: what the accelerate config says, completed where it leaves things open.
 
-    parameters: elements of the model. Two of DeepSpeed's defaults are replaced where the config file (a
-    `deepspeed_config_file`) does not set them, because they are made for large models: buckets of 5e8 elements are
-    allocated whole whatever the model's size, so they are capped at the model's size; and parameters of up to 1e5
-    elements would stay whole under ZeRO-3, which is most of a small model, so the threshold is 0.
+    parameters: elements of the model, on which some defaults depend (strategies/zero_defaults.py).
     """
     config = {key: value for key, value in settings.engine.items() if value != "auto"}
     zero = {key: value for key, value in config.get("zero_optimization", {}).items() if value != "auto"}
-    zero.setdefault("reduce_bucket_size", min(500_000_000, parameters))
-    if int(zero["stage"]) == 3:
-        zero.setdefault("stage3_prefetch_bucket_size", min(50_000_000, parameters))
-        zero.setdefault("stage3_param_persistence_threshold", 0)
+    for key, value in replaced_defaults(parameters).items():
+        if int(zero["stage"]) == 3 or not key.startswith("stage3_"):
+            zero.setdefault(key, value)
     config["zero_optimization"] = zero
     config.pop("train_batch_size", None)
     config |= {

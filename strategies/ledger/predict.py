@@ -13,6 +13,7 @@ from typing import Any
 
 from strategies.layout import Shape, flat_partition_size
 from strategies.owners import assign_owners
+from strategies.zero_defaults import replaced_defaults
 
 FP32, BF16 = 4, 2
 """Bytes per element."""
@@ -184,7 +185,7 @@ def _zero3(run: Run) -> list[dict[str, Held]]:
 def reduce_bucket(run: Run) -> int:
     """Elements of DeepSpeed's reduce bucket: the config file's, or what strategies/zero.py puts in its place."""
     size = run.engine.get("zero_optimization", {}).get("reduce_bucket_size", "auto")
-    return min(500_000_000, run.parameters) if size == "auto" else int(size)
+    return replaced_defaults(run.parameters)["reduce_bucket_size"] if size == "auto" else int(size)
 
 
 def predict_buffers(run: Run) -> dict[str, int]:

@@ -25,6 +25,7 @@ from strategies.layout import (
 from strategies.ledger.predict import BF16, FP32, Group, Run
 from strategies.ledger.zero3_gathers import Modules, gathers, modules_of
 from strategies.owners import Matrix, assign_owners, rounds
+from strategies.zero_defaults import replaced_defaults
 
 Names = Sequence[str]
 
@@ -270,13 +271,7 @@ def _zero(run: Run, key: str) -> Any:
     value = run.engine.get("zero_optimization", {}).get(key, "auto")
     if value != "auto":
         return value
-    if key == "reduce_bucket_size":
-        return min(500_000_000, run.parameters)
-    if key == "stage3_prefetch_bucket_size":
-        return min(50_000_000, run.parameters)
-    if key == "stage3_param_persistence_threshold":
-        return 0
-    return ZERO_DEFAULTS[key]
+    return (ZERO_DEFAULTS | replaced_defaults(run.parameters))[key]
 
 
 def _check_zero(run: Run) -> None:

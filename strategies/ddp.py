@@ -11,7 +11,8 @@ wire carries the same bytes as before, the work per rank falls to 1/N, and so do
 Holds: all parameters and all gradients in float32 (bf16 too: autocast casts for the moment of use), AdamW's moments for
 everything that AdamW updates, Muon's momentum for the matrices it owns. Between steps the buckets, with AdamW's
 gradients in them, stay.
-Sends per step: an all-reduce of AdamW's gradients, a reduce-scatter and an all-gather of Muon's matrices.
+Sends per step: an all-reduce of AdamW's gradients, a reduce-scatter and an all-gather of Muon's matrices, and a number
+for the global norm of what Muon's owners hold.
 """
 
 import weakref
@@ -78,11 +79,14 @@ class DDP:
         if self.optimizer.observe:
             self.optimizer.observe("reduce", self.optimizer.gradients(self.optimizer.all_slices()))
         gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
-        norm = global_norm(
-            [gradient for name, gradient in gradients.items() if name in mine],
-            [gradient for name, gradient in gradients.items() if name not in mine],
-            self.settings.place,
-        )
+        if self.matrices:
+            norm = global_norm(
+                [gradient for name, gradient in gradients.items() if name in mine],
+                [gradient for name, gradient in gradients.items() if name not in mine],
+                self.settings.place,
+            )
+        else:  # every rank holds every reduced gradient: nothing to add up
+            norm = nn.utils.get_total_norm(list(gradients.values()))
         clip_gradients(list(gradients.values()), norm, self.clip)
         # DDP keeps its buckets when the gradients in them are cleared. C++ holds them, without a name in Python.
         self.buckets = [weakref.ref(gradient) for name, gradient in gradients.items() if name not in mine]

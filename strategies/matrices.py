@@ -8,9 +8,9 @@ matrix has one *owner* rank, on which it comes together, is transformed once, an
     replicated (DDP)       gradients: reduce-scatter to the owners in place of DDP's all-reduce
                            updates:   transform on the owner, all-gather back
 
-Matrices go in rounds of at most one per owner, which bounds the buffers to a matrix or two per rank. Payload per rank
-for M elements of matrices on W ranks: at most 2·M/W sharded; replicated, the all-reduce's own wire bytes, since an
-all-reduce on a ring *is* a reduce-scatter and an all-gather.
+Matrices go in rounds (strategies/owners.py): few messages for small matrices, and buffers that stay bounded by a round,
+25 MiB or a matrix per owner. Payload per rank for M elements of matrices on W ranks: at most 2·M/W sharded;
+replicated, the all-reduce's own wire bytes, since an all-reduce on a ring *is* a reduce-scatter and an all-gather.
 """
 
 import itertools
@@ -73,25 +73,27 @@ def transform_sharded(
     transform_local((m for m in matrices if m.in_one_piece and m.owner == rank), local, transform, apply)
     for turn in rounds((m for m in matrices if not m.in_one_piece), place.world_size):
         mine = turn[rank]
-        # In: to every owner my piece of its matrix, from every rank its piece of mine. My own piece stays here.
-        outgoing = {to: matrix for to, matrix in enumerate(turn) if matrix and to != rank and matrix.held[rank].numel}
-        send = [outgoing[to].held[rank].numel if to in outgoing else 0 for to in ranks]
-        receive = [mine.held[of].numel if mine and of != rank else 0 for of in ranks]
-        incoming = _all_to_all([local[matrix.name] for matrix in outgoing.values()], send, receive, place)
-        results = []
-        if mine:
-            whole = torch.empty(mine.numel, device=place.device)
-            incoming[rank] = local[mine.name]
-            for part, interval in zip(incoming, mine.held, strict=True):
-                whole[interval.start : interval.stop] = part
-            update = transform(whole.view(1, *mine.shape)).reshape(-1)
-            if mine.held[rank].numel:
-                apply(mine.name, update[mine.held[rank].start : mine.held[rank].stop])
-            results = [update[part.start : part.stop] for of, part in enumerate(mine.held) if of != rank]
+        # In: to every owner my pieces of its matrices, from every rank its pieces of mine. My own pieces stay here.
+        outgoing = [[m for m in theirs if to != rank and m.held[rank].numel] for to, theirs in enumerate(turn)]
+        send = [sum(m.held[rank].numel for m in theirs) for theirs in outgoing]
+        receive = [sum(m.held[of].numel for m in mine) if of != rank else 0 for of in ranks]
+        incoming = _all_to_all([local[m.name] for theirs in outgoing for m in theirs], send, receive, place)
+        whole = {m.name: torch.empty(m.numel, device=place.device) for m in mine}
+        for of, received in enumerate(incoming):
+            parts = [local[m.name] for m in mine] if of == rank else received.split([m.held[of].numel for m in mine])
+            for matrix, part in zip(mine, parts, strict=True):
+                whole[matrix.name][matrix.held[of].start : matrix.held[of].stop] = part
+        updates: dict[str, Tensor] = {}
+        transform_local(mine, whole, transform, updates.__setitem__)
+        for matrix in mine:
+            if matrix.held[rank].numel:
+                apply(matrix.name, updates[matrix.name][matrix.held[rank].start : matrix.held[rank].stop])
         # Back: the same way, with the directions exchanged.
+        results = [updates[m.name][m.held[of].start : m.held[of].stop] for of in ranks if of != rank for m in mine]
         returned = _all_to_all(results, receive, send, place)
-        for to, matrix in outgoing.items():
-            apply(matrix.name, returned[to])
+        for theirs, update in zip(outgoing, returned, strict=True):
+            for matrix, part in zip(theirs, update.split([m.held[rank].numel for m in theirs]), strict=True):
+                apply(matrix.name, part)
 
 
 def reduce_to_owners(matrices: list[Matrix], gradients: dict[str, Tensor], place: Place) -> dict[str, Tensor]:
@@ -99,14 +101,12 @@ def reduce_to_owners(matrices: list[Matrix], gradients: dict[str, Tensor], place
 
     gradients: name → this rank's own gradient, any shape. Returns the matrices that this rank owns, flat. Collective.
     """
-    reduced = {}
+    reduced: dict[str, Tensor] = {}
     for turn in rounds(matrices, place.world_size):
-        pieces = [gradients[m.name].reshape(-1) if m else torch.empty(0, device=place.device) for m in turn]
-        pieces += [torch.empty(0, device=place.device)] * (place.world_size - len(pieces))
-        mean = torch.empty_like(pieces[place.rank])
-        dist.reduce_scatter(mean, pieces)
-        if (mine := turn[place.rank]) is not None:
-            reduced[mine.name] = mean.div_(place.world_size)
+        mean = torch.empty(sum(m.numel for m in turn[place.rank]), device=place.device)
+        dist.reduce_scatter(mean, [_flat([gradients[m.name] for m in theirs], place) for theirs in turn])
+        mean.div_(place.world_size)
+        reduced.update(_by_name(turn[place.rank], mean))
     return reduced
 
 
@@ -117,32 +117,40 @@ def transform_replicated(
     updates: dict[str, Tensor] = {}
     transform_local((m for m in matrices if m.owner == place.rank), local, transform, updates.__setitem__)
     for turn in rounds(matrices, place.world_size):
-        present = [matrix for matrix in turn if matrix]
-        if len(present) == place.world_size and len({matrix.numel for matrix in present}) == 1:
-            gathered = [torch.empty(matrix.numel, device=place.device) for matrix in present]
-            dist.all_gather(gathered, updates.pop(present[place.rank].name))
+        mine = _flat([updates.pop(m.name) for m in turn[place.rank]], place)
+        sizes = [sum(m.numel for m in theirs) for theirs in turn]
+        gathered = [
+            mine if rank == place.rank else torch.empty(size, device=place.device) for rank, size in enumerate(sizes)
+        ]
+        if len(set(sizes)) == 1:
+            gathered[place.rank] = torch.empty_like(mine)
+            dist.all_gather(gathered, mine)
         else:  # uneven: one broadcast per owner, the same bytes on the wire
-            gathered = [
-                updates.pop(matrix.name)
-                if matrix.owner == place.rank
-                else torch.empty(matrix.numel, device=place.device)
-                for matrix in present
-            ]
-            waits = [
-                dist.broadcast(whole, matrix.owner, async_op=True)
-                for whole, matrix in zip(gathered, present, strict=True)
-            ]
+            waits = [dist.broadcast(part, rank, async_op=True) for rank, part in enumerate(gathered) if part.numel()]
             for wait in waits:
                 wait.wait()
-        for matrix, update in zip(present, gathered, strict=True):
-            apply(matrix.name, update)
+        for theirs, part in zip(turn, gathered, strict=True):
+            for name, update in _by_name(theirs, part).items():
+                apply(name, update)
+
+
+def _flat(tensors: list[Tensor], place: Place) -> Tensor:
+    """Tensors end to end; a single one as it is, without a copy."""
+    if not tensors:
+        return torch.empty(0, device=place.device)
+    return tensors[0].reshape(-1) if len(tensors) == 1 else torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
+def _by_name(matrices: list[Matrix], flat: Tensor) -> dict[str, Tensor]:
+    """Views of `flat`, in which these matrices lie end to end."""
+    return dict(zip((m.name for m in matrices), flat.split([m.numel for m in matrices]), strict=True))
 
 
 def _all_to_all(pieces: list[Tensor], send: list[int], receive: list[int], place: Place) -> list[Tensor]:
     """Exchange flat float32 pieces: send[to] elements to each rank, receive[of] from each. Returns what came, by
     rank.
     """
-    outgoing = torch.cat(pieces) if pieces else torch.empty(0, device=place.device)
+    outgoing = _flat(pieces, place)
     incoming = torch.empty(sum(receive), device=place.device)
     dist.all_to_all_single(incoming, outgoing, receive, send)
     return list(incoming.split(receive))

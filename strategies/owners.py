@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 from strategies.layout import EMPTY, Intervals, Shape
 
+ROUND_ELEMENTS = 25 * 2**20 // 4
+"""Elements that a round of the exchange carries over all owners together: 25 MiB in float32, as a bucket of DDP."""
+
 
 @dataclass(frozen=True)
 class Matrix:
@@ -52,12 +55,27 @@ def assign_owners(
     return owners
 
 
-def rounds(matrices: Iterable[Matrix], world_size: int) -> list[list[Matrix | None]]:
-    """Rounds of one matrix per owner: `rounds[k][rank]` is that rank's matrix in round k, or None.
+def rounds(matrices: Iterable[Matrix], world_size: int) -> list[list[list[Matrix]]]:
+    """Rounds of a few matrices per owner: `rounds[k][rank]` are those of that rank in round k.
 
-    Every owner's matrices are sorted by shape, so that a round's matrices have equal shapes wherever possible.
+    A rank's matrices of a round have at most ROUND_ELEMENTS / world_size elements, or are one matrix; so tiny matrices
+    share a message and large ones go one by one. Every owner's matrices are sorted by shape, so that a round is as even
+    as can be.
     """
     queues: list[list[Matrix]] = [[] for _ in range(world_size)]
     for matrix in sorted(matrices, key=lambda matrix: (-matrix.numel, matrix.shape)):
         queues[matrix.owner].append(matrix)
-    return [list(turn) for turn in itertools.zip_longest(*queues)]
+    turns = itertools.zip_longest(*(_pieces(queue, ROUND_ELEMENTS // world_size) for queue in queues), fillvalue=[])
+    return [list(turn) for turn in turns]
+
+
+def _pieces(queue: list[Matrix], limit: int) -> list[list[Matrix]]:
+    pieces: list[list[Matrix]] = []
+    held = limit
+    for matrix in queue:
+        if held + matrix.numel > limit:
+            pieces.append([])
+            held = 0
+        pieces[-1].append(matrix)
+        held += matrix.numel
+    return pieces

@@ -136,8 +136,8 @@ def _ddp(run: Run) -> list[Entry]:
     """An all-reduce of all gradients that AdamW uses, in float32 (autocast casts weights, not gradients), at the last
     micro-batch (`no_sync` before). A tied weight is one parameter and so goes once.
 
-    Muon's matrices are outside of DDP's buckets: one reduce-scatter per round of owners, whose input is a matrix per
-    owner; and the updates back, by all-gather where all owners have one of the same size, else by broadcasts.
+    Muon's matrices are outside of DDP's buckets: one reduce-scatter per round of owners; and the updates back, by
+    all-gather where all owners have as much in a round, else by a broadcast per owner.
     """
     owned = {name: run.shapes[name] for group in _whole_matrix(run) for name in group.parameters}
     rest = [name for name in run.shapes if name not in owned]
@@ -161,14 +161,14 @@ def _ddp(run: Run) -> list[Entry]:
     broadcast = [0, 0]
     for group in _whole_matrix(run):
         for turn in rounds((matrices[name] for name in group.parameters), run.world_size):
-            present = [matrix for matrix in turn if matrix]
-            together = len(present) == run.world_size and len({matrix.numel for matrix in present}) == 1
+            sizes = [sum(matrix.numel for matrix in theirs) for theirs in turn]
+            together = len(set(sizes)) == 1
             line = gathered if together else broadcast
-            line[0] += 1 if together else len(present)
-            line[1] += sum(matrix.numel for matrix in present)
+            line[0] += 1 if together else sum(size > 0 for size in sizes)
+            line[1] += sum(sizes)
     for collective, (calls, numel) in (("all_gather", gathered), ("broadcast", broadcast)):
         entries += _entry(run, collective, "updates", calls, numel, FP32 * numel)
-    return entries + _entry(run, "all_reduce", "bookkeeping", 1, 0, FP32)  # the global norm
+    return entries + _entry(run, "all_reduce", "bookkeeping", 1 if owned else 0, 0, FP32)  # the global norm
 
 
 def _ddp_buckets(sizes: Sequence[int]) -> int:
@@ -499,7 +499,7 @@ def _exchange(run: Run, rank: int, held: Callable[[], dict[str, Intervals]], tog
         matrices = [Matrix(name, run.shapes[name], intervals[name], owners[name]) for name in names]
         turns = rounds((matrix for matrix in matrices if not matrix.in_one_piece), run.world_size)
         calls += 2 * len(turns)
-        for matrix in (matrix for turn in turns for matrix in turn if matrix):
+        for matrix in (matrix for turn in turns for theirs in turn for matrix in theirs):
             here = matrix.held[rank].numel
             elements += matrix.numel - here if matrix.owner == rank else here
     return _entry(run, "all_to_all", "updates", calls, elements, FP32 * elements)

@@ -15,7 +15,7 @@ from torch import Tensor
 from speedrun.config import ModelConfig, OptimizerConfig
 from speedrun.model import GPT
 from speedrun.optim.policy import parameter_groups
-from strategies import matrices
+from strategies import matrices, owners
 from strategies.layout import EMPTY, Interval, Intervals, Shape, row_blocks
 from strategies.matrices import reduce_to_owners, stacks, transform_replicated, transform_sharded
 from strategies.owners import Matrix, assign_owners, rounds
@@ -35,10 +35,10 @@ def work(shape: Shape) -> int:
 
 @given(SHAPES, WORLDS)
 def test_owners_are_ranks_and_their_work_is_even(shapes: dict[str, Shape], world_size: int) -> None:
-    owners = assign_owners(shapes, world_size)
-    assert set(owners) == set(shapes) and set(owners.values()) <= set(range(world_size))
+    owner_of = assign_owners(shapes, world_size)
+    assert set(owner_of) == set(shapes) and set(owner_of.values()) <= set(range(world_size))
     load = Counter({rank: 0 for rank in range(world_size)})
-    for name, owner in owners.items():
+    for name, owner in owner_of.items():
         load[owner] += work(shapes[name])
     # Greedy: whoever got the last matrix was the least loaded before it.
     largest = max(map(work, shapes.values()), default=0)
@@ -51,19 +51,27 @@ def test_the_owner_holds_most_of_the_matrix() -> None:
         "b": (Interval(0, 12), EMPTY),
         "c": (Interval(0, 6), Interval(6, 12)),
     }
-    owners = assign_owners({name: (3, 4) for name in held}, 2, held)
-    assert owners["a"] == 1 and owners["b"] == 0
+    owner_of = assign_owners({name: (3, 4) for name in held}, 2, held)
+    assert owner_of["a"] == 1 and owner_of["b"] == 0
 
 
-@given(SHAPES, WORLDS)
-def test_rounds_hold_every_matrix_once_and_at_most_one_per_owner(shapes: dict[str, Shape], world_size: int) -> None:
-    owners = assign_owners(shapes, world_size)
-    whole = [Matrix(name, shape, row_blocks(shape, world_size), owners[name]) for name, shape in shapes.items()]
-    turns = rounds(whole, world_size)
-    assert sorted(m.name for turn in turns for m in turn if m) == sorted(shapes)
+@given(SHAPES, WORLDS, st.integers(1, 400))
+def test_rounds_hold_every_matrix_once_and_no_more_than_fits(
+    shapes: dict[str, Shape], world_size: int, limit: int
+) -> None:
+    owner_of = assign_owners(shapes, world_size)
+    whole = [Matrix(name, shape, row_blocks(shape, world_size), owner_of[name]) for name, shape in shapes.items()]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owners, "ROUND_ELEMENTS", limit)
+        turns = rounds(whole, world_size)
+    assert sorted(m.name for turn in turns for theirs in turn for m in theirs) == sorted(shapes)
     assert all(len(turn) == world_size for turn in turns)
-    assert all(m is None or m.owner == rank for turn in turns for rank, m in enumerate(turn))
-    assert len(turns) == max(Counter(owners.values()).values(), default=0)
+    assert all(m.owner == rank for turn in turns for rank, theirs in enumerate(turn) for m in theirs)
+    for rank in range(world_size):
+        sizes = [[m.numel for m in turn[rank]] for turn in turns if turn[rank]]
+        assert all(len(numels) == 1 or sum(numels) <= limit // world_size for numels in sizes)
+        # No round is opened while the one before has room.
+        assert all(sum(a) + b[0] > limit // world_size for a, b in zip(sizes, sizes[1:], strict=False))
 
 
 @given(SHAPES)
@@ -104,14 +112,20 @@ def random_problem(seed: int, world_size: int) -> tuple[dict[str, Shape], dict[s
 
 
 def exchange_sharded(seed: int) -> int:
-    """Returns how many matrices this rank transformed."""
+    """Returns how many matrices this rank transformed. Rounds of one matrix, of a few and of all of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owners, "ROUND_ELEMENTS", (1, 60, 10_000)[seed % 3])
+        return _exchange_sharded(seed)
+
+
+def _exchange_sharded(seed: int) -> int:
     here = place()
     shapes, held = random_problem(seed, here.world_size)
     whole = weights_of(shapes, seed)
-    owners = assign_owners(shapes, here.world_size, held)
+    owner_of = assign_owners(shapes, here.world_size, held)
     if seed % 2:  # any owner will do, also one that holds nothing
-        owners = {name: (seed + i) % here.world_size for i, name in enumerate(shapes)}
-    problem = [Matrix(name, shape, held[name], owners[name]) for name, shape in shapes.items()]
+        owner_of = {name: (seed + i) % here.world_size for i, name in enumerate(shapes)}
+    problem = [Matrix(name, shape, held[name], owner_of[name]) for name, shape in shapes.items()]
     local = {name: whole[name].flatten()[slice(*held[name][here.rank])].clone() for name in shapes}
     before = {name: part.clone() for name, part in local.items()}
     transformed = 0
@@ -145,14 +159,20 @@ def test_sharded_matrices_come_together_and_go_back(ranks: RankPool, world_size:
 
 
 def exchange_replicated(seed: int) -> int:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owners, "ROUND_ELEMENTS", (1, 60, 10_000)[seed % 3])
+        return _exchange_replicated(seed)
+
+
+def _exchange_replicated(seed: int) -> int:
     here = place()
     shapes, _ = random_problem(seed, here.world_size)
-    owners = assign_owners(shapes, here.world_size)
-    problem = [Matrix(name, shape, (), owners[name]) for name, shape in shapes.items()]
+    owner_of = assign_owners(shapes, here.world_size)
+    problem = [Matrix(name, shape, (), owner_of[name]) for name, shape in shapes.items()]
     of_rank = [weights_of(shapes, 1000 * seed + rank) for rank in range(here.world_size)]
     mean = {name: torch.stack([whole[name].double() for whole in of_rank]).mean(0) for name in shapes}
     reduced = reduce_to_owners(problem, of_rank[here.rank], here)
-    assert set(reduced) == {name for name in shapes if owners[name] == here.rank}
+    assert set(reduced) == {name for name in shapes if owner_of[name] == here.rank}
     for name, tensor in reduced.items():
         torch.testing.assert_close(tensor, mean[name].flatten().float(), rtol=1e-5, atol=1e-6)
     transformed = 0

@@ -6,6 +6,7 @@ agree, and ends with a table. `make demo` is this verb.
 
 import argparse
 import json
+import statistics
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,9 +36,14 @@ class Run:
     val_loss: float
     step_ms: float
     memory: Entries
+    activations: dict[str, int]
+    """What autograd keeps after the last forward pass of a step: predicted, measured and remainder, in bytes."""
+    peak: dict[str, int]
+    """The most that is held in a forward or backward pass, likewise, all categories, activations and temporaries."""
     traffic: list[dict[str, Any]]
     remainders: list[str]
-    """Every line of every rank's books whose prediction is not what was measured, in words."""
+    """Every line of every rank's books whose prediction is not what was measured and that does not say why, in words.
+    """
 
     @property
     def total(self) -> int:
@@ -108,8 +114,10 @@ def read(strategy: str, folder: Path) -> Run:
         folder=folder,
         losses=[line["train_loss"] for line in steps],
         val_loss=lines[-1]["val_loss"],
-        step_ms=lines[-1]["step_avg_ms"],
+        step_ms=statistics.median(line["data_time_ms"] + line["compute_time_ms"] for line in steps),
         memory=_before_step(fullest),
+        activations=fullest["memory"].get("after forward", {}).get("activations", {}),
+        peak=_added(fullest["memory"].get("peak", {})),
         traffic=fullest["traffic"],
         remainders=[
             *(
@@ -117,7 +125,7 @@ def read(strategy: str, folder: Path) -> Run:
                 for rank in ranks
                 for moment, entries in rank["memory"].items()
                 for category, entry in entries.items()
-                if entry["remainder"]
+                if entry["remainder"] and "why" not in entry
             ),
             *(
                 f"rank {rank['rank']}, {line['collective']} ({line['purpose']}): {line['remainder']:+,} bytes"
@@ -132,6 +140,13 @@ def read(strategy: str, folder: Path) -> Run:
 def _before_step(rank: dict[str, Any]) -> Entries:
     """A rank's memory with all gradients there (a run of one step has it only after its step)."""
     return rank["memory"].get("after backward") or rank["memory"]["after step"]
+
+
+def _added(entries: Entries) -> dict[str, int]:
+    """All categories together; nothing where there are none."""
+    return {
+        key: sum(entry[key] for entry in entries.values()) for key in ("predicted", "measured", "remainder") if entries
+    }
 
 
 def _check_agreement(runs: list[Run]) -> bool:
@@ -182,6 +197,9 @@ def _print_books(runs: list[Run], processes: int) -> None:
                 lines.add_row(
                     run.strategy, category, *(f"{entry[key]:,}" for key in ("predicted", "measured", "remainder"))
                 )
+        for what, entry in (("activations", run.activations), ("peak of the passes, all together", run.peak)):
+            if entry:
+                lines.add_row("", what, *(f"{entry[key]:,}" for key in ("predicted", "measured", "remainder")))
         for line in run.traffic:
             what = f"{line['collective']} ×{line['calls']}" + (
                 " (norm, flags)" if line["purpose"] == "bookkeeping" else ""

@@ -2,49 +2,128 @@
 
 Measured in one step of the run, the third or the next one that does not follow a validation: the optimizer's state
 exists by then, and engines have settled (in their second step DDP agrees on its buckets and ZeRO-3 on the order of
-modules, which it forgets in a validation). Predicted from the configuration alone.
+modules, which it forgets in a validation). Predicted from the configuration alone. That one step takes longer, since a
+dispatch mode sees its every operator; no other step pays anything.
+
+A remainder that is no surprise says `why`: above all the peak's, whose prediction is a closed form of one of two
+moments (strategies/ledger/passes.py).
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from speedrun.config import Config
+from speedrun.activations import ComputePrecision, PredictedActivations, part_of, predict_activations
+from speedrun.config import Config, ModelConfig
 from speedrun.shapes import parameter_groups, parameter_shapes
 from strategies.base import CATEGORIES, Strategy
+from strategies.ledger.activations import ActivationBook, measure_activations
 from strategies.ledger.memory import measure
+from strategies.ledger.passes import predict_after_forward, predict_peak
 from strategies.ledger.predict import Held, Run, predict_memory, predict_states
+from strategies.ledger.replay import Replay, replay
+from strategies.ledger.tracer import Tracer
 from strategies.ledger.traffic import predict_traffic
 from strategies.ledger.wire import Meter
 from strategies.select import Launch
 
+MOMENTS = ("after prepare", "after forward", "after backward", "after step", "peak")
+"""Before the first step; in the counted step after the last micro-batch's forward pass, before the update, after it;
+and when most bytes were allocated in a forward or backward pass of it."""
+
+BESIDE = {"after forward": ("activations",), "peak": ("activations", "other")}
+"""Moment → what is measured then beside the categories that a strategy holds; "other" is what passes: temporaries,
+gradients of activations."""
+
+OTHER_KERNELS = "the closed form follows the kernels that torch 2.13 picks on a CPU; others keep other things"
+
+LARGEST = 8
+"""So many of the allocations alive at the peak are named."""
+
+
+@dataclass(frozen=True)
+class ForwardPass:
+    """What a micro-batch's activations depend on."""
+
+    model: ModelConfig
+    rows: int
+    sequence_length: int
+
+    def predict(self, run: Run) -> PredictedActivations:
+        precision: ComputePrecision = "fp32"
+        if run.precision == "bf16":
+            precision = "autocast" if run.strategy in ("single", "ddp") else "bf16"
+        return predict_activations(self.model, self.rows, self.sequence_length, precision, documents=True)
+
+    def predict_peak(self, run: Run) -> list[Held]:
+        """At the peak of the passes: the loss's backward pass makes two gradients of the logits, in float32, while the
+        batch is there, tokens and targets in int64."""
+        kept, tokens = self.predict(run), self.rows * self.sequence_length
+        loss = kept.by_part()["logits and loss"]
+        return predict_peak(run, kept.total, loss, passing=2 * 4 * tokens * self.model.vocab_size + 2 * 8 * tokens)
+
 
 class Books:
-    """The books of one rank. Open around a step:
+    """The books of one rank:
 
+    books.note("after prepare")
+    …
     with books.step():
-        … forward and backward …
+        … loss = books.forward(inputs, targets), backward …
         books.note("after backward")
         strategy.step()
     books.note("after step")
     """
 
-    def __init__(self, config: Config, launch: Launch, accumulation: int, strategy: Strategy):
+    def __init__(self, config: Config, launch: Launch, accumulation: int, strategy: Strategy, rows: int):
+        """rows: of a micro-batch."""
         shapes, groups = parameter_shapes(config.model), parameter_groups(config)
         self.run = Run(
             launch.strategy, shapes, groups, launch.world_size, launch.precision, accumulation, launch.engine
         )
         self.rank, self.strategy = launch.rank, strategy
+        self.forward_pass = ForwardPass(config.model, rows, config.data.sequence_length)
         self.held: dict[str, Held] = {}
         self.states: dict[str, int] = {}
         self.allocator: dict[str, dict[str, int]] = {}
         self.meter = Meter()
+        self.activations: ActivationBook | None = None
+        self.peak: Replay | None = None
 
-    def step(self) -> Meter:
-        """A context that notes every collective of the step."""
-        return self.meter
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Around the counted step: every collective, allocation and release is noted. Nothing else of a run pays."""
+        names = {id(module): path or "model" for path, module in self.strategy.model.named_modules()}
+        self.tracer = Tracer(names)
+        with self.meter, self.tracer:
+            self.tracer.admit(self.strategy.held())
+            yield
+            self._enter("end")
+        if self.activations:
+            self.peak = replay(self.tracer.events, step=0)
+        del self.tracer
+
+    def forward(self, *batch: Tensor) -> Tensor:
+        """The strategy's model on a micro-batch, watched: what autograd keeps is measured."""
+        losses: list[Tensor] = []
+
+        def run_forward() -> Tensor:
+            losses.append(self.strategy.model(*batch))
+            return losses[0]
+
+        self._enter("forward")
+        self.activations = measure_activations(self.strategy.model, run_forward, part_of)
+        self.note("after forward")
+        self.held["after forward"]["activations"] = self.activations.total
+        # Those that ZeRO-3 has gathered; the lasting ones have a category already.
+        self.tracer.mark(self.strategy.held()["parameters"], "communication buffers", overwrite=False)
+        self._enter("backward")
+        return losses[0]
 
     def note(self, moment: str) -> None:
         """Measure what this rank holds now."""
@@ -60,12 +139,23 @@ class Books:
                 # Activations, temporaries, rounding to 512 bytes: whatever no category of the books holds.
                 "allocated, in no category": allocated - sum(self.held[moment].values()),
             }
+        if moment == "after backward":
+            self._enter("step")
+
+    def _enter(self, phase: str) -> None:
+        """Tell the tracer what comes next, and what the lasting allocations are held for."""
+        if self.tracer.phase != "forward":  # gathered parameters stand in for the lasting ones there
+            for category, tensors in self.strategy.held().items():
+                self.tracer.mark(tensors, category)
+        self.tracer.enter(0 if phase != "end" else 1, phase)
 
     def gather(self) -> list[dict[str, Any]]:
         """Every rank's books, on every rank. Collective."""
         ours = {
             "rank": self.rank,
             "memory": self._memory(),
+            "activations": self._activations(),
+            "largest at the peak": self.peak.largest[:LARGEST] if self.peak else [],
             "optimizer states by group": {
                 name: entry(predict_states(self.run)[self.rank].get(name, 0), found)
                 for name, found in self.states.items()
@@ -78,15 +168,54 @@ class Books:
             dist.all_gather_object(ranks, ours)
         return ranks
 
-    def _memory(self) -> dict[str, dict[str, dict[str, int]]]:
+    def _memory(self) -> dict[str, dict[str, dict[str, Any]]]:
         """Moment → category → predicted, measured and remainder, in bytes."""
-        predicted = predict_memory(self.run)[self.rank]
-        return {
-            moment: {
-                category: entry(predicted[moment].get(category, 0), held.get(category, 0)) for category in CATEGORIES
-            }
-            for moment, held in self.held.items()
+        forward = self.forward_pass.predict(self.run)
+        predicted = {
+            **predict_memory(self.run)[self.rank],
+            "after forward": {**predict_after_forward(self.run)[self.rank], "activations": forward.total},
+            "peak": self.forward_pass.predict_peak(self.run)[self.rank],
         }
+        held = dict(self.held)
+        if self.peak:
+            held["peak"] = self.peak.peak
+        memory = {
+            moment: {
+                category: entry(predicted[moment].get(category, 0), held[moment].get(category, 0))
+                for category in (*CATEGORIES, *BESIDE.get(moment, ()))
+            }
+            for moment in MOMENTS
+            if moment in held
+        }
+        for moment, entries in memory.items():
+            for category, line in entries.items():
+                if line["remainder"] and (why := self._why(moment, category)):
+                    line["why"] = why
+        return memory
+
+    def _why(self, moment: str, category: str) -> str:
+        """Why a remainder is no surprise, or nothing."""
+        if (moment, category, self.run.strategy) == ("after prepare", "gradients", "ddp"):
+            return "DDP's buckets, which only its C++ can see before the first backward pass"
+        if category == "activations" and not self._kernels_known():
+            return OTHER_KERNELS
+        if moment == "peak":
+            return "an estimate in closed form; shardrun plan --simulate runs the engine for the exact moment"
+        return ""
+
+    def _kernels_known(self) -> bool:
+        return self.strategy.optimizer.place.device.type == "cpu" and torch.__version__.startswith("2.13.")
+
+    def _activations(self) -> dict[str, dict[str, Any]]:
+        """Part of the model → what autograd keeps of it after a micro-batch's forward pass, layers added up."""
+        if self.activations is None:
+            return {}
+        predicted, measured = self.forward_pass.predict(self.run).by_part(), self.activations.by_part()
+        parts = {part: entry(predicted.get(part, 0), measured.get(part, 0)) for part in {**measured, **predicted}}
+        for line in parts.values():
+            if line["remainder"] and not self._kernels_known():
+                line["why"] = OTHER_KERNELS
+        return parts
 
     def _traffic(self) -> list[dict[str, Any]]:
         """Per collective, payload and bookkeeping apart: calls, and predicted, measured and remainder in bytes."""
@@ -124,6 +253,6 @@ def state_by_group(strategy: Strategy) -> dict[str, int]:
     return {name: sum(t.numel() * t.element_size() for t in tensors.values()) for name, tensors in held.items()}
 
 
-def entry(predicted: int, measured: int) -> dict[str, int]:
+def entry(predicted: int, measured: int) -> dict[str, Any]:
     """A line of the books."""
     return {"predicted": predicted, "measured": measured, "remainder": measured - predicted}

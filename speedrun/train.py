@@ -146,18 +146,19 @@ def _loop(
     def micro_batches(step: int) -> list[tuple[Tensor, Tensor]]:
         return [data.batch(step, first, last) for first, last in batches.micro_batches()]
 
-    def forward_and_backward(batch: list[tuple[Tensor, Tensor]]) -> Tensor:
+    def forward_and_backward(batch: list[tuple[Tensor, Tensor]], model: Callable[..., Tensor]) -> Tensor:
         total = torch.zeros((), device=device)
         for i, (inputs, targets) in enumerate(batch):
             inputs, targets = inputs.to(device, non_blocking=True), targets.to(device, non_blocking=True)
             with strategy.micro_batch(last=i == batches.accumulation - 1):
-                loss = strategy.model(inputs, targets)
+                loss = model(inputs, targets)
                 strategy.backward(loss)
             total += loss.detach() / batches.accumulation
         return total
 
-    books = Books(config, launch, batches.accumulation, strategy)
-    _warm_up(strategy, config, lambda: forward_and_backward(micro_batches(0)))
+    books = Books(config, launch, batches.accumulation, strategy, rows)
+    books.note("after prepare")
+    _warm_up(strategy, config, lambda: forward_and_backward(micro_batches(0), strategy.model))
     train_time = 0.0
     validation = _validate(strategy, config, data, rows)
     _log(record, progress, {"step": 0, "tokens": 0, "train_time_ms": 0.0, **validation})
@@ -169,8 +170,9 @@ def _loop(
             multiplier = set_schedules(strategy, config, step, steps)
             counted = step == counted_step(steps, config.eval_every)
             with books.step() if counted else nullcontext():
-                total = forward_and_backward(batch)
-                if counted and step:  # the first step has no optimizer state before it
+                watched = counted and step > 0  # the first step has no optimizer state before it
+                total = forward_and_backward(batch, books.forward if watched else strategy.model)
+                if watched:
                     books.note("after backward")
                 norm = strategy.step()
             loss, interrupted = mean_over_ranks(total, float(interruption.asked))

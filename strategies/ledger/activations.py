@@ -98,7 +98,7 @@ def measure_activations(
     """
     recorder = _Recorder(model)
     with _module_hooks(recorder), _Functions(recorder), _Kernels(recorder):
-        with torch.autograd.graph.saved_tensors_hooks(recorder.save, lambda tensor: tensor):
+        with torch.autograd.graph.saved_tensors_hooks(recorder.save, Tensor.detach):
             result = run_forward()
     return recorder.book({_key(leaf) for leaf in tree_leaves(result) if isinstance(leaf, Tensor)}, part_of or _path)
 
@@ -171,7 +171,11 @@ class _Recorder:
         self.log.append(index)
 
     def save(self, tensor: Tensor) -> Tensor:
-        """The pack hook. A detached tensor goes back: the tensor itself could hold the graph that holds it."""
+        """The pack hook. A detached tensor goes back: the tensor itself could hold the graph that holds it.
+
+        For a parameter the parameter itself, as autograd would: ZeRO-3 lets its gathered storage go, which a detached
+        tensor would keep, and puts another one in its place for the backward pass.
+        """
         index = self.live.get(_key(tensor))
         if index is not None and not self.storages[index].saved:
             row = self.storages[index]
@@ -179,6 +183,13 @@ class _Recorder:
             row.parameter = self._is_parameter(tensor)
             row.module = self.module
             row.operator = self.functions[-1] if self.functions else _autograd_function(sys._getframe(1))
+        for parameter in self.modules[-1].parameters(recurse=False):
+            if (
+                _key(parameter) == _key(tensor)
+                and parameter.shape == tensor.shape
+                and parameter.stride() == tensor.stride()
+            ):
+                return parameter
         return tensor.detach()
 
     def _is_parameter(self, tensor: Tensor) -> bool:

@@ -146,7 +146,11 @@ def _fsdp(run: Run) -> list[dict[str, Held]]:
 
 
 def _zero12(run: Run) -> list[dict[str, Held]]:
-    """Whole parameters in the model's dtype; master weights and state for one slice of every group's flat buffer."""
+    """Whole parameters in the model's dtype; master weights and state for one slice of every group's flat buffer.
+
+    bf16 with float32 accumulation: ZeRO-1 is another class of DeepSpeed's then, BF16_Optimizer, which keeps whole
+    float32 gradients, padding included, from the start on, beside a micro-batch's own; ZeRO-2 accumulates its slice.
+    """
     width = BF16 if run.precision == "bf16" else FP32
     parameters = masters = 0
     gradients, states = [0] * run.world_size, [0] * run.world_size
@@ -165,6 +169,11 @@ def _zero12(run: Run) -> list[dict[str, Held]]:
             filled = min(max(offset - rank * part, 0), part)
             gradients[rank] += width * (part - filled)  # padding
             states[rank] += g.state_bytes * part + g.holder_bytes if filled else 0
+    if accumulates_float32(run):
+        if run.strategy == "zero1":
+            whole = masters * run.world_size
+            return [_moments(parameters, masters, whole + width * run.parameters, s, resident=whole) for s in states]
+        gradients = [masters] * run.world_size
     return [_moments(parameters, masters, g, s) for g, s in zip(gradients, states, strict=True)]
 
 
@@ -179,7 +188,14 @@ def _zero3(run: Run) -> list[dict[str, Held]]:
         for rank in range(holders):  # the ranks that hold any of this group, padding aside
             states[rank] += g.state_bytes * sum(parts) + g.holder_bytes
     bucket = width * reduce_bucket(run)
-    return [_moments(width * whole, FP32 * whole, width * whole, s, width * whole, bucket) for s in states]
+    gradients = (FP32 if accumulates_float32(run) else width) * whole
+    return [_moments(width * whole, FP32 * whole, gradients, s, gradients, bucket) for s in states]
+
+
+def accumulates_float32(run: Run) -> bool:
+    """Whether DeepSpeed adds up a bf16 model's gradients in float32: `data_types` of its own config file says so."""
+    named = run.engine.get("data_types", {}).get("grad_accum_dtype")
+    return run.precision == "bf16" and named in ("fp32", "float32", "float", "torch.float32")
 
 
 def reduce_bucket(run: Run) -> int:

@@ -13,11 +13,8 @@ Not in the figures: what an operator allocates for its own work and lets go befo
 NCCL's and cuBLAS's workspaces; and what the caching allocator reserves beyond what is allocated.
 """
 
-import re
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,43 +23,10 @@ from torch import nn
 from strategies import select
 from strategies.base import Precision, Settings, Strategy
 from strategies.ledger.fake import fake_rank, gloo_copies, gpu_kernels
-from strategies.ledger.tracer import Event, Tracer
+from strategies.ledger.replay import Replay, replay
+from strategies.ledger.tracer import Tracer
 from strategies.matrices import Place
 from strategies.optimizer import Recipe
-
-Held = dict[str, int]
-"""Bytes by category: strategies.base.CATEGORIES, "activations" (made in a forward pass for the backward pass) and
-"other" (temporaries, among them gradients of activations, and the batch)."""
-
-BLOCK_NUMBER = re.compile(r"\.\d+")
-
-PASSES = ("forward", "backward", "recompute")
-"""The phases in which the peak is looked for; recompute is a forward pass inside backward, of gradient checkpointing.
-"""
-
-
-@dataclass
-class Simulation:
-    """What a simulated rank did. Everything but `events` is about the last step."""
-
-    events: list[Event]
-    """The whole log, from before the strategy's preparation on."""
-    moments: dict[str, Held]
-    """What was alive "after prepare", "after forward", "after backward", "after step" and at the "peak" of forward and
-    backward; after forward and backward of the last micro-batch."""
-    largest: list[tuple[str, int]]
-    """What the peak is made of: category, module and operator that allocated it, how often; and bytes. Largest first.
-    """
-    collectives: dict[str, tuple[int, int]]
-    """Calls and payload bytes (see strategies/ledger/wire.py) by collective; "… (bookkeeping)" for norms and flags."""
-
-    @property
-    def peak(self) -> Held:
-        return self.moments["peak"]
-
-    @property
-    def peak_total(self) -> int:
-        return sum(self.peak.values())
 
 
 def simulate(
@@ -78,7 +42,7 @@ def simulate(
     engine: dict[str, Any] | None = None,
     steps: int = 2,
     emulate_gloo: bool = False,
-) -> Simulation:
+) -> Replay:
     """Train as this rank under this strategy, on fake tensors.
 
     model: builds it, plain; weights need no values. batch: rows and tokens of a micro-batch. engine: as in
@@ -98,9 +62,10 @@ def simulate(
         names |= {id(module): path or type(module).__name__ for path, module in plain.named_modules()}
 
         def enter(step: int, phase: str) -> None:
-            if (
-                tracer.phase != "forward"
-            ):  # in between, gathered and other passing tensors stand in for the lasting ones
+            if tracer.phase == "forward":
+                # Gathered parameters stand in for the lasting ones now. FSDP2's have a category; ZeRO-3's get one.
+                tracer.mark(strategy.held()["parameters"], "communication buffers", overwrite=False)
+            else:
                 for category, tensors in strategy.held().items():
                     tracer.mark(tensors, category)
             tracer.enter(step, phase)
@@ -108,7 +73,7 @@ def simulate(
         with nullcontext() if emulate_gloo else gpu_kernels():
             train(strategy, plain, recipe, batch, clip, accumulation, steps, enter)
         events = tracer.events
-    return _read(events, steps - 1)
+    return replay(events, steps - 1)
 
 
 def _check(name: str, rank: int, world_size: int, engine: dict[str, Any], steps: int) -> None:
@@ -148,62 +113,3 @@ def train(
         enter(step, "step")
         strategy.step()
     enter(steps, "end")
-
-
-def _read(events: list[Event], step: int) -> Simulation:
-    """Play the log back."""
-    _categorise(events)
-    alive: dict[int, Event] = {}
-    held: Counter[str] = Counter()
-    moments: dict[str, Held] = {}
-    at_peak: list[Event] = []
-    total = peak = 0
-    phase = "prepare"
-    end = Event("compute", 0, 0, "", "end", step + 1, "")
-    for event in [*events, end]:
-        if event.phase not in (phase, "recompute"):
-            if phase == "prepare" or event.step >= step:
-                moments[f"after {phase}"] = dict(held)
-            phase = event.phase
-        if event.kind == "alloc":
-            alive[event.id] = event
-            held[event.category] += event.bytes
-            total += event.bytes
-        elif event.kind == "free":
-            held[alive.pop(event.id).category] -= event.bytes
-            total -= event.bytes
-        if event.step == step and event.phase in PASSES and total > peak:
-            peak, moments["peak"], at_peak = total, dict(held), list(alive.values())
-    return Simulation(events, moments, _largest(at_peak), _collectives(events, step))
-
-
-def _categorise(events: list[Event]) -> None:
-    """What no one has named: made in a forward pass and alive in the backward pass it was made for, or else passing."""
-    ends = {event.id: event.phase for event in events if event.kind == "free"}
-    for event in events:
-        if event.kind == "alloc" and not event.category:
-            end = ends.get(event.id)
-            saved = (event.phase == "forward" and end in ("backward", "recompute")) or (
-                event.phase == "recompute" and end == "backward"
-            )
-            event.category = "activations" if saved else "other"
-
-
-def _largest(alive: Iterable[Event]) -> list[tuple[str, int]]:
-    bytes: Counter[str] = Counter()
-    times: Counter[str] = Counter()
-    for event in alive:
-        who = f"{event.category}: {BLOCK_NUMBER.sub('.*', event.tag)}"
-        bytes[who] += event.bytes
-        times[who] += 1
-    return [(f"{who} ×{times[who]}" if times[who] > 1 else who, size) for who, size in bytes.most_common()]
-
-
-def _collectives(events: list[Event], step: int) -> dict[str, tuple[int, int]]:
-    result: dict[str, tuple[int, int]] = {}
-    for event in events:
-        if event.kind == "collective" and event.step == step:
-            name = event.tag if event.category == "payload" else f"{event.tag} (bookkeeping)"
-            calls, bytes = result.get(name, (0, 0))
-            result[name] = (calls + 1, bytes + event.bytes)
-    return result

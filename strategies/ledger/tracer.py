@@ -170,6 +170,14 @@ class Tracer(TorchDispatchMode):
             self._reused = (result.untyped_storage()._cdata, args[0].untyped_storage()._cdata, len(self.events))
         return result
 
+    def admit(self, held: dict[str, list[Tensor]]) -> None:
+        """What was there before: as if it were allocated now, each storage for the first category that names it."""
+        for category, tensors in held.items():
+            for tensor in tensors:
+                if _has_storage(tensor):
+                    self._update(tensor.untyped_storage(), "before")
+            self.mark(tensors, category, overwrite=False)
+
     def mark(self, tensors: Iterable[Tensor], category: str, overwrite: bool = True) -> None:
         """Say what the allocations behind these tensors are held for."""
         for tensor in tensors:

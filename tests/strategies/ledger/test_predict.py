@@ -15,6 +15,7 @@ from speedrun.optim.policy import parameter_groups
 from strategies import select
 from strategies.base import Settings
 from strategies.ledger.memory import measure
+from strategies.ledger.passes import predict_after_forward
 from strategies.ledger.predict import MOMENTS, Group, Held, Run, predict_memory
 from strategies.matrices import Place
 from tests.ranks import RankPool
@@ -28,31 +29,42 @@ def settings(name: str) -> dict[str, Any]:
     return {"zero_optimization": {"stage": int(name[-1])}} if name.startswith("zero") else {}
 
 
-def prediction(name: str, case: Case, precision: str, world_size: int) -> list[dict[str, Held]]:
+FLOAT32_SUMS = {"data_types": {"grad_accum_dtype": "fp32"}}
+"""Of a DeepSpeed config file: a bf16 model's gradients are added up in float32."""
+
+
+def prediction(
+    name: str, case: Case, precision: str, world_size: int, engine: dict[str, Any] | None = None
+) -> list[dict[str, Held]]:
     """From shapes on the meta device: no weights, no process group."""
     config = case.config()
     with torch.device("meta"):
         model = GPT(config.model)
     shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
     groups = [Group(g.name, g.parameters, g.rule.whole_matrix) for g in parameter_groups(shapes, config.optimizer)]
-    return predict_memory(Run(name, shapes, groups, world_size, precision, case.accumulation, settings(name)))
+    engine = {**settings(name), **(engine or {})}
+    run = Run(name, shapes, groups, world_size, precision, case.accumulation, engine)
+    forward = predict_after_forward(run)
+    return [{**moments, "after forward": forward[rank]} for rank, moments in enumerate(predict_memory(run))]
 
 
-def hold(name: str, case: Case, precision: str) -> dict[str, Held]:
-    """On a rank: what is really held at every moment of the second step."""
+def hold(name: str, case: Case, precision: str, engine: dict[str, Any] | None = None) -> dict[str, Held]:
+    """On a rank: what is really held at every moment of the third step (DDP makes its buckets anew in the second)."""
     config = case.config()
     data = open_data(config.data, config.model.vocab_size, config.seed)
     model = GPT(config.model, document_start=data.document_start)
     model.init_weights(config.seed)
     recipe = parameter_groups({n: tuple(p.shape) for n, p in model.named_parameters()}, config.optimizer)
     place = Place(dist.get_rank(), dist.get_world_size(), torch.device("cpu"))
-    strategy = select.make(name, Settings(place, precision, settings(name)))  # type: ignore[arg-type]
+    strategy = select.make(name, Settings(place, precision, {**settings(name), **(engine or {})}))  # type: ignore[arg-type]
     strategy.prepare(model, recipe, clip=config.optimizer.clip, accumulation=case.accumulation)
     held = {"after prepare": measure(strategy.held())}
-    for step in range(2):
+    for step in range(3):
         for i in range(case.accumulation):
             with strategy.micro_batch(last=i == case.accumulation - 1):
-                strategy.backward(strategy.model(*data.batch(step, i, i + 1)))
+                loss = strategy.model(*data.batch(step, i, i + 1))
+                held["after forward"] = measure(strategy.held())
+                strategy.backward(loss)
         held["after backward"] = measure(strategy.held())
         strategy.step()
         held["after step"] = measure(strategy.held())
@@ -71,17 +83,31 @@ def test_predicted_equals_measured_to_the_byte_on_every_rank(ranks: RankPool, na
                 case = Case(optimizer=optimizer, tied=tied, accumulation=accumulation)
                 predicted = prediction(name, case, precision, world_size)
                 measured = ranks.run(world_size, hold, name, case, precision)
-                for rank in range(world_size):
-                    for moment in MOMENTS:
-                        for category in (*STATES, "communication buffers"):
-                            if (name, moment, category) == ("ddp", "after prepare", "gradients"):
-                                continue  # DDP's buckets are there, but only C++ can see them before the first step
-                            expected = predicted[rank][moment].get(category, 0)
-                            found = measured[rank][moment].get(category, 0)
-                            assert found == expected, (
-                                f"rank {rank}, {precision}, {case}, {moment}, {category}: "
-                                f"predicted {expected}, measured {found}, remainder {found - expected}"
-                            )
+                assert_equal(predicted, measured, f"{name}, {precision}, {case}")
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("name", ("zero1", "zero2", "zero3"))
+def test_gradients_that_deepspeed_adds_up_in_float32(ranks: RankPool, name: str) -> None:
+    """ZeRO-1 is another class of DeepSpeed's then."""
+    for accumulation in (1, 3):
+        case = Case(accumulation=accumulation)
+        predicted = prediction(name, case, "bf16", 3, FLOAT32_SUMS)
+        measured = ranks.run(3, hold, name, case, "bf16", FLOAT32_SUMS)
+        assert_equal(predicted, measured, f"{name}, {case}")
+
+
+def assert_equal(predicted: list[dict[str, Held]], measured: list[dict[str, Held]], what: str) -> None:
+    for rank, moments in enumerate(measured):
+        for moment in (*MOMENTS, "after forward"):
+            for category in (*STATES, "communication buffers"):
+                if (what[:3], moment, category) == ("ddp", "after prepare", "gradients"):
+                    continue  # DDP's buckets are there, but only C++ can see them before the first step
+                expected, found = (side.get(category, 0) for side in (predicted[rank][moment], moments[moment]))
+                assert found == expected, (
+                    f"rank {rank}, {what}, {moment}, {category}: "
+                    f"predicted {expected}, measured {found}, remainder {found - expected}"
+                )
 
 
 def test_prediction_needs_no_torch_and_is_quick_for_a_trillion_parameters() -> None:

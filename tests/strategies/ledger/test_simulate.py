@@ -23,7 +23,8 @@ from speedrun.optim.policy import parameter_groups
 from strategies import select
 from strategies.base import Settings
 from strategies.ledger.predict import Group, Run, predict_memory
-from strategies.ledger.simulate import PASSES, Simulation, simulate, train
+from strategies.ledger.replay import PASSES, Replay
+from strategies.ledger.simulate import simulate, train
 from strategies.ledger.tracer import Event, Tracer
 from strategies.ledger.traffic import predict_traffic
 from strategies.matrices import Place
@@ -44,9 +45,7 @@ def engine(name: str, **zero: Any) -> dict[str, Any]:
     return {"zero_optimization": {"stage": int(name[-1]), **zero}} if name.startswith("zero") else {}
 
 
-def simulated(
-    name: str, rank: int, world_size: int, config: Config, batch: tuple[int, int], **options: Any
-) -> Simulation:
+def simulated(name: str, rank: int, world_size: int, config: Config, batch: tuple[int, int], **options: Any) -> Replay:
     recipe = parameter_groups(parameter_shapes(config.model), config.optimizer)
     options.setdefault("engine", engine(name))
     return simulate(name, rank, world_size, lambda: GPT(config.model), recipe, batch, **options)

@@ -1,0 +1,129 @@
+"""Predicted memory while a step's passes run, beside activations: after the last forward pass, and at the peak.
+
+predict.py has the moments between steps and before the update, where only what lasts is there. During the passes
+engines hold more: gathered parameters, gradients of the micro-batches so far, buckets. Plain Python, no torch.
+"""
+
+import math
+
+from strategies.layout import flat_partition_size
+from strategies.ledger.predict import (
+    BF16,
+    FP32,
+    Held,
+    Run,
+    accumulates_float32,
+    predict_buffers,
+    predict_memory,
+    reduce_bucket,
+)
+
+LIVE = 1_000_000_000
+"""DeepSpeed's default of stage3_max_live_parameters and of stage3_max_reuse_distance, in elements."""
+
+
+def predict_after_forward(run: Run) -> list[Held]:
+    """For every rank: category → bytes held after the forward pass of a step's last micro-batch, without activations.
+
+    That is what is held between steps, and: with accumulation, the gradients of the micro-batches before; and
+    parameters that are gathered and stay so for the backward pass, counted as parameters. ZeRO-3 keeps all of them up
+    to stage3_max_live_parameters; above that it depends on the order of modules, and this is an upper bound.
+    """
+    ranks = predict_memory(run)
+    return [
+        {
+            **moments["after step"],
+            **_gradients(run, moments, rank),
+            **_gathered(run, moments["after step"]["parameters"]),
+        }
+        for rank, moments in enumerate(ranks)
+    ]
+
+
+def predict_peak(run: Run, kept: int, loss: int, passing: int) -> list[Held]:
+    """For every rank: category → bytes at the peak of the passes, activations and what passes ("other") among them.
+
+    kept: activations after the forward pass; loss: those of them that belong to the logits and the loss; passing: what
+    the backward pass of the loss allocates for itself. All in bytes.
+
+    The larger of two: in the backward pass of the loss, where all activations are there and no new gradient yet, which
+    is exact; and after it, where gradients come and activations go: an estimate, which adds up what is there at one
+    moment or another and leaves out what a block's backward pass allocates for itself. strategies/ledger/simulate.py
+    runs the engine itself and gives the exact moment.
+    """
+    extra = sum(predict_buffers(run).values())
+    peaks = []
+    for moments, between in zip(predict_memory(run), predict_after_forward(run), strict=True):
+        resting = moments["after step"]["parameters"]
+        gathered = between["parameters"] - resting + _prefetched(run)
+        at_loss = {**between, "parameters": resting, "activations": kept, "other": passing}
+        at_loss["communication buffers"] += gathered
+        later = {**moments["after backward"], "activations": kept - loss, "other": 0}
+        later["communication buffers"] += extra
+        later["gradients"] = max(later["gradients"], between["gradients"])
+        peaks.append(max(at_loss, later, key=lambda held: sum(held.values())))
+    return peaks
+
+
+def _gradients(run: Run, moments: dict[str, Held], rank: int) -> Held:
+    """Gradients, and the buckets that stay with them, of the micro-batches before the last."""
+    if run.accumulation == 1:
+        return {}
+    width = BF16 if run.precision == "bf16" else FP32
+    if run.strategy == "single":
+        return {"gradients": moments["after backward"]["gradients"]}
+    if run.strategy == "ddp":
+        # Twice: under no_sync autograd makes gradients of its own, and they are copied into the buckets, which have
+        # been there all the time, only when the last micro-batch's are reduced.
+        return {"gradients": moments["after backward"]["gradients"] + moments["after step"]["gradients"]}
+    if run.strategy == "fsdp":  # whole and without padding: the reduce-scatter is held back
+        return {"gradients": FP32 * run.parameters}
+    if run.strategy in ("zero1", "zero2") and accumulates_float32(run):
+        return {"gradients": moments["after backward"]["gradients"]}
+    if run.strategy == "zero2":  # reduced at every micro-batch; zeros for the padding come with the last
+        return {"gradients": moments["after backward"]["gradients"] - width * _padding(run, rank)}
+    if run.strategy == "zero1":
+        # Whole too, and the bucket is let go only where the last micro-batch has been reduced.
+        overlap = run.engine.get("zero_optimization", {}).get("overlap_comm") is True
+        bucket = width * reduce_bucket(run) * (2 if overlap else 1)
+        return {"gradients": width * run.parameters, "communication buffers": bucket}
+    return {}
+
+
+def _padding(run: Run, rank: int) -> int:
+    """Elements of the padding in this rank's slices of ZeRO-1/2's flat buffers."""
+    padding = 0
+    for group in run.groups:
+        numels = [run.numel(name) for name in group.parameters]
+        part = flat_partition_size(numels, run.world_size)
+        padding += part - min(max(sum(numels) - rank * part, 0), part)
+    return padding
+
+
+def _gathered(run: Run, resting: int) -> Held:
+    width = BF16 if run.precision == "bf16" else FP32
+    if run.strategy == "fsdp":
+        reshards = run.engine.get("reshard_after_forward", True)
+        kept = [name for name in run.shapes if not (reshards and name.startswith("blocks."))]
+        return {"parameters": resting + width * _padded_rows(run, kept)}
+    if run.strategy == "zero3" and run.world_size > 1:
+        zero = run.engine.get("zero_optimization", {})
+        limits = [zero.get(f"stage3_max_{what}", "auto") for what in ("live_parameters", "reuse_distance")]
+        live = min(run.parameters, *(LIVE if limit == "auto" else int(limit) for limit in limits))
+        return {"parameters": resting + width * live}
+    return {}
+
+
+def _prefetched(run: Run) -> int:
+    """Bytes of the last block, which FSDP2 gathers again at the very start of the backward pass."""
+    if run.strategy != "fsdp" or not run.engine.get("reshard_after_forward", True):
+        return 0
+    blocks = [name.split(".")[1] for name in run.shapes if name.startswith("blocks.")]
+    last = [name for name in run.shapes if blocks and name.startswith(f"blocks.{blocks[-1]}.")]
+    return (BF16 if run.precision == "bf16" else FP32) * _padded_rows(run, last)
+
+
+def _padded_rows(run: Run, names: list[str]) -> int:
+    """Elements of gathered parameters: FSDP2 pads rows to a multiple of the world size."""
+    rows = {name: math.ceil(run.shapes[name][0] / run.world_size) * run.world_size for name in names}
+    return sum(rows[name] * math.prod(run.shapes[name][1:]) for name in names)

@@ -6,10 +6,13 @@ mathematics is the same, and rounding to 16 bits would hide the answer. Where tw
 """
 
 import argparse
+import contextlib
 import json
+import sys
 import tempfile
 from pathlib import Path
 
+from shardrun.configs import Resolved, resolve
 from shardrun.launch import find_config, launch, what_went_wrong
 
 CONFIGS = ("cpu/ddp", "cpu/fsdp", "cpu/zero1", "cpu/zero2", "cpu/zero3")
@@ -24,13 +27,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--processes", type=int, help="override the config's number of processes")
     parser.add_argument("--steps", type=int, default=20, help="optimizer steps (default: 20)")
-    parser.add_argument("--json", metavar="FILE", help="also write the certificate to this file")
+    parser.add_argument(
+        "--json",
+        nargs="?",
+        const="-",
+        metavar="FILE",
+        help="print the certificate as JSON in place of the table, or also write it to this file",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.json != "-":
+        certificate = _certify(arguments)
+        if arguments.json:
+            Path(arguments.json).write_text(certificate)
+    else:
+        with contextlib.redirect_stdout(sys.stderr):  # what it does meanwhile
+            certificate = _certify(arguments)
+        print(certificate, end="")
+    return 0 if all(row["equal"] for row in json.loads(certificate)["cases"]) else 1
+
+
+def _certify(arguments: argparse.Namespace) -> str:
+    """Train, print the table, return the certificate as JSON. Raises ValueError for what cannot be certified."""
     from shardrun.equivalence import LOSS_TOLERANCE, WEIGHT_TOLERANCE, Case, compare, run_reference
 
+    if arguments.steps < 1 or (arguments.processes is not None and arguments.processes < 1):
+        raise ValueError("--steps and --processes are at least 1.")
     configs = [find_config(name) for name in arguments.config or CONFIGS]
+    for config in configs:  # before minutes of training, not after
+        _check(resolve(config), arguments.processes)
     cases = [
         Case(optimizer=optimizer, accumulation=accumulation, tied=tied, steps=arguments.steps)
         for optimizer in ("adamw", "muon")
@@ -63,10 +89,23 @@ def run(arguments: argparse.Namespace) -> int:
             certificate.append(row)
     failed = sum(not row["equal"] for row in certificate)
     print(f"\n{len(certificate) - failed} of {len(certificate)} equal the single-process run.")
-    if arguments.json:
-        content = {"schema": 1, "loss_tolerance": LOSS_TOLERANCE, "weight_tolerance": WEIGHT_TOLERANCE}
-        Path(arguments.json).write_text(json.dumps({**content, "cases": certificate}, indent=2) + "\n")
-    return 1 if failed else 0
+    content = {"schema": 1, "loss_tolerance": LOSS_TOLERANCE, "weight_tolerance": WEIGHT_TOLERANCE}
+    return json.dumps({**content, "cases": certificate}, indent=2) + "\n"
+
+
+def _check(config: Resolved, processes: int | None) -> None:
+    """Raises ValueError where the certificate's batches do not divide over the ranks."""
+    from shardrun.equivalence import Case
+
+    world_size = processes or config.world_size
+    if config.strategy == "single" and world_size > 1:
+        raise ValueError(f"{config.path} is for one process (distributed_type NO), not {world_size}.")
+    if Case.rows % (world_size * 3):
+        fitting = ", ".join(str(n) for n in range(1, Case.rows) if Case.rows % (n * 3) == 0)
+        raise ValueError(
+            f"{config.path}: {world_size} processes do not divide the certificate's batches of {Case.rows} rows in 3 "
+            f"micro-batches; pass --processes with one of {fitting}."
+        )
 
 
 def _train(config: Path, cases: list, processes: int | None, folder: Path, phases: bool = False) -> tuple[int, list]:  # type: ignore[type-arg]

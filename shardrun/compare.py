@@ -5,8 +5,10 @@ agree, and ends with a table. `make demo` is this verb.
 """
 
 import argparse
+import contextlib
 import json
 import statistics
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,19 +64,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=30, help="optimizer steps of each run (default: 30)")
     parser.add_argument("--configs", default="cpu", help="folder of shipped configs, cpu or . for GPUs (default: cpu)")
     parser.add_argument("--out", default="runs", help="where the runs are written (default: runs)")
+    parser.add_argument("--json", action="store_true", help="print compare.json in place of the tables")
     parser.add_argument("trainer", nargs="*", help="further arguments of the trainer, after --")
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.json:
+        with contextlib.redirect_stdout(sys.stderr):  # what it does meanwhile
+            runs, agree = _run_all(arguments)
+            content = _write(runs, arguments)
+        print(content)
+    else:
+        runs, agree = _run_all(arguments)
+        _print_books(runs, arguments.processes)
+        _write(runs, arguments)
+    return 0 if agree and not any(run.remainders for run in runs) else 1
+
+
+def _run_all(arguments: argparse.Namespace) -> tuple[list[Run], bool]:
+    """Train under every strategy; also whether their losses agree."""
     names = arguments.strategies.split(",")
     for name in names:
         if name not in STRATEGIES:
             raise ValueError(f"there is no strategy {name!r} to compare; there are {', '.join(STRATEGIES)}.")
-    stamp = time.strftime("%Y%m%d-%H%M%S")
+    together = Path(arguments.out) / f"compare-{time.strftime('%Y%m%d-%H%M%S')}"
     runs = []
     for number, name in enumerate(names, start=1):
         config = shipped_config(name if arguments.configs == "." else f"{arguments.configs}/{name}")
-        folder = Path(arguments.out) / f"compare-{stamp}" / name
+        folder = together / name
         trainer = [
             *(arguments.preset, "--steps", str(arguments.steps), "--eval-every", "0"),
             *("--optimizer.orthogonalization-dtype", "float32"),
@@ -95,12 +112,7 @@ def run(arguments: argparse.Namespace) -> int:
             flush=True,
         )
     print()
-    agree = _check_agreement(runs)
-    _print_books(runs, arguments.processes)
-    together = Path(arguments.out) / f"compare-{stamp}"
-    _write(runs, together, arguments.processes)
-    print(f"Records, outputs, compare.json and compare.png: {together}")
-    return 0 if agree and not any(run.remainders for run in runs) else 1
+    return runs, _check_agreement(runs)
 
 
 def read(strategy: str, folder: Path) -> Run:
@@ -219,22 +231,24 @@ def _print_books(runs: list[Run], processes: int) -> None:
     if remainders:
         print("NOT EXPLAINED, a mistake in the code or in our understanding:\n  " + "\n  ".join(remainders))
     else:
-        print(f"Every line of all {processes} ranks' books: predicted = measured, to the byte.")
+        print(f"Every line of all {processes} ranks' books: predicted = measured, to the byte (peaks are estimates).")
 
 
-def _write(runs: list[Run], folder: Path, processes: int) -> None:
-    """compare.json, and the picture where matplotlib is installed."""
+def _write(runs: list[Run], arguments: argparse.Namespace) -> str:
+    """compare.json, and the picture where matplotlib is installed, beside the runs. Returns the former's text."""
+    folder, processes = runs[0].folder.parent, arguments.processes
     content = [{**vars(run), "folder": str(run.folder), "total": run.total, "ring_bytes": run.sent} for run in runs]
-    (folder / "compare.json").write_text(
-        json.dumps({"schema": 1, "ranks": processes, "runs": content}, indent=2) + "\n"
-    )
+    text = json.dumps({"schema": 1, "ranks": processes, "runs": content}, indent=2)
+    (folder / "compare.json").write_text(text + "\n")
     try:
         from shardrun.picture import draw_comparison
     except ImportError:
         print("No picture: matplotlib is not installed (pip install 'shardrun[plots]').")
-        return
+        return text
     bars = {
         run.strategy: {short: run.memory[c]["measured"] for short, c in zip(SHORT, CATEGORIES, strict=True)}
         for run in runs
     }
     draw_comparison(bars, {run.strategy: run.sent for run in runs}, processes, folder / "compare.png")
+    print(f"Records, outputs, compare.json and compare.png: {folder}")
+    return text

@@ -200,8 +200,22 @@ class Verdict:
 
 
 def compare(trace: Trace, reference: Trace) -> Verdict:
-    """Largest relative difference of a loss and of a gradient norm, largest absolute one of a final weight."""
-    assert set(trace.weights) == set(reference.weights) and len(trace.losses) == len(reference.losses)
+    """Largest relative difference of a loss and of a gradient norm, largest absolute one of a final weight.
+
+    Raises ValueError where the two are not of the same parameters or number of steps.
+    """
+    shapes, expected = ({name: tuple(w.shape) for name, w in t.weights.items()} for t in (trace, reference))
+    if unmatched := sorted(shapes.items() ^ expected.items()):
+        name = unmatched[0][0]
+        raise ValueError(
+            f"the run and its reference are of different models: {name} is {shapes.get(name, 'not there')} in the one "
+            f"and {expected.get(name, 'not there')} in the other; train both from the same model configuration."
+        )
+    if len(trace.losses) != len(reference.losses):
+        raise ValueError(
+            f"the run has {len(trace.losses)} steps and its reference {len(reference.losses)}; "
+            "train both for the same number."
+        )
     differences = {
         name: (trace.weights[name] - weight).abs().max().item() for name, weight in reference.weights.items()
     }

@@ -1,6 +1,6 @@
 """`shardrun plan`: predicted memory, traffic and step time of every strategy: what fits, and what it costs.
 
-Plain arithmetic: nothing is allocated, started or downloaded, and torch is not loaded (but for --court).
+Plain arithmetic: nothing is allocated, started or downloaded, and torch is not loaded (but for --court and --simulate).
 """
 
 import argparse
@@ -67,6 +67,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpointing", choices=("none", "block", "selective"), default="none")
     parser.add_argument("--sweep", action="store_true", help="totals for 1, 2, 4 … 1024 ranks")
     parser.add_argument("--court", action="store_true", help="what public estimators say, and why they differ")
+    parser.add_argument("--simulate", action="store_true", help="run the engines themselves, on tensors without data")
+    parser.add_argument("--rank", type=int, default=0, help="with --simulate: which rank (default: 0)")
+    parser.add_argument("--strategies", help="with --simulate: comma-separated (default: all five)")
+    parser.add_argument("--largest", type=int, default=6, help="with --simulate: lines per peak (default: 6)")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -75,6 +79,10 @@ def run(arguments: argparse.Namespace) -> int:
     gpu = find_gpu(arguments.gpu)
     if arguments.court:
         return _court(config, arguments)
+    if arguments.simulate:
+        from shardrun import simulation
+
+        return simulation.run(config, gpu, arguments)
     if arguments.sweep:
         return _sweep(config, gpu, arguments)
     estimates = [
@@ -98,6 +106,8 @@ def configure(arguments: argparse.Namespace) -> Config:
     """The preset or shape that was asked for. Raises ValueError where it cannot be."""
     if arguments.world < 1 or arguments.micro_batch < 1 or arguments.accumulation < 1:
         raise ValueError("--world, --micro-batch and --accumulation are at least 1.")
+    if not 0 <= arguments.rank < arguments.world:
+        raise ValueError(f"there is no rank {arguments.rank} of {arguments.world}; --rank counts from 0.")
     if arguments.preset not in PRESETS:
         raise ValueError(f"there is no preset {arguments.preset!r}; there are {', '.join(PRESETS)}.")
     config = PRESETS[arguments.preset][1]
@@ -283,7 +293,8 @@ def _headline(config: Config, gpu: Gpu, arguments: argparse.Namespace) -> None:
     )
 
 
-def _table(title: str, headings: list[str], rows: list[list[str]]) -> None:
+def table(title: str, headings: list[str], rows: list[list[str]]) -> None:
+    """Print a table, within 100 columns where there is no terminal to ask."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -311,7 +322,7 @@ def _print_memory(estimates: list[Estimate], gpu: Gpu) -> None:
         bar = "█" * filled + "·" * (10 - filled)
         spare = f"{e.spare / GIB:+,.1f}" if e.fits else f"{e.spare / GIB:,.1f} no"
         rows.append([e.strategy, *(_gib(e.memory.get(c, 0)) for c in COLUMNS), _gib(e.total), bar, spare])
-    _table("What the fullest GPU holds at its peak (predicted)", headings, rows)
+    table("What the fullest GPU holds at its peak (predicted)", headings, rows)
 
 
 def _print_traffic(estimates: list[Estimate], config: Config, arguments: argparse.Namespace) -> None:
@@ -324,7 +335,7 @@ def _print_traffic(estimates: list[Estimate], config: Config, arguments: argpars
         times = [f"{seconds * 1e3:,.1f} ms" for seconds in (e.compute_s, e.communication_s, e.exposed_s, e.step_s)]
         volume = f"{e.volumes.get('total', 0):.2f}"
         rows.append([e.strategy, _gib(payload), _gib(wire), volume, *times, f"{tokens / e.step_s:,.0f}"])
-    _table("What it sends (GiB per rank), and how long a step takes", headings, rows)
+    table("What it sends (GiB per rank), and how long a step takes", headings, rows)
     for e in estimates:
         if e.books.world_size > 1:
             wrapped(f"{e.strategy:<6}", explain_volume(e.books))
@@ -355,7 +366,7 @@ def _sweep(config: Config, gpu: Gpu, arguments: argparse.Namespace) -> int:
         [str(world), *(f"{_gib(totals[world][s])}{' ' if totals[world][s] <= gpu.memory else '!'}" for s in STRATEGIES)]
         for world in worlds
     ]
-    _table("GiB of the fullest GPU by number of ranks (! does not fit)", ["ranks", *STRATEGIES], rows)
+    table("GiB of the fullest GPU by number of ranks (! does not fit)", ["ranks", *STRATEGIES], rows)
     return 0
 
 
@@ -367,24 +378,42 @@ def wrapped(label: str, text: str) -> None:
 
 def _court(config: Config, arguments: argparse.Namespace) -> int:
     from strategies.ledger.court import STRATEGIES as NAMES
-    from strategies.ledger.court import hear
+    from strategies.ledger.court import Testimony, hear
 
     adamw = dataclasses.replace(config, optimizer=OptimizerConfig(name="adamw"))
-    model = config.model
-    shapes = parameter_shapes(model)
-    block = sum(_numel(s) for n, s in shapes.items() if n.startswith("blocks.0."))
-    largest = max(block, _numel(shapes["embed.weight"]))
-    testimonies = hear(shapes, parameter_groups(adamw), arguments.world, largest)
+    shapes = parameter_shapes(config.model)
+    testimonies = hear(shapes, parameter_groups(adamw), arguments.world, largest_layer(shapes))
+    if arguments.simulate:
+        from shardrun.simulation import model_states
+
+        testimonies.append(
+            Testimony(
+                "simulated",
+                "shardrun plan --court --simulate",
+                {name: model_states(adamw, name, arguments) for name in NAMES},
+                f"what rank {arguments.rank} of the engines themselves holds, on tensors without data.",
+            )
+        )
     if arguments.json:
         print(json.dumps({"schema": 1, "testimonies": [dataclasses.asdict(t) for t in testimonies]}))
         return 0
     psi = sum(map(_numel, shapes.values()))
-    print(f"{psi / 1e6:,.1f}M parameters, AdamW, bf16, {arguments.world} GPUs: model states alone, GiB per GPU\n")
-    rows = [[t.who, *(_gib(t.bytes[s] or 0) for s in NAMES)] for t in testimonies]
-    _table("", ["estimator", *NAMES], rows)
+    unit, size = ("GiB", GIB) if psi > 1e8 else ("MiB", 2**20)
+    print(f"{psi / 1e6:,.1f}M parameters, AdamW, bf16, {arguments.world} GPUs: model states alone, {unit} per GPU\n")
+    figures = [[t.bytes[name] for name in NAMES] for t in testimonies]
+    cells = [["–" if figure is None else f"{figure / size:,.2f}" for figure in row] for row in figures]
+    rows = [[t.who, *row] for t, row in zip(testimonies, cells, strict=True)]
+    table("", ["estimator", *NAMES], rows)
     for t in testimonies:
         wrapped(f"{t.who}:", f"{t.why} [{t.source}]")
+    wrapped("Measured:", "--simulate adds what the engines hold; python -m benchmarks.court asks real ranks.")
     return 0
+
+
+def largest_layer(shapes: dict[str, tuple[int, ...]]) -> int:
+    """Elements of the largest of a block and the embedding, which DeepSpeed's estimator asks for."""
+    block = sum(_numel(shape) for name, shape in shapes.items() if name.startswith("blocks.0."))
+    return max(block, _numel(shapes["embed.weight"]))
 
 
 def _numel(shape: tuple[int, ...]) -> int:

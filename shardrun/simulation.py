@@ -1,0 +1,139 @@
+"""`shardrun plan --simulate`: rank r of N on this machine, the libraries' own engines on tensors without data.
+
+Where plan's formulas add up what does not reach its height at one moment, this gives the exact peak, what was alive at
+it and who allocated it. It loads torch and takes seconds for each strategy.
+"""
+
+import argparse
+import dataclasses
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+from shardrun.plan import STRATEGIES, books_of, table, wrapped
+from speedrun.config import Config
+from strategies.ledger.hardware import Gpu
+from strategies.ledger.predict import MODEL_STATES
+
+if TYPE_CHECKING:
+    from strategies.ledger.replay import Replay
+
+MIB = 2**20
+
+CATEGORIES = {
+    "parameters": "params",
+    "master parameters": "masters",
+    "gradients": "grads",
+    "optimizer states": "optim",
+    "activations": "activ.",
+    "communication buffers": "buffers",
+    "other": "other",
+}
+"""Category → heading."""
+
+NOT_SIMULATED = (
+    "Not simulated, because fake tensors cannot go there: torch.compile, Triton kernels launched directly, offload to "
+    "CPU or NVMe. Not in the figures: what a kernel allocates for itself, the CUDA context, cuBLAS and NCCL "
+    "workspaces, what the caching allocator reserves beyond what is allocated."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Simulated:
+    """A strategy's rank; `replay` is None where `refused` says why it could not be."""
+
+    strategy: str
+    replay: "Replay | None"
+    refused: str
+    seconds: float
+
+
+def run(config: Config, gpu: Gpu, arguments: argparse.Namespace) -> int:
+    """Simulate the strategies and print. Raises ValueError for a strategy that there is not."""
+    names = arguments.strategies.split(",") if arguments.strategies else list(STRATEGIES)
+    for name in names:
+        if name not in STRATEGIES:
+            raise ValueError(f"there is no strategy {name!r} to simulate; there are {', '.join(STRATEGIES)}.")
+    simulated = [simulate_one(config, name, arguments) for name in names]
+    if arguments.json:
+        content = {"schema": 1, "rank": arguments.rank, "world_size": arguments.world, "not_simulated": NOT_SIMULATED}
+        print(json.dumps({**content, "strategies": [_row(s) for s in simulated]}))
+        return 0
+    _print(simulated, gpu, arguments)
+    return 0
+
+
+def simulate_one(config: Config, name: str, arguments: argparse.Namespace) -> Simulated:
+    """One strategy, as the trainer runs it: two steps of this model, optimizer and micro-batch."""
+    from speedrun.model import GPT
+    from speedrun.optim.policy import parameter_groups
+    from strategies.ledger.simulate import simulate
+
+    books = books_of(config, name, arguments.world, arguments.precision, arguments.accumulation)
+    started = time.perf_counter()
+    replay, refused = None, ""
+    try:
+        replay = simulate(
+            name,
+            arguments.rank,
+            arguments.world,
+            lambda: GPT(config.model, document_start=0),
+            parameter_groups(books.shapes, config.optimizer),
+            (arguments.micro_batch, config.data.sequence_length),
+            clip=config.optimizer.clip,
+            accumulation=arguments.accumulation,
+            precision=arguments.precision,
+            engine=books.engine,
+        )
+    except ValueError as error:  # DeepSpeed is not installed here, or does not do this
+        refused = str(error)
+    return Simulated(name, replay, refused, time.perf_counter() - started)
+
+
+def model_states(config: Config, name: str, arguments: argparse.Namespace) -> int | None:
+    """Bytes of model states that the rank holds just before a step in bf16; None where it cannot be simulated."""
+    arguments = argparse.Namespace(**{**vars(arguments), "precision": "bf16", "accumulation": 1})
+    replay = simulate_one(config, name, arguments).replay
+    if replay is None:
+        return None
+    return sum(replay.moments["after backward"].get(category, 0) for category in MODEL_STATES)
+
+
+def _row(simulated: Simulated) -> dict[str, Any]:
+    row: dict[str, Any] = {"strategy": simulated.strategy, "seconds": simulated.seconds}
+    if simulated.replay is None:
+        return {**row, "refused": simulated.refused}
+    replay = simulated.replay
+    collectives = [{"collective": k, "calls": v[0], "payload_bytes": v[1]} for k, v in replay.collectives.items()]
+    largest = [{"what": what, "bytes": size} for what, size in replay.largest]
+    return {**row, "moments": replay.moments, "largest_at_the_peak": largest, "collectives": collectives}
+
+
+def _print(simulated: list[Simulated], gpu: Gpu, arguments: argparse.Namespace) -> None:
+    print(
+        f"Rank {arguments.rank} of {arguments.world}, simulated in {arguments.precision}: the engines' own code on "
+        "tensors without data.\n"
+    )
+    rows = []
+    for s in simulated:
+        if s.replay:
+            total = s.replay.peak_total
+            fits = "yes" if total <= gpu.memory else "no"
+            held = [_mib(s.replay.peak.get(category, 0)) for category in CATEGORIES]
+            rows.append([s.strategy, *held, _mib(total), fits])
+    table("The peak of forward and backward (MiB)", ["", *CATEGORIES.values(), "total", "fits"], rows)
+    for s in simulated:
+        if s.replay is None:
+            wrapped(f"{s.strategy}:", s.refused)
+            continue
+        print(f"{s.strategy}, at its peak: who allocated what was alive, in MiB (simulated in {s.seconds:.1f} s)")
+        for what, size in s.replay.largest[: arguments.largest]:
+            print(f"  {_mib(size):>10}  {what[:86]}")
+        sent = (f"{name} ×{calls} {_mib(size)} MiB" for name, (calls, size) in s.replay.collectives.items())
+        wrapped("sends per step:", ", ".join(sent) or "nothing")
+        print()
+    wrapped("", NOT_SIMULATED)
+
+
+def _mib(amount: float) -> str:
+    return f"{amount / MIB:,.1f}" if amount else "–"

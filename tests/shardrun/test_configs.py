@@ -1,0 +1,41 @@
+"""What the verbs read out of a config file is what a launched process makes of it."""
+
+import pytest
+import torch
+
+from shardrun.configs import resolve
+from shardrun.launch import shipped_names
+from strategies.base import Settings
+from strategies.matrices import Place
+from strategies.zero import deepspeed_config
+from tests.speedrun.test_select import launched
+from tests.test_accelerate_configs import CONFIGS
+
+
+@pytest.mark.parametrize("name", shipped_names())
+def test_resolved_from_the_file_is_launched(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Strategy, world size, precision, device and engine, for every shipped config."""
+    resolved = resolve(CONFIGS / f"{name}.yaml")
+    if not resolved.cpu:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: resolved.world_size)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *args, **kwargs: True)
+        monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    launch = launched(monkeypatch, CONFIGS / f"{name}.yaml", resolved.world_size)
+    for field in ("strategy", "world_size", "precision", "cpu"):
+        assert getattr(resolved, field) == getattr(launch, field), field
+    if not resolved.strategy.startswith("zero"):
+        assert resolved.engine == launch.engine
+        return
+    # accelerate fills DeepSpeed's config with "auto"; what the engine gets out of the two is the same.
+    place = Place(0, resolved.world_size, torch.device("cpu"))
+    given = [
+        deepspeed_config(Settings(place, launch.precision, engine), 1000, 1.0, 1)["zero_optimization"]
+        for engine in (resolved.engine, launch.engine)
+    ]
+    unset = {
+        key for key in given[1] if key.startswith("offload_") or key == "stage3_gather_16bit_weights_on_model_save"
+    }
+    assert given[0] == {key: value for key, value in given[1].items() if key not in unset}
+    offload = {key: given[1][key]["device"] for key in unset if key.startswith("offload_")}
+    assert set(offload.values()) <= {"none", None}

@@ -98,6 +98,9 @@ class Books:
     @contextmanager
     def step(self) -> Iterator[None]:
         """Around the counted step: every collective, allocation and release is noted. Nothing else of a run pays."""
+        device = self.strategy.optimizer.place.device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)  # from here on it is this step's
         names = {id(module): path or "model" for path, module in self.strategy.model.named_modules()}
         self.tracer = Tracer(names)
         with self.meter, self.tracer:
@@ -106,6 +109,10 @@ class Books:
             self._enter("end")
         if self.activations:
             self.peak = replay(self.tracer.events, step=0)
+            if device.type == "cuda":  # of the passes: before the update
+                most = self.allocator["after backward"]["peak allocated"]
+                unseen = most - self.peak.peak_total  # what kernels allocate for themselves, rounding
+                self.allocator["peak"] = {"allocated": most, "allocated, in no category": unseen}
         del self.tracer
 
     def forward(self, *batch: Tensor) -> Tensor:
@@ -118,16 +125,17 @@ class Books:
 
         self._enter("forward")
         self.activations = measure_activations(self.strategy.model, run_forward, part_of)
-        self.note("after forward")
-        self.held["after forward"]["activations"] = self.activations.total
+        self.note("after forward", self.activations.total)
         # Those that ZeRO-3 has gathered; the lasting ones have a category already.
         self.tracer.mark(self.strategy.held()["parameters"], "communication buffers", overwrite=False)
         self._enter("backward")
         return losses[0]
 
-    def note(self, moment: str) -> None:
-        """Measure what this rank holds now."""
+    def note(self, moment: str, activations: int = 0) -> None:
+        """Measure what this rank holds now; activations: bytes of them, where they are there."""
         self.held[moment] = measure(self.strategy.held())
+        if activations:
+            self.held[moment]["activations"] = activations
         self.states = state_by_group(self.strategy)
         device = self.strategy.optimizer.place.device
         if device.type == "cuda":
@@ -136,7 +144,7 @@ class Books:
                 "allocated": allocated,
                 "reserved": torch.cuda.memory_reserved(device),
                 "peak allocated": torch.cuda.max_memory_allocated(device),
-                # Activations, temporaries, rounding to 512 bytes: whatever no category of the books holds.
+                # Temporaries, the batch, rounding to 512 bytes: whatever no category of the books holds.
                 "allocated, in no category": allocated - sum(self.held[moment].values()),
             }
         if moment == "after backward":

@@ -6,6 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from shardrun.__main__ import main
+from shardrun.equivalence import Trace, compare
 
 
 def shardrun(*arguments: str, timeout: float = 200) -> subprocess.CompletedProcess[str]:
@@ -19,10 +23,10 @@ def shardrun(*arguments: str, timeout: float = 200) -> subprocess.CompletedProce
 def test_a_config_of_ones_own_is_certified(tmp_path: Path) -> None:
     config = tmp_path / "mine.yaml"
     config.write_text("distributed_type: MULTI_GPU\nuse_cpu: true\nmixed_precision: bf16\nnum_processes: 2\n")
-    result = shardrun("certify", "--config", str(config), "--steps", "4", "--json", str(tmp_path / "out.json"))
+    result = shardrun("certify", "--config", str(config), "--steps", "4", "--json")
     assert result.returncode == 0, result.stderr
-    assert "8 of 8 equal the single-process run." in result.stdout
-    rows = json.loads((tmp_path / "out.json").read_text())["cases"]
+    assert "8 of 8 equal the single-process run." in result.stderr
+    rows = json.loads(result.stdout)["cases"]
     assert len(rows) == 8 and all(row["equal"] and row["world_size"] == 2 for row in rows)
 
 
@@ -31,6 +35,44 @@ def test_an_unknown_config_is_refused_with_the_names_there_are() -> None:
     assert result.returncode == 2
     assert "there is no accelerate config 'cpu/zero4'" in result.stderr and "cpu/zero3" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.ranks
+@pytest.mark.slow
+def test_a_comparison_as_json(tmp_path: Path) -> None:
+    small = ["--data.global-batch", "4", "--data.eval-tokens", "256", "--untimed-steps", "0"]
+    compared = shardrun(
+        "compare", "--strategies", "ddp", "--steps", "3", "--out", str(tmp_path), "--json", "--", *small
+    )
+    assert compared.returncode == 0, compared.stderr
+    (run,) = json.loads(compared.stdout)["runs"]
+    assert run["peak"]["measured"] > run["activations"]["measured"] == run["activations"]["predicted"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--config", "cpu/ddp", "--processes", "5"), "5 processes do not divide the certificate's batches of 72 rows"),
+        (("--config", "cpu/single", "--processes", "2"), "single.yaml is for one process (distributed_type NO), not 2"),
+        (("--steps", "0"), "--steps and --processes are at least 1"),
+    ],
+)
+def test_what_cannot_be_certified_is_said_before_anything_is_trained(
+    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], sentence: str
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["certify", *arguments])
+    said = capsys.readouterr()
+    assert end.value.code == 2 and sentence in said.err and "Reference" not in said.out
+
+
+def test_traces_of_different_models_or_lengths_are_refused_in_a_sentence() -> None:
+    weights = {"a": torch.zeros(2), "b": torch.zeros(3)}
+    for changed in ({"a": torch.zeros(2)}, {**weights, "b": torch.zeros(4)}, {**weights, "c": torch.zeros(1)}):
+        with pytest.raises(ValueError, match="of different models: [bc] is .* train both from the same model"):
+            compare(Trace([1.0], [1.0], changed), Trace([1.0], [1.0], weights))
+    with pytest.raises(ValueError, match="has 1 steps and its reference 2"):
+        compare(Trace([1.0], [1.0], weights), Trace([1.0] * 2, [1.0] * 2, weights))
 
 
 def test_help_names_the_verbs() -> None:

@@ -77,6 +77,8 @@ def test_plan_is_quick_and_loads_no_torch() -> None:
         (("plan", "--params", "seven"), "--params 'seven' is no size of a GPT"),
         (("plan", "--gpu", "v100"), "there is no GPU 'v100'; name one of"),
         (("plan", "--world", "0"), "--world, --micro-batch and --accumulation are at least 1"),
+        (("plan", "--rank", "8"), "there is no rank 8 of 8"),
+        (("plan", "--simulate", "--strategies", "ddp,zero4"), "there is no strategy 'zero4' to simulate"),
         (("plan", "gpt2", "--heads", "5"), "5 heads do not divide a width of 768"),
         (("explain", "cpu/zero9"), "there is no accelerate config 'cpu/zero9'"),
     ],
@@ -142,3 +144,25 @@ def test_court_hears_all_witnesses() -> None:
     assert [t["who"] for t in json.loads(out)["testimonies"]] == [
         "ZeRO paper", "DeepSpeed", "accelerate", "nanotron", "Megatron", "Shardrun",
     ]  # fmt: skip
+
+
+def test_a_simulated_plan_says_what_was_alive_at_the_peak_and_what_was_sent() -> None:
+    arguments = ("plan", "tiny", "--world", "4", "--simulate", "--strategies", "ddp,fsdp")
+    rows = json.loads(shardrun(*arguments, "--json")[1])["strategies"]
+    planned = {e["strategy"]: e for e in json.loads(shardrun(*arguments[:4], "--json")[1])["estimates"]}
+    for row in rows:
+        peak = row["moments"]["peak"]
+        assert sum(line["bytes"] for line in row["largest_at_the_peak"]) == sum(peak.values())
+        sent = sum(c["payload_bytes"] for c in row["collectives"] if "bookkeeping" not in c["collective"])
+        entries = planned[row["strategy"]]["traffic"]
+        assert sent == sum(e["payload_bytes"] for e in entries if e["purpose"] != "bookkeeping") > 0
+    status, out, _ = shardrun(*arguments)
+    assert status == 0 and "Rank 0 of 4" in out and "torch.compile" in out
+    assert max(map(len, out.splitlines())) <= 100
+
+
+def test_simulated_ranks_are_heard_in_court() -> None:
+    pytest.importorskip("deepspeed")
+    out = shardrun("plan", "tiny", "--world", "2", "--court", "--simulate", "--json")[1]
+    ours, simulated = json.loads(out)["testimonies"][-2:]
+    assert (ours["who"], simulated["who"]) == ("Shardrun", "simulated") and simulated["bytes"] == ours["bytes"]

@@ -58,6 +58,7 @@ class Case:
                 embedding_lr=0.003,
                 head_lr=0.003,
                 vector_lr=0.003,
+                table_lr=0.003,
                 eps=1e-5,
                 clip=0.05,
             ),
@@ -91,6 +92,7 @@ def run_reference(case: Case, phases: bool = False) -> Trace:
         "block matrix": options.adamw_lr,
         "embedding": options.embedding_lr,
         "head": options.head_lr,
+        "table": options.table_lr,
         "vector": options.vector_lr,
     }
     kinds = {name: kind_of(name, shape) for name, shape in shapes.items()}

@@ -44,6 +44,25 @@ class ModelConfig:
     """Logits become softcap · tanh(logits / softcap); 0 leaves them alone."""
     zero_init_projections: bool = True
     """Output projections of attention and MLP start at zero, so that every block starts as the identity."""
+    ngrams: tuple[int, ...] = ()
+    """N-gram embeddings: for each length named here (2: bigrams, 3: trigrams) a hash table of vectors that are added to
+    the token's embedding. Bytes say little alone, so trigrams pay there."""
+    ngram_rows: int = 8192
+    """Rows of each of these tables."""
+    ngram_width: int = 0
+    """Their width, with a projection up to `width` behind it; 0 means `width`, without projection."""
+    smear: bool = False
+    """Every position's embedding takes in a gated share of the one before it."""
+    value_embeddings: tuple[int, ...] = ()
+    """Blocks (0 is the first) whose attention adds a gated embedding of each token to its values."""
+    embedding_skip: bool = False
+    """Every block reads λ·stream + μ·embedding, with λ and μ learned per block."""
+    unet_skips: bool = False
+    """The second half of the blocks reads, each with a learned strength, the outputs of the first half in reverse."""
+    block_skip: tuple[int, int] | None = None
+    """(from, to): the output of one block, gated, is added to what a later one reads."""
+    backout: int = 0
+    """Before the head a learned share of the stream after so many blocks is taken away; 0 for none."""
     checkpointing: Literal["none", "block", "selective"] = "none"
     """What backward computes again in place of keeping it (the numbers stay the same): nothing; every block, from its
     input; or only what is cheap between its matrix products, whose outputs are kept."""
@@ -76,7 +95,9 @@ class OptimizerConfig:
     head_lr: float = 0.008
     """AdamW's learning rate for an untied head."""
     vector_lr: float = 0.008
-    """AdamW's learning rate for vectors and scalars (norm weights, biases)."""
+    """AdamW's learning rate for vectors and scalars (norm weights, biases, strengths of skips) and for gates."""
+    table_lr: float = 0.008
+    """AdamW's learning rate for n-gram and value embeddings."""
     adamw_lr: float = 0.003
     """AdamW's learning rate for block matrices where `name` is adamw."""
     betas: tuple[float, float] = (0.9, 0.95)

@@ -3,10 +3,9 @@
 `shardrun plan` needs them where torch is not loaded; a test holds them against the model.
 """
 
-import math
-
 from speedrun.config import Config, ModelConfig
-from speedrun.optim.policy import kind_of
+from speedrun.optim.policy import KINDS, kind_of
+from speedrun.wiring import padded_vocabulary, skip_sources
 from strategies.ledger.predict import Group
 
 Shape = tuple[int, ...]
@@ -20,35 +19,48 @@ def parameter_shapes(config: ModelConfig) -> dict[str, Shape]:
     if config.positions == "learned":
         shapes["positions.weight"] = (config.max_sequence_length, width)
 
+    for i, _ in enumerate(config.ngrams):
+        shapes[f"ngrams.{i}.scale"] = (1,)
+        shapes[f"ngrams.{i}.table.weight"] = (config.ngram_rows, config.ngram_width or width)
+        if config.ngram_width:
+            shapes[f"ngrams.{i}.up.weight"] = (width, config.ngram_width)
+    if config.smear:
+        shapes |= {"smear.strength": (1,), "smear.gate.weight": (1, 12)}
+
     def norm(name: str) -> dict[str, Shape]:
         return {f"{name}.weight": (width,), f"{name}.bias": (width,)} if config.norm == "layer" else {}
 
     def linear(name: str, inputs: int, outputs: int) -> dict[str, Shape]:
         return {f"{name}.weight": (outputs, inputs)} | ({f"{name}.bias": (outputs,)} if config.bias else {})
 
+    skips = skip_sources(config)
     for layer in range(config.layers):
         block = f"blocks.{layer}"
+        if layer in skips:
+            shapes[f"{block}.skip.{'logit' if config.block_skip else 'strength'}"] = (1,)
+        if config.embedding_skip:
+            shapes |= {f"{block}.embedding_skip.stream": (1,), f"{block}.embedding_skip.embedding": (1,)}
         shapes |= norm(f"{block}.norm1")
+        if layer in config.value_embeddings:
+            shapes[f"{block}.value_embedding.table.weight"] = (rows, width)
+            shapes[f"{block}.value_embedding.gate.weight"] = (config.heads, 12)
         for part in ("q", "k", "v", "out"):
             shapes |= linear(f"{block}.attention.{part}", width, width)
         shapes |= norm(f"{block}.norm2")
         shapes |= linear(f"{block}.mlp.up", width, hidden) | linear(f"{block}.mlp.down", hidden, width)
+    if config.backout:
+        shapes["backout.strength"] = (1,)
     shapes |= norm("norm")
     if not config.tied_head:
         shapes["head.weight"] = (rows, width)
     return shapes
 
 
-def padded_vocabulary(config: ModelConfig) -> int:
-    """Rows of the embedding and the head."""
-    return math.ceil(config.vocab_size / config.pad_vocab_to) * config.pad_vocab_to
-
-
 def parameter_groups(config: Config) -> list[Group]:
     """Which parameters share a rule, as the books want to know it: the policy table without its rules."""
     shapes = parameter_shapes(config.model)
     groups = []
-    for kind in ("block matrix", "embedding", "head", "vector"):
+    for kind in KINDS:
         names = tuple(name for name, shape in shapes.items() if kind_of(name, shape) == kind)
         if names:
             groups.append(Group(kind, names, kind == "block matrix" and config.optimizer.name == "muon"))

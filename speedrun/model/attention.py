@@ -40,12 +40,17 @@ class Attention(nn.Module):
         self.v = nn.Linear(config.width, config.width, bias=config.bias)
         self.out = nn.Linear(config.width, config.width, bias=config.bias)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x [batch, time, width] → the same shape; mask as from `document_mask`, or None for plain causal attention."""
+    def forward(self, x: Tensor, mask: Tensor | None = None, value_embedding: Tensor | None = None) -> Tensor:
+        """x [batch, time, width] → the same shape; mask as from `document_mask`, or None for plain causal attention.
+
+        value_embedding: [batch, time, heads, head_dim], added to the values (`ValueEmbedding`).
+        """
         batch, time, width = x.shape
         q = self.q(x).view(batch, time, self.heads, self.head_dim)
         k = self.k(x).view(batch, time, self.heads, self.head_dim)
         v = self.v(x).view(batch, time, self.heads, self.head_dim)
+        if value_embedding is not None:
+            v = v + value_embedding.to(v.dtype)
         if self.qk_norm:  # bounds every score by √head_dim, however large the weights grow (arXiv 2010.04245)
             q, k = rms_norm(q), rms_norm(k)
         if self.rotated_channels:

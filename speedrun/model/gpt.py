@@ -11,9 +11,12 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from speedrun.config import ModelConfig
 from speedrun.model.attention import Attention
+from speedrun.model.embeddings import NgramEmbedding, Smear, ValueEmbedding
 from speedrun.model.masks import document_mask
 from speedrun.model.mlp import MLP
 from speedrun.model.norm import make_norm, rms_norm
+from speedrun.model.skips import EmbeddingSkip, GatedSkip, Skip
+from speedrun.wiring import check, padded_vocabulary, skip_sources
 
 
 class Block(nn.Module):
@@ -22,18 +25,36 @@ class Block(nn.Module):
     What changes a single block (value embeddings, attention gates, ...) belongs here or in the file of its part.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
+        self.skip: nn.Module | None = None
+        if layer in skip_sources(config):
+            self.skip = GatedSkip() if config.block_skip else Skip()
+        self.embedding_skip = EmbeddingSkip() if config.embedding_skip else None
         self.norm1 = make_norm(config)
+        self.value_embedding: ValueEmbedding | None = None
+        if layer in config.value_embeddings:
+            self.value_embedding = ValueEmbedding(config, padded_vocabulary(config))
         self.attention = Attention(config)
         self.norm2 = make_norm(config)
         self.mlp = MLP(config)
         self.checkpointing = config.checkpointing
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x [batch, time, width] → the same shape; mask as from `document_mask`, or None for plain causal attention."""
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        tokens: Tensor | None = None,
+        embedded: Tensor | None = None,
+        earlier: Tensor | None = None,
+    ) -> Tensor:
+        """x [batch, time, width] → the same shape; mask as from `document_mask`, or None for plain causal attention.
+
+        For a value embedding the tokens, int64 [batch, time]; for an embedding skip the stream before the first block,
+        for a skip the stream after an earlier one: both [batch, time, width].
+        """
         if self.checkpointing == "none":
-            return self._compute(x, mask)
+            return self._compute(x, mask, tokens, embedded, earlier)
         # In here, not around the block: FSDP gathers and frees parameters in hooks on the block, and these then run
         # once per pass. The model draws no random numbers, so there is no generator to wind back.
         options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
@@ -41,10 +62,18 @@ class Block(nn.Module):
             options["context_fn"] = partial(
                 create_selective_checkpoint_contexts, keep_products, allow_cache_entry_mutation=True
             )
-        return checkpoint(self._compute, x, mask, **options)
+        return checkpoint(self._compute, x, mask, tokens, embedded, earlier, **options)
 
-    def _compute(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        x = x + self.attention(self.norm1(x), mask)
+    def _compute(
+        self, x: Tensor, mask: Tensor | None, tokens: Tensor | None, embedded: Tensor | None, earlier: Tensor | None
+    ) -> Tensor:
+        if self.skip is not None:
+            x = self.skip(x, earlier)
+        if self.embedding_skip is not None:
+            x = self.embedding_skip(x, embedded)
+        y = self.norm1(x)
+        values = None if self.value_embedding is None else self.value_embedding(tokens, y)
+        x = x + self.attention(y, mask, values)
         x = x + self.mlp(self.norm2(x))
         return x
 
@@ -81,6 +110,20 @@ def keep_products(context: Any, operator: Any, *args: Any, **options: Any) -> Ch
     return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
 
 
+CONSTANT_STARTS = {
+    ".table.weight": 0.0,
+    ".gate.weight": 0.0,
+    ".scale": 1.0,
+    "smear.strength": 0.0,
+    "embedding_skip.stream": 1.0,
+    "embedding_skip.embedding": 0.0,
+    "skip.strength": 1.0,
+    "skip.logit": -1.5,
+    "backout.strength": -0.5,
+}
+"""How the parameters of features start. None draws random numbers: the other parameters start as they do without it."""
+
+
 class GPT(nn.Module):
     """A decoder-only transformer, and its cross-entropy.
 
@@ -96,12 +139,16 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.document_start = document_start
-        rows = math.ceil(config.vocab_size / config.pad_vocab_to) * config.pad_vocab_to
+        check(config)
+        rows = padded_vocabulary(config)
         self.embed = nn.Embedding(rows, config.width)
         self.positions: nn.Embedding | None = None
         if config.positions == "learned":
             self.positions = nn.Embedding(config.max_sequence_length, config.width)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.ngrams = nn.ModuleList(NgramEmbedding(config, length) for length in config.ngrams)
+        self.smear = Smear() if config.smear else None
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
+        self.backout = Skip() if config.backout else None
         self.norm = make_norm(config)
         self.head = nn.Linear(config.width, rows, bias=False)
         if config.tied_head:
@@ -130,13 +177,30 @@ class GPT(nn.Module):
             x = x + self.positions(torch.arange(time, device=tokens.device))
         if self.config.norm == "rms":
             x = rms_norm(x)
-        mask = None if self.document_start is None else document_mask(tokens, self.document_start)
-        for block in self.blocks:
-            x = block(x, mask)
+        for ngram in self.ngrams:
+            x = x + ngram(tokens, self.document_start)
+        if self.smear is not None:
+            x = self.smear(x, tokens, self.document_start)
+        x = self._through_blocks(x, tokens)
         logits = self._readable(self.head(self.norm(x)))
         if targets is None:
             return logits
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction=reduction)
+
+    def _through_blocks(self, x: Tensor, tokens: Tensor) -> Tensor:
+        """The stream [batch, time, width] before the first block → after the last one and backout."""
+        config = self.config
+        mask = None if self.document_start is None else document_mask(tokens, self.document_start)
+        sources = skip_sources(config)
+        wanted = {*sources.values(), config.backout - 1}
+        embedded = x if config.embedding_skip else None
+        after: dict[int, Tensor] = {}  # the stream after those blocks that someone reads later
+        for layer, block in enumerate(self.blocks):
+            own_tokens = tokens if layer in config.value_embeddings else None
+            x = block(x, mask, own_tokens, embedded, after.get(sources.get(layer, -1)))
+            if layer in wanted:
+                after[layer] = x
+        return x if self.backout is None else self.backout(x, after[config.backout - 1])
 
     def _readable(self, logits: Tensor) -> Tensor:
         """Head output [..., rows] → logits [..., vocab_size]: padding cut off, float32 at least, softly capped.
@@ -175,7 +239,12 @@ class GPT(nn.Module):
             if parameter.is_meta:
                 raise ValueError(f"{name} is on the meta device: call to_empty(device=...) before init_weights")
             projection = name.endswith((".out.weight", ".down.weight"))  # writes to the residual stream
-            if name.endswith(".bias"):
+            start = next((start for ending, start in CONSTANT_STARTS.items() if name.endswith(ending)), None)
+            if start is not None:
+                value = torch.full(parameter.shape, start, device="cpu")
+            elif name.endswith(".up.weight") and name.startswith("ngrams."):  # no random number: see CONSTANT_STARTS
+                value = torch.eye(*parameter.shape, device="cpu")
+            elif name.endswith(".bias"):
                 value = torch.zeros(parameter.shape, device="cpu")
             elif parameter.ndim == 1:  # LayerNorm
                 value = torch.ones(parameter.shape, device="cpu")

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 Shape = tuple[int, ...]
 
+KINDS = ("block matrix", "embedding", "head", "table", "vector")
+"""The rows of the policy table."""
+
 
 @dataclass(frozen=True)
 class ParameterGroup:
@@ -28,10 +31,16 @@ class ParameterGroup:
 
 
 def kind_of(name: str, shape: Shape) -> str:
-    """The row of the policy table for a parameter: block matrix, embedding, head or vector."""
-    if len(shape) < 2:
+    """The row of the policy table for a parameter: block matrix, embedding, head, table or vector.
+
+    Gates go with the vectors: they are thin, and what their few rows do is not a matrix's work. The projection of a
+    narrow n-gram table is a matrix like those of the blocks.
+    """
+    if len(shape) < 2 or name.endswith(".gate.weight"):
         return "vector"
-    if name.startswith("blocks."):
+    if name.endswith(".table.weight"):
+        return "table"
+    if name.startswith("blocks.") or name.endswith(".up.weight"):
         return "block matrix"
     return "head" if name.startswith("head.") else "embedding"
 
@@ -64,6 +73,7 @@ def parameter_groups(shapes: dict[str, Shape], config: OptimizerConfig) -> list[
         ),
         "embedding": (AdamW(), {"lr": config.embedding_lr, "weight_decay": decay, **adamw}),
         "head": (AdamW(), {"lr": config.head_lr, "weight_decay": decay, **adamw}),
+        "table": (AdamW(), {"lr": config.table_lr, "weight_decay": decay, **adamw}),
         "vector": (AdamW(), {"lr": config.vector_lr, "weight_decay": 0.0, **adamw}),
     }
     groups = []

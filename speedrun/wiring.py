@@ -1,0 +1,63 @@
+"""How a model's blocks are joined, and which of its settings contradict one another. Plain Python, no torch."""
+
+import math
+
+from speedrun.config import ModelConfig
+
+
+def padded_vocabulary(config: ModelConfig) -> int:
+    """Rows of the embedding and the head."""
+    return math.ceil(config.vocab_size / config.pad_vocab_to) * config.pad_vocab_to
+
+
+def skip_sources(config: ModelConfig) -> dict[int, int]:
+    """Block → the earlier block whose output it takes in.
+
+    In the U-net the last block reads the first one's, the last but one the second's, and so on inwards; two blocks in
+    the middle that follow one another are not joined, for there the skip would be the stream itself.
+    """
+    if config.block_skip:
+        source, target = config.block_skip
+        return {target: source}
+    if config.unet_skips:
+        last = config.layers - 1
+        return {last - i: i for i in range(config.layers // 2) if last - i > i + 1}
+    return {}
+
+
+def check(config: ModelConfig) -> None:
+    """Raises ValueError where two fields of the configuration cannot both be as they are."""
+    layers = config.layers
+    if config.unet_skips and config.block_skip:
+        raise ValueError(
+            f"model.unet_skips and model.block_skip = {config.block_skip} both lead earlier blocks into later ones: "
+            "choose one of them"
+        )
+    if config.unet_skips and layers < 3:
+        raise ValueError(
+            f"model.unet_skips joins blocks that have one between them: model.layers = {layers} is too few"
+        )
+    if config.block_skip and not 0 <= config.block_skip[0] < config.block_skip[1] - 1 < layers - 1:
+        raise ValueError(
+            f"model.block_skip = {config.block_skip} must name a block and a later one, not the next, of the "
+            f"model.layers = {layers} blocks (0 is the first)"
+        )
+    if not 0 <= config.backout < max(1, layers):
+        raise ValueError(
+            f"model.backout = {config.backout} must be a number of blocks below model.layers = {layers}, or 0 for none"
+        )
+    wrong = [layer for layer in config.value_embeddings if not 0 <= layer < layers]
+    if wrong or len(set(config.value_embeddings)) < len(config.value_embeddings):
+        raise ValueError(
+            f"model.value_embeddings = {config.value_embeddings} must name blocks once each, of the model.layers = "
+            f"{layers} blocks (0 is the first)"
+        )
+    if any(not 2 <= length <= 4 for length in config.ngrams):
+        raise ValueError(f"model.ngrams = {config.ngrams} must be lengths of 2, 3 or 4 tokens")
+    if config.ngrams and config.ngram_rows < 2:
+        raise ValueError(
+            f"model.ngrams = {config.ngrams} needs a table, but model.ngram_rows = {config.ngram_rows}: use 2 or more"
+        )
+    for feature, on in (("smear", config.smear), ("value_embeddings", bool(config.value_embeddings))):
+        if on and config.width < 12:
+            raise ValueError(f"model.{feature} has gates that read 12 channels, but model.width = {config.width}")

@@ -33,11 +33,12 @@ is not in here: RMSNorm is one kernel that keeps its bf16 input, LayerNorm's sta
 squares ReLU's output in float32.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from speedrun import activations_stream as stream
 from speedrun.config import ModelConfig
+from speedrun.wiring import padded_vocabulary, skip_sources
 
 ComputePrecision = Literal["fp32", "autocast", "bf16"]
 """fp32. autocast: float32 parameters, products in bf16 (bf16 under single and ddp). bf16: parameters in bf16 (bf16
@@ -149,11 +150,14 @@ class _Forward:
         self.module = ""
         self.log: list[tuple[bool, _Tensor]] = []  # (allocated, else released; which)
 
-    def new(self, part: str, what: str, elements: int, size: int, product: bool = False) -> _Tensor:
-        """product: what selective checkpointing keeps, the output of a matrix product or of fused attention."""
+    def new(self, part: str, what: str, elements: int, size: int, product: bool = False, view: bool = False) -> _Tensor:
+        """product: what selective checkpointing keeps, the output of a matrix product or of fused attention; view: no
+        memory of its own.
+        """
         tensor = _Tensor(self.module, part, what, elements, size)
         tensor.kept = product and self.checkpointing == "selective"
-        self.log.append((True, tensor))
+        if not view:
+            self.log.append((True, tensor))
         return tensor
 
     def keep(self, part: str, *tensors: _Tensor) -> None:
@@ -176,17 +180,35 @@ class _Forward:
         """GPT.forward with targets."""
         config = self.config
         x = self.embedding()
+        for name, rows in (("bigrams", config.bigram_rows), ("trigrams", config.trigram_rows)):
+            if rows:
+                x = stream.ngrams(self, name, x)
+        if config.smear:
+            x = stream.smear(self, x)
         mask = self.mask() if self.documents else None
+        sources = skip_sources(config)
+        embedded = x if config.embedding_skip else None
+        after: dict[int, _Tensor] = {}
         for layer in range(config.layers):
-            x = self.block(f"blocks.{layer}", x, mask)
+            before, x = x, self.block(layer, x, mask, embedded, after.get(sources.get(layer, -1)))
+            if before is not embedded and before not in after.values():
+                self.drop(before)
+            if layer in sources.values() or layer == config.backout - 1:
+                after[layer] = x
+        if config.backout:
+            middle = after[config.backout - 1]
+            result = stream.skip(self, "backout", x, middle, gated=False)
+            if x not in after.values():
+                self.drop(x)
+            x = result
         self.module = "norm"
         y = self.norm("norm", x)
         self.module = "head"
-        logits = self.linear("head", y, _padded(config), "logits and loss")
+        logits = self.linear("head", y, padded_vocabulary(config), "logits and loss")
         self.drop(y)
         self.module = ""
         result = self.loss(logits)
-        self.drop(x, result, *([mask] if mask else []))
+        self.drop(x, result, *([mask] if mask else []), *([embedded] if embedded else []), *after.values())
 
     def embedding(self) -> _Tensor:
         """Keeps 8·s (the positions, int64) where they are learned; a norm of its own follows in the RMSNorm model."""
@@ -216,26 +238,41 @@ class _Forward:
         self.drop(document, same, causal)
         return mask
 
-    def block(self, name: str, x: _Tensor, mask: _Tensor | None) -> _Tensor:
+    def block(
+        self, layer: int, x: _Tensor, mask: _Tensor | None, embedded: _Tensor | None, earlier: _Tensor | None
+    ) -> _Tensor:
         """A checkpointed block keeps its input, r·n·h, and all blocks together the mask, b·s².
+
+        What skips read (`embedded`, `earlier`) is input too.
 
         Selective checkpointing adds the outputs of q, k, v, attention and its output projection, 5·c·n·h + 4·n·a, and
         of the MLP's up-projection, c·n·m. The down-projection's goes only into the next block's input. (Under ZeRO-3
         with biases its c·n·h is kept too, which is not in here: see `keep_products`.)
         """
-        config = self.config
+        config, name, before = self.config, f"blocks.{layer}", x
         self.module = name
         if config.checkpointing != "none":
-            self.keep("residual", x)
+            self.keep("residual", x, *([embedded] if embedded else []), *([earlier] if earlier else []))
             if mask:
                 self.keep("masks", mask)
         self.checkpointing = config.checkpointing
+        if earlier:
+            x = stream.skip(self, f"{name}.skip", x, earlier, gated=bool(config.block_skip))
+        if embedded:
+            read, x = x, stream.embedding_skip(self, f"{name}.embedding_skip", x, embedded)
+            if read is not before:
+                self.drop(read)
         self.module = f"{name}.norm1"
         y = self.norm("norm", x)
-        y = self.attention(f"{name}.attention", y, mask)
+        values = None
+        if layer in config.value_embeddings:
+            values = stream.value_embedding(self, f"{name}.value_embedding")
+        y = self.attention(f"{name}.attention", y, mask, values)
         self.module = name
         middle = self.new("residual", "after attention", x.elements, self.stream_size)
         self.drop(y)
+        if x is not before:
+            self.drop(x)
         self.module = f"{name}.norm2"
         y = self.norm("norm", middle)
         y = self.mlp(f"{name}.mlp", y)
@@ -243,7 +280,6 @@ class _Forward:
         output = self.new("residual", "after MLP", x.elements, self.stream_size)
         self.drop(y, middle)
         self.checkpointing = "none"
-        self.drop(x)
         return output
 
     def norm(self, part: str, x: _Tensor) -> _Tensor:
@@ -275,14 +311,17 @@ class _Forward:
         self.drop(scale)
         return y
 
-    def linear(self, part: str, x: _Tensor, outputs: int, output_part: str | None = None) -> _Tensor:
+    def linear(
+        self, part: str, x: _Tensor, outputs: int, output_part: str | None = None, bias: bool | None = None
+    ) -> _Tensor:
         """Keeps its input, c·n·inputs, which functions before it may have kept already.
 
         Under autocast a float32 input is cast first and the copy is kept; so are 2·inputs·outputs of cast weights, and
         2·outputs of cast biases, by autocast's cache, checkpoint or not.
         """
         inputs = x.elements // self.tokens
-        bias = self.config.bias and self.module != "head"
+        if bias is None:
+            bias = self.config.bias and self.module != "head"
         if self.autocast:
             for what, elements in (("bias", outputs * bias), ("weight", inputs * outputs)):
                 self.new("weight casts", what, elements, 2).kept = True
@@ -301,7 +340,7 @@ class _Forward:
             self.drop(source)
         return y
 
-    def attention(self, name: str, y: _Tensor, mask: _Tensor | None) -> _Tensor:
+    def attention(self, name: str, y: _Tensor, mask: _Tensor | None, values: _Tensor | None) -> _Tensor:
         """Keeps the input of q, k and v, once (c·n·h) or, cast by each of them under autocast, three times (6·n·h).
 
         QK-norm keeps 2·(4·n·h + 4·n·a); without it, q and k are kept by attention alone. The rest is `rotate` and
@@ -315,6 +354,8 @@ class _Forward:
             projections.append(self.linear("qkv", y, config.width))
         q, k, v = projections
         self.module = name
+        if values:
+            v = stream.add_to_values(self, v, values)
         if config.qk_norm:
             before = (q, k)
             q, k = self.rms_norm("qk norm", q, heads), self.rms_norm("qk norm", k, heads)
@@ -329,7 +370,7 @@ class _Forward:
         output = self.scaled_dot_product(q, k, v)
         self.module = f"{name}.out"
         result = self.linear("attention", output, config.width)
-        self.drop(q, k, v, output, y, *tables)
+        self.drop(q, k, v, output, y, *tables, *([values] if values else []))
         return result
 
     def rope_tables(self, pairs: int) -> list[_Tensor]:
@@ -477,8 +518,14 @@ def _alive(log: list[tuple[bool, _Tensor]]) -> tuple[Line, ...]:
     return tuple(tensor.line for tensor in alive.values() if tensor.elements)
 
 
-def _padded(config: ModelConfig) -> int:
-    return math.ceil(config.vocab_size / config.pad_vocab_to) * config.pad_vocab_to
+FEATURES = {
+    "grams.": "n-grams",
+    "smear.": "smear",
+    "value_embedding.": "value embedding",
+    "skip.": "skips",
+    "backout.": "skips",
+}
+"""Module (or the one it is in) → part."""
 
 
 def part_of(module: str, operator: str, kernel: str) -> str:
@@ -486,6 +533,9 @@ def part_of(module: str, operator: str, kernel: str) -> str:
 
     module: path of the module that keeps (or made) it; operator: torch's function that does; kernel: what made it.
     """
+    for path, part in FEATURES.items():
+        if path in f"{module}.":
+            return part
     name = module.rpartition(".")[2]
     if kernel in ("eq", "cumsum", "ones", "tril", "bitwise_and", "scalar_tensor", "where"):
         return "masks"

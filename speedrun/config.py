@@ -44,13 +44,12 @@ class ModelConfig:
     """Logits become softcap · tanh(logits / softcap); 0 leaves them alone."""
     zero_init_projections: bool = True
     """Output projections of attention and MLP start at zero, so that every block starts as the identity."""
-    ngrams: tuple[int, ...] = ()
-    """N-gram embeddings: for each length named here (2: bigrams, 3: trigrams) a hash table of vectors that are added to
-    the token's embedding. Bytes say little alone, so trigrams pay there."""
-    ngram_rows: int = 8192
-    """Rows of each of these tables."""
+    bigram_rows: int = 0
+    """Rows of a hash table of bigram embeddings, which are added to the token's embedding; 0 for none."""
+    trigram_rows: int = 0
+    """The same for trigrams. They pay where a token is a byte and says little alone."""
     ngram_width: int = 0
-    """Their width, with a projection up to `width` behind it; 0 means `width`, without projection."""
+    """Width of these tables, with a projection up to `width` behind; 0 means `width`, without projection."""
     smear: bool = False
     """Every position's embedding takes in a gated share of the one before it."""
     value_embeddings: tuple[int, ...] = ()

@@ -19,11 +19,11 @@ def parameter_shapes(config: ModelConfig) -> dict[str, Shape]:
     if config.positions == "learned":
         shapes["positions.weight"] = (config.max_sequence_length, width)
 
-    for i, _ in enumerate(config.ngrams):
-        shapes[f"ngrams.{i}.scale"] = (1,)
-        shapes[f"ngrams.{i}.table.weight"] = (config.ngram_rows, config.ngram_width or width)
-        if config.ngram_width:
-            shapes[f"ngrams.{i}.up.weight"] = (width, config.ngram_width)
+    for name, table in (("bigrams", config.bigram_rows), ("trigrams", config.trigram_rows)):
+        if table:
+            shapes |= {f"{name}.scale": (1,), f"{name}.table.weight": (table, config.ngram_width or width)}
+            if config.ngram_width:
+                shapes[f"{name}.up.weight"] = (width, config.ngram_width)
     if config.smear:
         shapes |= {"smear.strength": (1,), "smear.gate.weight": (1, 12)}
 

@@ -52,11 +52,13 @@ def check(config: ModelConfig) -> None:
             f"model.value_embeddings = {config.value_embeddings} must name blocks once each, of the model.layers = "
             f"{layers} blocks (0 is the first)"
         )
-    if any(not 2 <= length <= 4 for length in config.ngrams):
-        raise ValueError(f"model.ngrams = {config.ngrams} must be lengths of 2, 3 or 4 tokens")
-    if config.ngrams and config.ngram_rows < 2:
+    for name, rows in (("bigram_rows", config.bigram_rows), ("trigram_rows", config.trigram_rows)):
+        if rows == 1:  # row 0 is for what has no n-gram
+            raise ValueError(f"model.{name} = 1 leaves no row for any n-gram: use 2 or more, or 0 for none")
+    if config.ngram_width and not (config.bigram_rows or config.trigram_rows):
         raise ValueError(
-            f"model.ngrams = {config.ngrams} needs a table, but model.ngram_rows = {config.ngram_rows}: use 2 or more"
+            f"model.ngram_width = {config.ngram_width} is the width of tables that model.bigram_rows = 0 and "
+            "model.trigram_rows = 0 leave out"
         )
     for feature, on in (("smear", config.smear), ("value_embeddings", bool(config.value_embeddings))):
         if on and config.width < 12:

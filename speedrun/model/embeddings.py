@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from speedrun.config import ModelConfig
 
-MULTIPLIERS = (36313, 27191, 51647, 44129)
+MULTIPLIERS = (36313, 27191, 51647)
 """Odd numbers that the hash of an n-gram multiplies its tokens with, the last token first."""
 GATE_CHANNELS = 12
 """Channels that a gate reads: enough to tell what matters to it, and next to no arithmetic."""
 
 
-def ngram_rows(tokens: Tensor, length: int, rows: int, document_start: int | None) -> Tensor:
+def hashed_rows(tokens: Tensor, length: int, rows: int, document_start: int | None) -> Tensor:
     """The table row of the n-gram that ends at each position.
 
     tokens: int64 [batch, time]. Returns int64 [batch, time], 1 + h mod (rows − 1) with
@@ -39,16 +39,16 @@ class NgramEmbedding(nn.Module):
     1709.03933; for bigrams in modded-nanogpt, record 62.)
     """
 
-    def __init__(self, config: ModelConfig, length: int) -> None:
+    def __init__(self, config: ModelConfig, length: int, rows: int) -> None:
         super().__init__()
-        self.length, self.rows = length, config.ngram_rows
-        self.table = nn.Embedding(config.ngram_rows, config.ngram_width or config.width)
+        self.length, self.rows = length, rows
+        self.table = nn.Embedding(rows, config.ngram_width or config.width)
         self.up = nn.Linear(config.ngram_width, config.width, bias=False) if config.ngram_width else None
         self.scale = nn.Parameter(torch.ones(1))
 
     def forward(self, tokens: Tensor, document_start: int | None) -> Tensor:
         """tokens: int64 [batch, time] → [batch, time, width]."""
-        x = self.table(ngram_rows(tokens, self.length, self.rows, document_start))
+        x = self.table(hashed_rows(tokens, self.length, self.rows, document_start))
         return self.scale * (x if self.up is None else self.up(x))
 
 

@@ -71,11 +71,14 @@ class Block(nn.Module):
             x = self.skip(x, earlier)
         if self.embedding_skip is not None:
             x = self.embedding_skip(x, embedded)
-        y = self.norm1(x)
-        values = None if self.value_embedding is None else self.value_embedding(tokens, y)
-        x = x + self.attention(y, mask, values)
+        x = x + self._attend(x, mask, tokens)
         x = x + self.mlp(self.norm2(x))
         return x
+
+    def _attend(self, x: Tensor, mask: Tensor | None, tokens: Tensor | None) -> Tensor:
+        y = self.norm1(x)
+        values = None if self.value_embedding is None else self.value_embedding(tokens, y)
+        return self.attention(y, mask, values)
 
 
 MATRIX_PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
@@ -145,7 +148,8 @@ class GPT(nn.Module):
         self.positions: nn.Embedding | None = None
         if config.positions == "learned":
             self.positions = nn.Embedding(config.max_sequence_length, config.width)
-        self.ngrams = nn.ModuleList(NgramEmbedding(config, length) for length in config.ngrams)
+        self.bigrams = NgramEmbedding(config, 2, config.bigram_rows) if config.bigram_rows else None
+        self.trigrams = NgramEmbedding(config, 3, config.trigram_rows) if config.trigram_rows else None
         self.smear = Smear() if config.smear else None
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.backout = Skip() if config.backout else None
@@ -177,30 +181,26 @@ class GPT(nn.Module):
             x = x + self.positions(torch.arange(time, device=tokens.device))
         if self.config.norm == "rms":
             x = rms_norm(x)
-        for ngram in self.ngrams:
-            x = x + ngram(tokens, self.document_start)
+        for ngrams in (self.bigrams, self.trigrams):
+            if ngrams is not None:
+                x = x + ngrams(tokens, self.document_start)
         if self.smear is not None:
             x = self.smear(x, tokens, self.document_start)
-        x = self._through_blocks(x, tokens)
+        mask = None if self.document_start is None else document_mask(tokens, self.document_start)
+        sources = skip_sources(self.config)
+        embedded = x if self.config.embedding_skip else None
+        after: dict[int, Tensor] = {}  # the stream after those blocks that someone reads later
+        for layer, block in enumerate(self.blocks):
+            own_tokens = tokens if layer in self.config.value_embeddings else None
+            x = block(x, mask, own_tokens, embedded, after.get(sources.get(layer, -1)))
+            if layer in sources.values() or layer == self.config.backout - 1:
+                after[layer] = x
+        if self.backout is not None:
+            x = self.backout(x, after[self.config.backout - 1])
         logits = self._readable(self.head(self.norm(x)))
         if targets is None:
             return logits
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction=reduction)
-
-    def _through_blocks(self, x: Tensor, tokens: Tensor) -> Tensor:
-        """The stream [batch, time, width] before the first block → after the last one and backout."""
-        config = self.config
-        mask = None if self.document_start is None else document_mask(tokens, self.document_start)
-        sources = skip_sources(config)
-        wanted = {*sources.values(), config.backout - 1}
-        embedded = x if config.embedding_skip else None
-        after: dict[int, Tensor] = {}  # the stream after those blocks that someone reads later
-        for layer, block in enumerate(self.blocks):
-            own_tokens = tokens if layer in config.value_embeddings else None
-            x = block(x, mask, own_tokens, embedded, after.get(sources.get(layer, -1)))
-            if layer in wanted:
-                after[layer] = x
-        return x if self.backout is None else self.backout(x, after[config.backout - 1])
 
     def _readable(self, logits: Tensor) -> Tensor:
         """Head output [..., rows] → logits [..., vocab_size]: padding cut off, float32 at least, softly capped.
@@ -242,7 +242,7 @@ class GPT(nn.Module):
             start = next((start for ending, start in CONSTANT_STARTS.items() if name.endswith(ending)), None)
             if start is not None:
                 value = torch.full(parameter.shape, start, device="cpu")
-            elif name.endswith(".up.weight") and name.startswith("ngrams."):  # no random number: see CONSTANT_STARTS
+            elif name.endswith("grams.up.weight"):  # no random number: see CONSTANT_STARTS
                 value = torch.eye(*parameter.shape, device="cpu")
             elif name.endswith(".bias"):
                 value = torch.zeros(parameter.shape, device="cpu")

@@ -1,0 +1,80 @@
+"""The model's features under every strategy: the single-process run's numbers, and books without a remainder."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shardrun.equivalence import Case, Trace, compare, run_reference
+from speedrun.config import Config, DataConfig, ModelConfig
+from strategies.base import Precision
+from tests.ranks import RankPool
+from tests.speedrun.runs import in_folder, metrics, read, small, train_here
+from tests.strategies.small import STRATEGIES
+from tests.strategies.test_equivalence import train
+
+STREAM: dict[str, Any] = dict(
+    layers=4,
+    bigram_rows=83,
+    trigram_rows=101,
+    ngram_width=10,
+    smear=True,
+    value_embeddings=(0, 2),
+    embedding_skip=True,
+    unet_skips=True,
+    backout=2,
+)
+OTHERS: dict[str, Any] = dict(bigram_rows=83, value_embeddings=(1,), block_skip=(0, 3), layers=4)
+
+
+@dataclasses.dataclass(frozen=True)
+class Features(Case):
+    """A case of the equivalence with features of the model."""
+
+    features: tuple[tuple[str, Any], ...] = ()
+
+    def config(self) -> Config:
+        config = super().config()
+        return dataclasses.replace(config, model=dataclasses.replace(config.model, **dict(self.features)))
+
+
+CASES = [
+    Features(accumulation=2, rows=24, steps=8, features=tuple(STREAM.items())),
+    Features(optimizer="adamw", tied=True, rows=24, steps=8, features=tuple(OTHERS.items())),
+]
+
+
+@pytest.fixture(scope="module")
+def references() -> list[Trace]:
+    return [run_reference(case) for case in CASES]
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_every_strategy_equals_the_single_process_run(ranks: RankPool, references: list[Trace], name: str) -> None:
+    for case, reference in zip(CASES, references, strict=True):
+        verdict = compare(ranks.run(2, train, name, case)[0], reference)
+        assert verdict.equal, f"{case}: {verdict}"
+        moved = reference.weights["bigrams.table.weight"]
+        assert (moved.abs().amax(dim=1) > 0).float().mean() > 0.9  # it was learned, not just carried along
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_the_books_of_a_run_have_no_remainder(ranks: RankPool, tmp_path: Path, name: str) -> None:
+    precisions: tuple[Precision, ...] = ("fp32", "bf16")
+    config = small(
+        model=ModelConfig(heads=3, width=48, mlp_width=101, max_sequence_length=64, **STREAM),
+        data=DataConfig(sequence_length=32, global_batch=12, micro_batch=3, eval_tokens=320),
+        untimed_steps=1,
+    )
+    for precision in precisions:
+        out = tmp_path / precision
+        ranks.run(2, train_here, name, in_folder(config, out), precision)
+        assert metrics(out / "run")[-1]["val_loss"] < metrics(out / "run")[0]["val_loss"]
+        for books in read(out / "run", "ledger.json")["ranks"]:
+            entries = [entry for moment in books["memory"].values() for entry in moment.values()]
+            entries += [*books["optimizer states by group"].values(), *books["traffic"]]
+            assert "table" in books["optimizer states by group"] and books["traffic"]
+            assert [entry for entry in entries if entry["remainder"]] == []

@@ -150,14 +150,11 @@ class _Forward:
         self.module = ""
         self.log: list[tuple[bool, _Tensor]] = []  # (allocated, else released; which)
 
-    def new(self, part: str, what: str, elements: int, size: int, product: bool = False, view: bool = False) -> _Tensor:
-        """product: what selective checkpointing keeps, the output of a matrix product or of fused attention; view: no
-        memory of its own.
-        """
+    def new(self, part: str, what: str, elements: int, size: int, product: bool = False) -> _Tensor:
+        """product: what selective checkpointing keeps, the output of a matrix product or of fused attention."""
         tensor = _Tensor(self.module, part, what, elements, size)
         tensor.kept = product and self.checkpointing == "selective"
-        if not view:
-            self.log.append((True, tensor))
+        self.log.append((True, tensor))
         return tensor
 
     def keep(self, part: str, *tensors: _Tensor) -> None:

@@ -38,19 +38,17 @@ def ngrams(forward: _Forward, name: str, x: _Tensor) -> _Tensor:
 
 
 def smear(forward: _Forward, x: _Tensor) -> _Tensor:
-    """Keeps the stream, r·n·h, and for each of n' = b·(s − 1) positions g·c, the gate's input (for one row that is the
-    stream itself, unless cast); c, σ; r, the share; and where there are documents 1 byte, which positions start one.
+    """Keeps the stream, r·n·h, and for each of n' = b·(s − 1) positions g·c, the gate's input; c, σ; r, the share; and
+    where there are documents 1 byte, which of them start one.
     """
     part, positions = "smear", forward.rows * (forward.time - 1)
     size, stream = forward.product_size, forward.stream_size
     forward.module = "smear"
     whole_tokens, forward.tokens = forward.tokens, positions
-    copied = forward.rows > 1 and not forward.autocast  # a view of one row, or one to be cast, needs no copy
-    channels = forward.new(part, "channels", positions * GATE_CHANNELS, stream, view=not copied)
+    channels = forward.new(part, "channels", positions * GATE_CHANNELS, stream)
     gate = forward.linear(part, channels, 1, bias=False)
     forward.tokens = whole_tokens
-    if copied:
-        forward.drop(channels)
+    forward.drop(channels)
     opened = forward.new(part, "σ", positions, size)
     forward.drop(gate)
     forward.keep(part, opened)

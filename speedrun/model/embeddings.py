@@ -65,7 +65,8 @@ class Smear(nn.Module):
 
     def forward(self, x: Tensor, tokens: Tensor, document_start: int | None) -> Tensor:
         """x [batch, time, width], tokens int64 [batch, time] → the shape of x."""
-        share = self.strength * torch.sigmoid(self.gate(x[:, 1:, :GATE_CHANNELS]))
+        channels = x[:, 1:, :GATE_CHANNELS].contiguous()  # 12 channels are kept for backward, not the stream again
+        share = self.strength * torch.sigmoid(self.gate(channels))
         if document_start is not None:
             share = share * (tokens[:, 1:, None] != document_start)
         return torch.cat((x[:, :1], x[:, 1:] + share * x[:, :-1]), dim=1)

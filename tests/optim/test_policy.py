@@ -24,6 +24,27 @@ def shapes_of(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         return {name: tuple(p.shape) for name, p in GPT(config).named_parameters()}
 
 
+def test_gates_and_tables_are_never_muons() -> None:
+    features = dataclasses.replace(
+        SMALL,
+        width=16,
+        bigram_rows=64,
+        ngram_width=4,
+        smear=True,
+        value_embeddings=(1,),
+        embedding_skip=True,
+        backout=1,
+    )
+    config = OptimizerConfig(table_lr=0.6, vector_lr=0.4, weight_decay=0.5)
+    groups = by_name(parameter_groups(shapes_of(features), config))
+    assert groups["table"].parameters == ("bigrams.table.weight", "blocks.1.value_embedding.table.weight")
+    assert groups["table"].options["lr"] == 0.6 and groups["table"].options["weight_decay"] == 0.5
+    for name in ("bigrams.scale", "smear.gate.weight", "blocks.1.value_embedding.gate.weight", "backout.strength"):
+        assert name in groups["vector"].parameters
+    assert "bigrams.up.weight" in groups["block matrix"].parameters  # multiplied like any other matrix
+    assert [group.rule.whole_matrix for group in groups.values()] == [True, False, False, False, False]
+
+
 def by_name(groups: list[ParameterGroup]) -> dict[str, ParameterGroup]:
     return {group.name: group for group in groups}
 

@@ -21,6 +21,7 @@ from strategies.base import Settings
 from strategies.ledger.activations import ActivationBook, measure_activations
 from strategies.matrices import Place
 from tests.ranks import RankPool
+from tests.strategies.test_features import OTHERS, STREAM
 
 EXACT = torch.__version__.startswith("2.13")
 """The kernels of this version are what the prediction follows; another one must come within 2 %."""
@@ -30,9 +31,8 @@ PRECISIONS: Any = ("fp32", "autocast", "bf16")
 
 
 def shrunk(preset: str, **changes: Any) -> ModelConfig:
-    return dataclasses.replace(
-        PRESETS[preset][1].model, layers=2, width=48, heads=3, vocab_size=257, pad_vocab_to=16, **changes
-    )
+    shape = dict(layers=2, width=48, heads=3, vocab_size=257, pad_vocab_to=16)
+    return dataclasses.replace(PRESETS[preset][1].model, **{**shape, **changes})
 
 
 CONFIGS = {
@@ -40,6 +40,8 @@ CONFIGS = {
     "gpt2": shrunk("gpt2"),
     "speedrun": shrunk("speedrun"),
     "full rope, LayerNorm": shrunk("tiny", positions="rope", norm="layer", mlp_width=100),
+    "features of the stream": shrunk("speedrun", **STREAM),
+    "others, with LayerNorm": shrunk("gpt2", **OTHERS),
     "biases, RMSNorm": shrunk("gpt2", positions="rope", norm="rms", bias=True, softcap=15.0),
 }
 
@@ -135,8 +137,8 @@ def measured_on_rank(name: str, config: ModelConfig) -> ActivationBook:
 @pytest.mark.parametrize("name", ["ddp", "fsdp", "zero1", "zero3"])
 def test_under_a_strategy_autograd_holds_what_is_predicted(ranks: RankPool, name: str) -> None:
     precision: Any = "autocast" if name == "ddp" else "bf16"
-    for kind in KINDS:
-        config = shrunk("speedrun", checkpointing=kind)
+    for kind, features in ((kind, features) for kind in KINDS for features in ({}, STREAM)):
+        config = shrunk("speedrun", checkpointing=kind, **features)
         book = ranks.run(2, measured_on_rank, name, config)[0]
         assert_agree(book, predict_activations(config, 2, 40, precision, documents=True), held_only=True)
 

@@ -9,11 +9,14 @@ from speedrun import shapes
 from speedrun.config import PRESETS, Config, ModelConfig
 from speedrun.model import GPT
 from speedrun.optim import policy
+from tests.strategies.test_features import OTHERS, STREAM
 
 VARIANTS = [
     *(config for _, config in PRESETS.values()),
     Config(model=ModelConfig(norm="layer", bias=True, positions="learned", mlp_width=99, tied_head=True)),
     Config(model=ModelConfig(norm="rms", bias=True, pad_vocab_to=64)),
+    Config(model=ModelConfig(heads=3, width=48, **STREAM)),
+    Config(model=ModelConfig(norm="layer", bias=True, pad_vocab_to=64, **OTHERS)),
 ]
 
 

@@ -16,6 +16,7 @@ from speedrun.data import open_data
 from speedrun.model import GPT
 from speedrun.optim.policy import kind_of, parameter_groups
 from speedrun.optim.rules import Muon
+from speedrun.optim.schedule import forward_options
 from strategies.base import Strategy
 
 PHASES = ("gradient", "reduce", "clip", "update")
@@ -117,7 +118,7 @@ def run_reference(case: Case, phases: bool = False) -> Trace:
     for step in range(case.steps):
         losses = []
         for i in range(case.accumulation):
-            loss = model(*data.batch(step, i * rows, (i + 1) * rows))
+            loss = model(*data.batch(step, i * rows, (i + 1) * rows), **forward_options(config, step, case.steps))
             (loss / case.accumulation).backward()
             losses.append(loss.item())
         seen = {"gradient": _copies(named)}
@@ -170,7 +171,8 @@ def run_strategy(case: Case, strategy: Strategy, rank: int, world_size: int, pha
         for i in range(case.accumulation):
             batch = data.batch(step, first + i * rows, first + (i + 1) * rows)
             with strategy.micro_batch(last=i == case.accumulation - 1):
-                loss = strategy.model(*(tensor.to(place.device) for tensor in batch))
+                options = forward_options(config, step, case.steps)
+                loss = strategy.model(*(tensor.to(place.device) for tensor in batch), **options)
                 strategy.backward(loss)
             total += loss.detach() / case.accumulation
         trace.norms.append(strategy.step())

@@ -93,11 +93,13 @@ def predict_activations(
     *,
     documents: bool = False,
     attention: Literal["fused", "math"] = "fused",
+    future: int = 0,
 ) -> PredictedActivations:
     """Activations of one forward pass with loss over rows × sequence_length tokens on one rank.
 
     documents: attention stops at document starts (`GPT(..., document_start=...)`), for which it needs a mask.
     attention: fused (flash and its like: no score matrices) or torch's composed kernel, which keeps them.
+    future: how many tokens after the next one are in the loss (`speedrun.model.loss.multi_token_loss`).
 
     Raises ValueError where rows or sequence_length is not positive.
     """
@@ -105,12 +107,12 @@ def predict_activations(
         raise ValueError(
             f"rows = {rows} and sequence_length = {sequence_length}: a forward pass needs at least one of each"
         )
-    forward = _Forward(config, rows, sequence_length, precision, documents, attention)
+    forward = _Forward(config, rows, sequence_length, precision, documents, attention, future)
     forward.run()
     return forward.replay()
 
 
-@dataclass
+@dataclass(eq=False)
 class _Tensor:
     module: str
     part: str
@@ -139,13 +141,14 @@ class _Forward:
         precision: ComputePrecision,
         documents: bool,
         attention: Literal["fused", "math"],
+        future: int,
     ) -> None:
         self.config, self.rows, self.time, self.tokens = config, rows, sequence_length, rows * sequence_length
         self.autocast = precision == "autocast"
         self.stream_size = 2 if precision == "bf16" else 4
         self.product_size = 4 if precision == "fp32" else 2
         self.fused = attention == "fused"
-        self.documents = documents
+        self.documents, self.future = documents, future
         self.checkpointing = "none"  # where we are now
         self.module = ""
         self.log: list[tuple[bool, _Tensor]] = []  # (allocated, else released; which)
@@ -484,7 +487,8 @@ class _Forward:
     def loss(self, product: _Tensor) -> _Tensor:
         """Keeps 4·n·V, the logarithms of probabilities, and as much again for the softcap's tanh.
 
-        At the peak there are also the logits themselves, 4·n·V, and with the softcap the uncapped ones.
+        With tokens further on in the loss see `multi_token_loss`. At the peak there are also the logits themselves,
+        4·n·V, and with the softcap the uncapped ones.
         """
         part, elements = "logits and loss", self.tokens * self.config.vocab_size
         logits = product
@@ -492,13 +496,19 @@ class _Forward:
             logits = self.new(part, "float32 logits", elements, 4)
             self.drop(product)
         if self.config.softcap:
+            shifted = [self.new(part, "logits + 5", elements, 4)] if self.config.softcap_form == "sigmoid" else []
             divided = self.new(part, "logits / cap", elements, 4)
+            self.drop(*shifted)
             bounded = self.new(part, "tanh", elements, 4)
             self.keep(part, bounded)
             self.drop(divided)
             uncapped, logits = logits, self.new(part, "capped logits", elements, 4)
             self.drop(uncapped)
         probabilities = self.new(part, "log probabilities", elements, 4)
+        if self.future:
+            result = stream.multi_token_loss(self, probabilities)
+            self.drop(logits)
+            return result
         result, weight = self.new(part, "loss", 1, 4), self.new(part, "number of targets", 1, 4)
         self.keep(part, probabilities, weight)
         self.drop(logits)

@@ -1,4 +1,4 @@
-"""Activations of the features in speedrun/model/embeddings.py and skips.py, for speedrun/activations.py.
+"""Activations of what is in speedrun/model/embeddings.py, skips.py and loss.py, for speedrun/activations.py.
 
 Letters as there; g = 12 channels that a gate reads. Left out are the few integers per token with which an n-gram's hash
 is computed: they live for an instant, when nothing else does.
@@ -118,4 +118,21 @@ def skip(forward: _Forward, name: str, x: _Tensor, earlier: _Tensor, gated: bool
     scaled = forward.new(part, "scaled", x.elements, size)
     result = forward.new(part, "sum", x.elements, size)
     forward.drop(scaled, *strength)
+    return result
+
+
+def multi_token_loss(forward: _Forward, probabilities: _Tensor) -> _Tensor:
+    """Keeps the logarithms of probabilities, 4·n·V, and 9 bytes for each target, of which there are 1 + `future` per
+    token: where it stands among them, and whether it is one at all; and the number of next tokens.
+    """
+    part, targets = "logits and loss", forward.tokens * (1 + forward.future)
+    wanted, index = (forward.new(part, what, targets, 8) for what in ("targets", "places of targets"))
+    gathered = forward.new(part, "gathered", targets, 4)
+    valid = forward.new(part, "is a target", targets, 1)
+    forward.keep(part, probabilities, index, valid)
+    found = forward.new(part, "found", targets, 4)
+    forward.drop(gathered)
+    count, result = forward.new(part, "number of targets", 1, 8), forward.new(part, "loss", 1, 4)
+    forward.keep(part, count)
+    forward.drop(wanted, found)
     return result

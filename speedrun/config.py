@@ -40,8 +40,13 @@ class ModelConfig:
     """Biases in the linear layers."""
     tied_head: bool = False
     """The output head is the token embedding itself."""
+    untie_at: float = 0.0
+    """Share of the run after which a tied head goes its own way, with a copy of the optimizer's state; 0 for never.
+    Costs a second table from the start; while tied, the gradient norm that clipping goes by counts it twice."""
     softcap: float = 15.0
     """Logits become softcap · tanh(logits / softcap); 0 leaves them alone."""
+    softcap_form: Literal["tanh", "sigmoid"] = "tanh"
+    """sigmoid: softcap · σ((logits + 5) / 7.5), asymmetric (with a softcap of 23 in the records)."""
     zero_init_projections: bool = True
     """Output projections of attention and MLP start at zero, so that every block starts as the identity."""
     bigram_rows: int = 0
@@ -121,6 +126,9 @@ class ScheduleConfig:
     """trapezoid: the share of the run, counted from its end, over which the rate decays."""
     final: float = 0.0
     """The multiplier that the decay ends at (reached as the last step is done)."""
+    future_weights: tuple[float, ...] = ()
+    """Weights in the training loss of the tokens after the next one (.5 .25: two of them). They fade to zero one after
+    the other, the farthest first, in equal parts of the run, of which the last has the plain loss."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ def parameter_shapes(config: ModelConfig) -> dict[str, Shape]:
     width, hidden = config.width, config.mlp_width or 4 * config.width
     rows = padded_vocabulary(config)
     shapes: dict[str, Shape] = {"embed.weight": (rows, width)}
+    if config.untie_at:
+        shapes["embed.head"] = (rows, width)
     if config.positions == "learned":
         shapes["positions.weight"] = (config.max_sequence_length, width)
 

@@ -25,7 +25,7 @@ from speedrun.evaluate import Validation, evaluate
 from speedrun.ledger import Books, counted_step
 from speedrun.model import GPT
 from speedrun.optim.policy import parameter_groups
-from speedrun.optim.schedule import learning_rate_multiplier, muon_momentum
+from speedrun.optim.schedule import forward_options, learning_rate_multiplier, muon_momentum
 from speedrun.progress import Progress
 from speedrun.record import Record
 from strategies import select
@@ -146,19 +146,22 @@ def _loop(
     def micro_batches(step: int) -> list[tuple[Tensor, Tensor]]:
         return [data.batch(step, first, last) for first, last in batches.micro_batches()]
 
-    def forward_and_backward(batch: list[tuple[Tensor, Tensor]], model: Callable[..., Tensor]) -> Tensor:
+    def forward_and_backward(
+        batch: list[tuple[Tensor, Tensor]], step: int, model: Callable[..., Tensor] = strategy.model
+    ) -> Tensor:
+        options = forward_options(config, step, steps)
         total = torch.zeros((), device=device)
         for i, (inputs, targets) in enumerate(batch):
             inputs, targets = inputs.to(device, non_blocking=True), targets.to(device, non_blocking=True)
             with strategy.micro_batch(last=i == batches.accumulation - 1):
-                loss = model(inputs, targets)
+                loss = model(inputs, targets, **options)
                 strategy.backward(loss)
             total += loss.detach() / batches.accumulation
         return total
 
     books = Books(config, launch, batches.accumulation, strategy, rows)
     books.note("after prepare")
-    _warm_up(strategy, config, lambda: forward_and_backward(micro_batches(0), strategy.model))
+    _warm_up(strategy, config, lambda: forward_and_backward(micro_batches(0), 0))
     train_time = 0.0
     validation = _validate(strategy, config, data, rows)
     _log(record, progress, {"step": 0, "tokens": 0, "train_time_ms": 0.0, **validation})
@@ -171,7 +174,7 @@ def _loop(
             counted = step == counted_step(steps, config.eval_every)
             with books.step() if counted else nullcontext():
                 watched = counted and step > 0  # the first step has no optimizer state before it
-                total = forward_and_backward(batch, books.forward if watched else strategy.model)
+                total = forward_and_backward(batch, step, books.forward if watched else strategy.model)
                 if watched:
                     books.note("after backward")
                 norm = strategy.step()

@@ -60,6 +60,12 @@ def check(config: ModelConfig) -> None:
             f"model.ngram_width = {config.ngram_width} is the width of tables that model.bigram_rows = 0 and "
             "model.trigram_rows = 0 leave out"
         )
+    if config.untie_at and not config.tied_head:
+        raise ValueError(f"model.untie_at = {config.untie_at} unties a head that model.tied_head = False never tied")
+    if not 0 <= config.untie_at <= 1:
+        raise ValueError(f"model.untie_at = {config.untie_at} must be a share of the run, from 0 to 1")
+    if config.softcap_form == "sigmoid" and not config.softcap:
+        raise ValueError("model.softcap_form = sigmoid needs a model.softcap above 0, such as 23")
     for feature, on in (("smear", config.smear), ("value_embeddings", bool(config.value_embeddings))):
         if on and config.width < 12:
             raise ValueError(f"model.{feature} has gates that read 12 channels, but model.width = {config.width}")

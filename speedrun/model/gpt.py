@@ -12,10 +12,12 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from speedrun.config import ModelConfig
 from speedrun.model.attention import Attention
 from speedrun.model.embeddings import NgramEmbedding, Smear, ValueEmbedding
+from speedrun.model.loss import multi_token_loss, softcap
 from speedrun.model.masks import document_mask
 from speedrun.model.mlp import MLP
 from speedrun.model.norm import make_norm, rms_norm
 from speedrun.model.skips import EmbeddingSkip, GatedSkip, Skip
+from speedrun.model.untying import GivenHead, UntyingEmbedding
 from speedrun.wiring import check, padded_vocabulary, skip_sources
 
 
@@ -144,7 +146,9 @@ class GPT(nn.Module):
         self.document_start = document_start
         check(config)
         rows = padded_vocabulary(config)
-        self.embed = nn.Embedding(rows, config.width)
+        self.embed: nn.Module = nn.Embedding(rows, config.width)
+        if config.untie_at:
+            self.embed = UntyingEmbedding(rows, config.width)
         self.positions: nn.Embedding | None = None
         if config.positions == "learned":
             self.positions = nn.Embedding(config.max_sequence_length, config.width)
@@ -154,12 +158,20 @@ class GPT(nn.Module):
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.backout = Skip() if config.backout else None
         self.norm = make_norm(config)
-        self.head = nn.Linear(config.width, rows, bias=False)
-        if config.tied_head:
+        self.head: nn.Module = GivenHead() if config.untie_at else nn.Linear(config.width, rows, bias=False)
+        self._tie()
+
+    def _tie(self) -> None:
+        if self.config.tied_head and not self.config.untie_at:
             self.head.weight = self.embed.weight
 
     def forward(
-        self, tokens: Tensor, targets: Tensor | None = None, reduction: Literal["mean", "sum"] = "mean"
+        self,
+        tokens: Tensor,
+        targets: Tensor | None = None,
+        reduction: Literal["mean", "sum"] = "mean",
+        future_weights: tuple[float, ...] = (),
+        tied: bool = False,
     ) -> Tensor:
         """Logits of the next token, or the loss where targets are given.
 
@@ -167,6 +179,10 @@ class GPT(nn.Module):
         nothing to predict. Returns logits [batch, time, vocab_size], or the scalar cross-entropy in nats, summed over
         the targets that are not −1 or averaged over them (nan where there is none). Both are float32, whatever the
         compute dtype (float64 for a float64 model).
+
+        future_weights adds tokens after the next one to the loss (`multi_token_loss`); tied says that a head which is
+        untied in the course of the run (config.untie_at) still is the embedding. Both as the schedule has them, and
+        left out in an evaluation.
 
         Raises ValueError where a row is longer than `max_sequence_length`.
         """
@@ -176,7 +192,7 @@ class GPT(nn.Module):
                 f"a row of {time} tokens is longer than model.max_sequence_length = {self.config.max_sequence_length}: "
                 "shorten data.sequence_length or raise model.max_sequence_length"
             )
-        x = self.embed(tokens)
+        x, *head = self.embed(tokens, tied) if self.config.untie_at else (self.embed(tokens),)
         if self.positions is not None:
             x = x + self.positions(torch.arange(time, device=tokens.device))
         if self.config.norm == "rms":
@@ -197,9 +213,11 @@ class GPT(nn.Module):
                 after[layer] = x
         if self.backout is not None:
             x = self.backout(x, after[self.config.backout - 1])
-        logits = self._readable(self.head(self.norm(x)))
+        logits = self._readable(self.head(self.norm(x), *head))
         if targets is None:
             return logits
+        if future_weights:
+            return multi_token_loss(logits, targets, future_weights, self.document_start, reduction)
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction=reduction)
 
     def _readable(self, logits: Tensor) -> Tensor:
@@ -209,8 +227,7 @@ class GPT(nn.Module):
         """
         logits = logits[..., : self.config.vocab_size]
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        cap = self.config.softcap
-        return cap * torch.tanh(logits / cap) if cap else logits
+        return softcap(logits, self.config)
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
@@ -223,8 +240,7 @@ class GPT(nn.Module):
         Raises ValueError where a parameter is still on the meta device.
         """
         config = self.config
-        if config.tied_head:
-            self.head.weight = self.embed.weight  # to_empty, from the meta device, makes two tensors of the one
+        self._tie()  # to_empty, from the meta device, makes two tensors of the one
         generator = torch.Generator().manual_seed(seed)
 
         def normal(parameter: Tensor, std: float) -> Tensor:
@@ -248,6 +264,8 @@ class GPT(nn.Module):
                 value = torch.zeros(parameter.shape, device="cpu")
             elif parameter.ndim == 1:  # LayerNorm
                 value = torch.ones(parameter.shape, device="cpu")
+            elif name == "embed.head":
+                value = self.get_parameter("embed.weight")
             elif name == "head.weight":  # nearly equal logits: the first loss is ln(vocab_size)
                 value = normal(parameter, 0.005)
             elif name in ("embed.weight", "positions.weight"):

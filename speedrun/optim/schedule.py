@@ -1,8 +1,9 @@
-"""Schedules as data: the learning-rate multiplier and Muon's momentum, as pure functions of the step."""
+"""Schedules as data: learning-rate multiplier, Muon's momentum, what the loss is, as pure functions of the step."""
 
 import math
+from typing import Any
 
-from speedrun.config import OptimizerConfig, ScheduleConfig
+from speedrun.config import Config, OptimizerConfig, ScheduleConfig
 
 
 def learning_rate_multiplier(config: ScheduleConfig, step: int, steps: int) -> float:
@@ -30,3 +31,23 @@ def muon_momentum(config: OptimizerConfig, step: int) -> float:
     """Muon's momentum at `step`: linear from its start to its full value over the warm-up."""
     share = min(1.0, step / config.muon_momentum_warmup) if config.muon_momentum_warmup else 1.0
     return config.muon_momentum_start + share * (config.muon_momentum - config.muon_momentum_start)
+
+
+def future_weights(config: ScheduleConfig, step: int, steps: int) -> tuple[float, ...]:
+    """The weights, in the loss at `step`, of the tokens after the next one; without those that have faded to zero.
+
+    With two of them a run has three equal parts: in the first the second weight falls to zero in a line, in the second
+    the first weight does, in the third the loss is the plain one.
+    """
+    given = config.future_weights
+    part, progress = divmod(step * (len(given) + 1) / steps, 1.0)
+    live = given[: len(given) - int(part)]
+    return (*live[:-1], live[-1] * (1.0 - progress)) if live else ()
+
+
+def forward_options(config: Config, step: int, steps: int) -> dict[str, Any]:
+    """What the model is told at `step`, beside tokens and targets; an evaluation leaves it out."""
+    return {
+        "future_weights": future_weights(config.schedule, step, steps),
+        "tied": step < config.model.untie_at * steps,
+    }

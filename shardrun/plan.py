@@ -191,7 +191,8 @@ def memory_of(config: Config, books: Run, micro_batch: int) -> dict[str, int]:
     precision = books.precision
     if precision == "bf16" and books.strategy in ("single", "ddp"):
         precision = "autocast"
-    memory["activations"] = _activations(config.model, micro_batch, config.data.sequence_length, precision)
+    future = len(config.schedule.future_weights)
+    memory["activations"] = _activations(config.model, micro_batch, config.data.sequence_length, precision, future)
     memory["buffers"] = memory.pop("communication buffers") + sum(predict_buffers(books).values())
     return memory
 
@@ -215,9 +216,9 @@ def estimate(config: Config, books: Run, gpu: Gpu, micro_batch: int) -> Estimate
 
 
 @cache
-def _activations(model: ModelConfig, rows: int, length: int, precision: Any) -> int:
+def _activations(model: ModelConfig, rows: int, length: int, precision: Any, future: int) -> int:
     """Peak of the forward pass in bytes; the same for every number of ranks."""
-    return predict_activations(model, rows, length, precision).peak
+    return predict_activations(model, rows, length, precision, future=future).peak
 
 
 def flops(config: Config, rows: int) -> float:

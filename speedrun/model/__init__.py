@@ -1,4 +1,4 @@
-"""The GPT, one idea per file: gpt, attention, rope, masks, mlp, norm."""
+"""The GPT, one idea per file: gpt; attention, rope, masks, mlp, norm; embeddings, skips, loss, untying."""
 
 from speedrun.model.gpt import GPT, Block, parameter_shapes
 

@@ -23,7 +23,7 @@ STREAM = dataclasses.replace(
     value_embeddings=(0, 4),
     embedding_skip=True,
     unet_skips=True,
-    backout=2,
+    backout=3,
 )
 OTHERS = dataclasses.replace(SMALL, layers=4, **TABLES, value_embeddings=(1,), block_skip=(0, 2), tied_head=True)
 BASELINE = dataclasses.replace(STREAM, norm="layer", positions="learned", bias=True, mlp="gelu")

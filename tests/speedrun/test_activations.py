@@ -5,6 +5,7 @@ import dataclasses
 import math
 import subprocess
 import sys
+from functools import partial
 from typing import Any
 
 import pytest
@@ -77,6 +78,17 @@ def test_predicted_is_measured_part_by_part(config: ModelConfig, precision: Any,
                 book,
                 predict_activations(config, rows, 40, precision, documents=documents, attention=attention),
             )
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_tokens_further_on_in_the_loss(precision: Any) -> None:
+    config = shrunk("gpt2", **OTHERS)
+    model, tokens = make(config, precision, True), torch.randint(1, 257, (2, 40))
+    for weights in ((0.5,), (0.5, 0.25)):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):
+            forward = partial(model, tokens, tokens, future_weights=weights, tied=True)
+            book = measure_activations(model, forward, part_of)
+        assert_agree(book, predict_activations(config, 2, 40, precision, documents=True, future=len(weights)))
 
 
 @pytest.mark.parametrize("kind", KINDS)

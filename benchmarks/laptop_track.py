@@ -42,17 +42,27 @@ RATES = (0.002, 0.004, 0.008)
 EVAL_TOKENS = 131_072
 """Validation targets, in windows as long as the baseline's rows; nearly all that the corpus holds out."""
 
-EVAL_EVERY = 50
+EVAL_EVERY = 20
 """Steps between validations of `tiny`: how finely the moment of reaching the target is known."""
 
 CHANGES: dict[str, list[str]] = {
     "nothing": [],
+    "n-gram tables → two more blocks": [
+        *("--model.bigram-rows", "0", "--model.trigram-rows", "0", "--model.fourgram-rows", "0"),
+        *("--model.ngram-width", "0", "--model.layers", "4"),
+    ],
+    "tables of two, three and four bytes → of two and three": [
+        *("--model.fourgram-rows", "0", "--model.bigram-rows", "6000", "--model.trigram-rows", "6000"),
+    ],
+    "no smear": ["--model.no-smear"],
     "Muon → AdamW (rate 0.003)": ["--optimizer.name", "adamw", "--optimizer.adamw-lr", "0.003"],
     "Muon → AdamW (rate 0.006)": ["--optimizer.name", "adamw", "--optimizer.adamw-lr", "0.006"],
+    "Polar Express → Newton–Schulz": ["--optimizer.orthogonalization", "newton_schulz"],
     "rotary → learned positions": ["--model.positions", "learned", "--model.max-sequence-length", "128"],
+    "no QK-norm": ["--model.no-qk-norm"],
     "ReLU² → GELU": ["--model.mlp", "gelu"],
     "trapezoid → cosine": ["--schedule.name", "cosine"],
-    "embedding rate 0.2 → 0.008, the head's": ["--optimizer.embedding-lr", "0.008"],
+    "embedding rate 0.1 → 0.008, the head's": ["--optimizer.embedding-lr", "0.008"],
 }
 """What is changed in `tiny`: a name, and the trainer's arguments."""
 

@@ -392,7 +392,7 @@ def _court(config: Config, arguments: argparse.Namespace) -> int:
                 "simulated",
                 "shardrun plan --court --simulate",
                 {name: model_states(adamw, name, arguments) for name in NAMES},
-                f"what rank {arguments.rank} of the engines themselves holds, on tensors without data.",
+                "what the engines themselves hold on the fullest rank, on tensors without data.",
             )
         )
     if arguments.json:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from shardrun.plan import STRATEGIES, books_of, table, wrapped
 from speedrun.config import Config
 from strategies.ledger.hardware import Gpu
-from strategies.ledger.predict import MODEL_STATES
+from strategies.ledger.predict import MODEL_STATES, predict_memory
 
 if TYPE_CHECKING:
     from strategies.ledger.replay import Replay
@@ -91,8 +91,13 @@ def simulate_one(config: Config, name: str, arguments: argparse.Namespace) -> Si
 
 
 def model_states(config: Config, name: str, arguments: argparse.Namespace) -> int | None:
-    """Bytes of model states that the rank holds just before a step in bf16; None where it cannot be simulated."""
-    arguments = argparse.Namespace(**{**vars(arguments), "precision": "bf16", "accumulation": 1})
+    """Bytes of model states just before a step in bf16, on the rank that should hold most; None where it cannot be
+    simulated.
+    """
+    ranks = predict_memory(books_of(config, name, arguments.world, "bf16", 1))
+    held = [sum(rank["after backward"][category] for category in MODEL_STATES) for rank in ranks]
+    fullest = held.index(max(held))
+    arguments = argparse.Namespace(**{**vars(arguments), "precision": "bf16", "accumulation": 1, "rank": fullest})
     replay = simulate_one(config, name, arguments).replay
     if replay is None:
         return None

@@ -38,7 +38,7 @@ from typing import Literal, NamedTuple
 
 from speedrun import activations_stream as stream
 from speedrun.config import ModelConfig
-from speedrun.wiring import padded_vocabulary, skip_sources
+from speedrun.wiring import ngram_tables, padded_vocabulary, skip_sources
 
 ComputePrecision = Literal["fp32", "autocast", "bf16"]
 """fp32. autocast: float32 parameters, products in bf16 (bf16 under single and ddp). bf16: parameters in bf16 (bf16
@@ -180,9 +180,8 @@ class _Forward:
         """GPT.forward with targets."""
         config = self.config
         x = self.embedding()
-        for name, rows in (("bigrams", config.bigram_rows), ("trigrams", config.trigram_rows)):
-            if rows:
-                x = stream.ngrams(self, name, x)
+        for name in ngram_tables(config):
+            x = stream.ngrams(self, name, x)
         if config.smear:
             x = stream.smear(self, x)
         mask = self.mask() if self.documents else None

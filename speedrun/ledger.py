@@ -115,12 +115,12 @@ class Books:
                 self.allocator["peak"] = {"allocated": most, "allocated, in no category": unseen}
         del self.tracer
 
-    def forward(self, *batch: Tensor) -> Tensor:
+    def forward(self, *batch: Tensor, **options: Any) -> Tensor:
         """The strategy's model on a micro-batch, watched: what autograd keeps is measured."""
         losses: list[Tensor] = []
 
         def run_forward() -> Tensor:
-            losses.append(self.strategy.model(*batch))
+            losses.append(self.strategy.model(*batch, **options))
             return losses[0]
 
         self._enter("forward")

@@ -5,7 +5,7 @@
 
 from speedrun.config import Config, ModelConfig
 from speedrun.optim.policy import KINDS, kind_of
-from speedrun.wiring import padded_vocabulary, skip_sources
+from speedrun.wiring import ngram_tables, padded_vocabulary, skip_sources
 from strategies.ledger.predict import Group
 
 Shape = tuple[int, ...]
@@ -21,11 +21,10 @@ def parameter_shapes(config: ModelConfig) -> dict[str, Shape]:
     if config.positions == "learned":
         shapes["positions.weight"] = (config.max_sequence_length, width)
 
-    for name, table in (("bigrams", config.bigram_rows), ("trigrams", config.trigram_rows)):
-        if table:
-            shapes |= {f"{name}.scale": (1,), f"{name}.table.weight": (table, config.ngram_width or width)}
-            if config.ngram_width:
-                shapes[f"{name}.up.weight"] = (width, config.ngram_width)
+    for name, (_, table) in ngram_tables(config).items():
+        shapes |= {f"{name}.scale": (1,), f"{name}.table.weight": (table, config.ngram_width or width)}
+        if config.ngram_width:
+            shapes[f"{name}.up.weight"] = (width, config.ngram_width)
     if config.smear:
         shapes |= {"smear.strength": (1,), "smear.gate.weight": (1, 12)}
 

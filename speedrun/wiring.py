@@ -10,6 +10,12 @@ def padded_vocabulary(config: ModelConfig) -> int:
     return math.ceil(config.vocab_size / config.pad_vocab_to) * config.pad_vocab_to
 
 
+def ngram_tables(config: ModelConfig) -> dict[str, tuple[int, int]]:
+    """Name of every table of n-gram embeddings → the length of its n-grams and its rows."""
+    rows = {"bigrams": config.bigram_rows, "trigrams": config.trigram_rows, "fourgrams": config.fourgram_rows}
+    return {name: (length, rows[name]) for length, name in enumerate(rows, start=2) if rows[name]}
+
+
 def skip_sources(config: ModelConfig) -> dict[int, int]:
     """Block → the earlier block whose output it takes in.
 
@@ -52,13 +58,15 @@ def check(config: ModelConfig) -> None:
             f"model.value_embeddings = {config.value_embeddings} must name blocks once each, of the model.layers = "
             f"{layers} blocks (0 is the first)"
         )
-    for name, rows in (("bigram_rows", config.bigram_rows), ("trigram_rows", config.trigram_rows)):
+    for name, (_, rows) in ngram_tables(config).items():
         if rows == 1:  # row 0 is for what has no n-gram
-            raise ValueError(f"model.{name} = 1 leaves no row for any n-gram: use 2 or more, or 0 for none")
-    if config.ngram_width and not (config.bigram_rows or config.trigram_rows):
+            raise ValueError(
+                f"model.{name.removesuffix('s')}_rows = 1 leaves no row for any n-gram: use 2 or more, or 0 for none"
+            )
+    if config.ngram_width and not ngram_tables(config):
         raise ValueError(
-            f"model.ngram_width = {config.ngram_width} is the width of tables that model.bigram_rows = 0 and "
-            "model.trigram_rows = 0 leave out"
+            f"model.ngram_width = {config.ngram_width} is the width of tables that model.bigram_rows, trigram_rows and "
+            "fourgram_rows = 0 leave out"
         )
     if config.untie_at and not config.tied_head:
         raise ValueError(f"model.untie_at = {config.untie_at} unties a head that model.tied_head = False never tied")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from speedrun.config import ModelConfig
 
-MULTIPLIERS = (36313, 27191, 51647)
+MULTIPLIERS = (36313, 27191, 51647, 44129)
 """Odd numbers that the hash of an n-gram multiplies its tokens with, the last token first."""
 GATE_CHANNELS = 12
 """Channels that a gate reads: enough to tell what matters to it, and next to no arithmetic."""

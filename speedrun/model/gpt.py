@@ -18,7 +18,7 @@ from speedrun.model.mlp import MLP
 from speedrun.model.norm import make_norm, rms_norm
 from speedrun.model.skips import EmbeddingSkip, GatedSkip, Skip
 from speedrun.model.untying import GivenHead, UntyingEmbedding
-from speedrun.wiring import check, padded_vocabulary, skip_sources
+from speedrun.wiring import check, ngram_tables, padded_vocabulary, skip_sources
 
 
 class Block(nn.Module):
@@ -152,8 +152,8 @@ class GPT(nn.Module):
         self.positions: nn.Embedding | None = None
         if config.positions == "learned":
             self.positions = nn.Embedding(config.max_sequence_length, config.width)
-        self.bigrams = NgramEmbedding(config, 2, config.bigram_rows) if config.bigram_rows else None
-        self.trigrams = NgramEmbedding(config, 3, config.trigram_rows) if config.trigram_rows else None
+        for name, (length, table) in ngram_tables(config).items():
+            self.add_module(name, NgramEmbedding(config, length, table))
         self.smear = Smear() if config.smear else None
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.backout = Skip() if config.backout else None
@@ -197,9 +197,8 @@ class GPT(nn.Module):
             x = x + self.positions(torch.arange(time, device=tokens.device))
         if self.config.norm == "rms":
             x = rms_norm(x)
-        for ngrams in (self.bigrams, self.trigrams):
-            if ngrams is not None:
-                x = x + ngrams(tokens, self.document_start)
+        for name in ngram_tables(self.config):
+            x = x + getattr(self, name)(tokens, self.document_start)
         if self.smear is not None:
             x = self.smear(x, tokens, self.document_start)
         mask = None if self.document_start is None else document_mask(tokens, self.document_start)

@@ -231,8 +231,10 @@ def test_presets_have_the_sizes_they_claim() -> None:
         preset: sum(math.prod(shape) for shape in parameter_shapes(config.model).values())
         for preset, (_, config) in PRESETS.items()
     }
-    # tiny: 257 tokens × 128, twice (untied head); 4 blocks of 12 width² (4 for attention, 8 for the MLP)
-    assert count["tiny"] == 2 * 257 * 128 + 4 * 12 * 128**2 == 852_224
+    # tiny: 257 tokens × 128, twice (untied head); 2 blocks of 12 width² (4 for attention, 8 for the MLP); three tables
+    # of 4000 × 32, each with a projection up to 128 and a scale; smear's strength and its gate of 12
+    tables = 3 * (4000 * 32 + 32 * 128 + 1)
+    assert count["tiny"] == 2 * 257 * 128 + 2 * 12 * 128**2 + tables + 13 == 855_312
     # gpt2: 50304 rows (50257 padded to 128), 1024 positions; per block 12 width², 9 width of biases, two LayerNorms
     assert count["gpt2"] == (50304 + 1024) * 768 + 12 * (12 * 768**2 + 9 * 768 + 4 * 768) + 2 * 768 == 124_475_904
     assert count["speedrun"] == 50304 * 768 + 12 * 12 * 768**2 == 123_568_128

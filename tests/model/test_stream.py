@@ -13,7 +13,7 @@ from speedrun.model.embeddings import hashed_rows
 from tests.model.test_gpt import SMALL, random_model, random_tokens
 
 START = 0
-TABLES: dict[str, Any] = dict(bigram_rows=17, trigram_rows=13)
+TABLES: dict[str, Any] = dict(bigram_rows=17, trigram_rows=13, fourgram_rows=11)
 STREAM = dataclasses.replace(
     SMALL,
     layers=5,
@@ -45,7 +45,7 @@ def reference(model: GPT, tokens: Tensor, document_start: int | None) -> Tensor:
         index = 0
         if len(last) == length and document_start not in last[1:]:
             mixed = 0
-            for token, multiplier in zip(reversed(last), (36313, 27191, 51647), strict=False):
+            for token, multiplier in zip(reversed(last), (36313, 27191, 51647, 44129), strict=False):
                 mixed ^= token * multiplier
             index = 1 + mixed % (len(table) - 1)
         up = weights.get(f"{name}.up.weight")
@@ -60,7 +60,9 @@ def reference(model: GPT, tokens: Tensor, document_start: int | None) -> Tensor:
                 x = x + weights["positions.weight"][t]
             if config.norm == "rms":
                 x = x / ((x**2).mean() + 1e-6).sqrt()
-            stream.append(x + ngram(row, t, 2, "bigrams") + ngram(row, t, 3, "trigrams"))
+            for length, name in ((2, "bigrams"), (3, "trigrams"), (4, "fourgrams")):
+                x = x + ngram(row, t, length, name)
+            stream.append(x)
         if config.smear:
             gate, strength = weights["smear.gate.weight"][0], weights["smear.strength"]
             stream = [
@@ -194,7 +196,7 @@ def test_features_start_without_random_numbers_and_most_without_effect(config: M
 
 
 FEATURES = {
-    *("bigram_rows", "trigram_rows", "ngram_width", "smear", "value_embeddings"),
+    *("bigram_rows", "trigram_rows", "fourgram_rows", "ngram_width", "smear", "value_embeddings"),
     *("embedding_skip", "unet_skips", "block_skip", "backout"),
 }
 
@@ -229,7 +231,7 @@ def test_the_forward_is_one_graph_for_torch_compile() -> None:
         (dict(value_embeddings=(0, 4)), r"model.value_embeddings = \(0, 4\) .* model.layers = 4"),
         (dict(value_embeddings=(1, 1)), r"model.value_embeddings = \(1, 1\)"),
         (dict(bigram_rows=1), r"model.bigram_rows = 1"),
-        (dict(ngram_width=4), r"model.ngram_width = 4 .* model.bigram_rows = 0"),
+        (dict(ngram_width=4), r"model.ngram_width = 4 .* model.bigram_rows, trigram_rows"),
         (dict(smear=True, width=8), r"model.smear .* model.width = 8"),
     ],
 )

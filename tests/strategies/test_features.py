@@ -19,6 +19,7 @@ STREAM: dict[str, Any] = dict(
     layers=4,
     bigram_rows=83,
     trigram_rows=101,
+    fourgram_rows=97,
     ngram_width=10,
     smear=True,
     value_embeddings=(0, 2),

@@ -7,6 +7,8 @@ file's part. A preset is a whole `Config`; the command line replaces single fiel
 from dataclasses import dataclass, field
 from typing import Literal
 
+Kernels = Literal["auto", "triton", "torch"]
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -72,6 +74,11 @@ class ModelConfig:
     checkpointing: Literal["none", "block", "selective"] = "none"
     """What backward computes again in place of keeping it (the numbers stay the same): nothing; every block, from its
     input; or only what is cheap between its matrix products, whose outputs are kept."""
+    kernels: Kernels = "auto"
+    """Who computes the MLP's first layer, the loss and Muon's products: Triton's fused kernels, plain torch, or Triton
+    where there is a CUDA GPU and the run computes in bf16 (a run says which and why)."""
+    fp8: bool = False
+    """Matrix products of the head and the MLP in 8-bit floating point while training; validation never is."""
 
 
 @dataclass(frozen=True)

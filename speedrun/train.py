@@ -22,6 +22,7 @@ from speedrun.config import PRESETS, Config
 from speedrun.data import Data, open_data, prefetch
 from speedrun.ending import Interruptible, Stopped, guarded, leave_for_torchrun, speaks_first
 from speedrun.evaluate import Validation, evaluate
+from speedrun.kernels import choose
 from speedrun.ledger import Books, counted_step
 from speedrun.model import GPT
 from speedrun.optim.policy import parameter_groups
@@ -104,14 +105,17 @@ def train(preset: str, config: Config, launch: Launch) -> None:
             f"rows of {longest} tokens (data.sequence_length, data.eval_sequence_length) exceed "
             f"model.max_sequence_length {config.model.max_sequence_length}; raise the latter."
         )
+    kernels, why = choose(config.model.kernels, "cpu" if launch.cpu else "cuda", launch.precision)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, kernels=kernels))
     model = GPT(config.model, document_start=data.document_start)
     model.init_weights(config.seed)
     parameters = sum(p.numel() for p in model.parameters())
-    recipe = parameter_groups({name: tuple(p.shape) for name, p in model.named_parameters()}, config.optimizer)
+    recipe = parameter_groups({name: tuple(p.shape) for name, p in model.named_parameters()}, config.optimizer, kernels)
 
     record = Record(config, launch, preset, data.content_hash, parameters) if launch.rank == 0 else None
     progress = Progress(config.progress if launch.rank == 0 else "none", steps)
     progress.say(_headline(preset, config, launch, batches, data, parameters))
+    progress.say(f"kernels: {kernels} ({why})" + (", head and MLP in FP8" if config.model.fp8 else ""))
     try:
         strategy = select.start(launch)
         strategy.prepare(model, recipe, clip=config.optimizer.clip, accumulation=batches.accumulation)

@@ -13,11 +13,12 @@ from speedrun.config import ModelConfig
 from speedrun.model.attention import Attention
 from speedrun.model.embeddings import NgramEmbedding, Smear, ValueEmbedding
 from speedrun.model.loss import multi_token_loss, softcap
+from speedrun.model.head import GivenHead, Head, fuses
 from speedrun.model.masks import document_mask
 from speedrun.model.mlp import MLP
 from speedrun.model.norm import make_norm, rms_norm
 from speedrun.model.skips import EmbeddingSkip, GatedSkip, Skip
-from speedrun.model.untying import GivenHead, UntyingEmbedding
+from speedrun.model.untying import UntyingEmbedding
 from speedrun.wiring import check, ngram_tables, padded_vocabulary, skip_sources
 
 
@@ -91,6 +92,8 @@ FUSED_ATTENTION = (
     torch.ops.aten._scaled_dot_product_cudnn_attention.default,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
 )
+FUSED_LINEAR = ("speedrun.linear_relu2.", "speedrun.fp8_linear.")
+"""The MLP's layers from `speedrun.kernels`."""
 BIAS_IN_PLACE = torch.ops.aten.add_.Tensor
 """DeepSpeed's linear layer under ZeRO-3 adds its bias into the product, and so into what is kept of it."""
 
@@ -110,6 +113,9 @@ def keep_products(context: Any, operator: Any, *args: Any, **options: Any) -> Ch
     if operator in MATRIX_PRODUCTS:
         rows, matrix = args[-2:]
         keep = rows.shape[1] <= matrix.shape[1]
+    elif str(operator).startswith(FUSED_LINEAR):
+        rows, weight = args[:2]
+        keep = rows.shape[1] <= weight.shape[0]
     else:
         keep = operator in FUSED_ATTENTION or operator == BIAS_IN_PLACE
     return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
@@ -158,7 +164,7 @@ class GPT(nn.Module):
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.backout = Skip() if config.backout else None
         self.norm = make_norm(config)
-        self.head: nn.Module = GivenHead() if config.untie_at else nn.Linear(config.width, rows, bias=False)
+        self.head: nn.Module = GivenHead(config) if config.untie_at else Head(config, rows)
         self._tie()
 
     def _tie(self) -> None:
@@ -212,6 +218,8 @@ class GPT(nn.Module):
                 after[layer] = x
         if self.backout is not None:
             x = self.backout(x, after[self.config.backout - 1])
+        if targets is not None and fuses(self.config, x, future_weights):
+            return self.head(self.norm(x), *head, targets=targets, reduction=reduction)
         logits = self._readable(self.head(self.norm(x), *head))
         if targets is None:
             return logits

@@ -1,23 +1,72 @@
 """The MLP: every position on its own goes up to `mlp_width` channels, through a nonlinearity, and back down."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speedrun.config import ModelConfig
+from speedrun.kernels import use_triton
+from speedrun.kernels.fp8_linear import DelayedScales, mlp_down, mlp_up
 
 
 class MLP(nn.Module):
-    """down(f(up(x))) with f = relu(·)² (So et al. 2021, arXiv 2109.08668) or GELU in its tanh form, as in GPT-2."""
+    """down(f(up(x))) with f = relu(·)² (So et al. 2021, arXiv 2109.08668) or GELU in its tanh form, as in GPT-2.
+
+    Raises ValueError for FP8 with biases.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         hidden = config.mlp_width or 4 * config.width
+        if config.fp8 and config.bias:
+            raise ValueError("model.fp8 is on and so is model.bias: FP8 layers have no biases; switch one of them off")
         self.nonlinearity = config.mlp
-        self.up = nn.Linear(config.width, hidden, bias=config.bias)
-        self.down = nn.Linear(hidden, config.width, bias=config.bias)
+        self.up = Up(config, config.width, hidden)
+        self.down = Down(config, hidden, config.width)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [batch, time, width] → the same shape."""
         hidden = self.up(x)
-        hidden = F.relu(hidden).square() if self.nonlinearity == "relu2" else F.gelu(hidden, approximate="tanh")
+        if not self.up.squares(x):
+            hidden = F.relu(hidden).square() if self.nonlinearity == "relu2" else F.gelu(hidden, approximate="tanh")
         return self.down(hidden)
+
+
+class Up(nn.Linear):
+    """The linear layer up; where kernels allow it, its squared ReLU at once (`squares`).
+
+    A module and not a function of the weight, because FSDP and ZeRO-3 gather weights when their module is called.
+    """
+
+    def __init__(self, config: ModelConfig, width: int, hidden: int) -> None:
+        super().__init__(width, hidden, bias=config.bias)
+        self.kernels, self.fp8, self.relu2 = config.kernels, config.fp8, config.mlp == "relu2" and not config.bias
+
+    def squares(self, x: Tensor) -> bool:
+        """Whether the forward pass of x ends behind the nonlinearity."""
+        return self.relu2 and (self.fp8 and torch.is_grad_enabled() or use_triton(self.kernels, x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., width] → [..., hidden]."""
+        if self.fp8 and torch.is_grad_enabled():  # validation is not in FP8
+            return mlp_up(x, self.weight, self.relu2, self.kernels)
+        if self.squares(x):
+            from speedrun.kernels.relu2 import linear_relu2
+
+            return linear_relu2(x, self.weight)
+        return super().forward(x)
+
+
+class Down(nn.Linear):
+    """The linear layer down, with delayed scales where it is in FP8."""
+
+    def __init__(self, config: ModelConfig, hidden: int, width: int) -> None:
+        super().__init__(hidden, width, bias=config.bias)
+        self.kernels = config.kernels
+        self.scales = DelayedScales() if config.fp8 else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., hidden] → [..., width]."""
+        if self.scales is not None and torch.is_grad_enabled():  # validation is not in FP8
+            return mlp_down(x, self.weight, self.scales, self.kernels)
+        return super().forward(x)

@@ -41,11 +41,3 @@ class UntyingEmbedding(nn.Module):
         """tokens int64 [batch, time] → their vectors [batch, time, width], and the head's weight [rows, width]."""
         embedding, head = _Tied.apply(self.weight, self.head) if tied else (self.weight, self.head)
         return F.embedding(tokens, embedding), head.view_as(head)
-
-
-class GivenHead(nn.Module):
-    """The head where its weight belongs to another module."""
-
-    def forward(self, x: Tensor, weight: Tensor) -> Tensor:
-        """x [batch, time, width], weight [rows, width] → [batch, time, rows]."""
-        return F.linear(x, weight)

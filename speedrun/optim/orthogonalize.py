@@ -12,6 +12,9 @@ Amsel, Persson, Musco, Gower, "The Polar Express" (2025), arXiv 2505.16932.
 import torch
 from torch import Tensor
 
+from speedrun.config import Kernels
+from speedrun.kernels import use_triton
+
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """One quintic for every iteration. Five of them bring singular values of a normalised matrix into [0.47, 1.21]: it
 overshoots on purpose, because a steep slope at zero matters more than ending at exactly one."""
@@ -27,27 +30,32 @@ POLAR_EXPRESS = (
 0.001 end in [0.847, 1.141]. After the fifth, the fifth is repeated."""
 
 
-def newton_schulz(matrices: Tensor, steps: int = 5, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+def newton_schulz(
+    matrices: Tensor, steps: int = 5, dtype: torch.dtype = torch.bfloat16, kernels: Kernels = "torch"
+) -> Tensor:
     """Orthogonalise by Newton–Schulz iteration.
 
     matrices: [n, rows, columns], any float dtype. Products are taken in `dtype`; the result has the input's dtype.
-    A zero matrix stays zero.
+    kernels: who computes the symmetric products (see `ModelConfig`). A zero matrix stays zero.
     """
     quintics = [NEWTON_SCHULZ] * steps
-    return _iterate(matrices, quintics, dtype, norm_factor=1.0, norm_offset=1e-7)
+    return _iterate(matrices, quintics, dtype, kernels, norm_factor=1.0, norm_offset=1e-7)
 
 
-def polar_express(matrices: Tensor, steps: int = 5, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+def polar_express(
+    matrices: Tensor, steps: int = 5, dtype: torch.dtype = torch.bfloat16, kernels: Kernels = "torch"
+) -> Tensor:
     """Orthogonalise by Polar Express. Arguments as `newton_schulz`."""
     quintics = [POLAR_EXPRESS[min(i, len(POLAR_EXPRESS) - 1)] for i in range(steps)]
     # The factor keeps rounding from lifting a singular value above one, where these polynomials grow fast.
-    return _iterate(matrices, quintics, dtype, norm_factor=1.02, norm_offset=1e-6)
+    return _iterate(matrices, quintics, dtype, kernels, norm_factor=1.02, norm_offset=1e-6)
 
 
 def _iterate(
     matrices: Tensor,
     quintics: list[tuple[float, float, float]],
     dtype: torch.dtype,
+    kernels: Kernels,
     norm_factor: float,
     norm_offset: float,
 ) -> Tensor:
@@ -57,9 +65,16 @@ def _iterate(
     tall = x.size(-2) > x.size(-1)
     if tall:  # XXᵀ has the shorter side's size when the matrix lies on its long side: smaller products
         x = x.mT
+    triton = use_triton(kernels, x)
     for a, b, c in quintics:
-        gram = torch.bmm(x, x.mT)
-        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # b·A + c·A²
+        if triton:
+            from speedrun.kernels import symmetric
+
+            gram = symmetric.gram(x)
+            polynomial = symmetric.polynomial(gram, b, c)
+        else:
+            gram = torch.bmm(x, x.mT)
+            polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # b·A + c·A²
         x = torch.baddbmm(x, polynomial, x, beta=a)  # a·X + (b·A + c·A²)·X
     if tall:
         x = x.mT

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from speedrun.config import OptimizerConfig
+from speedrun.config import Kernels, OptimizerConfig
 
 if TYPE_CHECKING:
     from speedrun.optim.rules import AdamW, Muon
@@ -45,12 +45,15 @@ def kind_of(name: str, shape: Shape) -> str:
     return "head" if name.startswith("head.") else "embedding"
 
 
-def parameter_groups(shapes: dict[str, Shape], config: OptimizerConfig) -> list[ParameterGroup]:
+def parameter_groups(
+    shapes: dict[str, Shape], config: OptimizerConfig, kernels: Kernels = "torch"
+) -> list[ParameterGroup]:
     """Resolve the table for a model's parameters.
 
-    shapes: parameter name → shape, in the model's order, a tied weight once. Returns the non-empty groups in the
-    table's order. Muon is for the matrices inside the blocks only: an embedding's rows are looked up, not multiplied,
-    so its gradient's singular values mean nothing, and a head's rows have wanted norms of their own.
+    shapes: parameter name → shape, in the model's order, a tied weight once; kernels: who computes Muon's products
+    (see `ModelConfig`). Returns the non-empty groups in the table's order. Muon is for the matrices inside the blocks
+    only: an embedding's rows are looked up, not multiplied, so its gradient's singular values mean nothing, and a
+    head's rows have wanted norms of their own.
     """
     from speedrun.optim.rules import AdamW, Muon  # here, so that the books can ask `kind_of` without torch
 
@@ -62,6 +65,7 @@ def parameter_groups(shapes: dict[str, Shape], config: OptimizerConfig) -> list[
         "orthogonalization": config.orthogonalization,
         "orthogonalization_steps": config.orthogonalization_steps,
         "orthogonalization_dtype": config.orthogonalization_dtype,
+        "kernels": kernels,
     }
     decay = config.weight_decay
     # kind           rule       options

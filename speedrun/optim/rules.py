@@ -55,7 +55,8 @@ class Muon:
     """Momentum, orthogonalised (Keller Jordan, 2024): every update is a matrix whose singular values are near one.
 
     Options: lr, momentum, weight_decay, orthogonalization ('newton_schulz' or 'polar_express'),
-    orthogonalization_steps, orthogonalization_dtype. State per element: the momentum, 4 bytes in float32.
+    orthogonalization_steps, orthogonalization_dtype, kernels (torch where not given). State per element: the momentum,
+    4 bytes in float32.
     """
 
     whole_matrix = True
@@ -77,7 +78,8 @@ class Muon:
         orthogonalize = {"newton_schulz": newton_schulz, "polar_express": polar_express}[options["orthogonalization"]]
         dtype = getattr(torch, options["orthogonalization_dtype"])
         rows, columns = matrices.shape[-2:]
-        return orthogonalize(matrices, options["orthogonalization_steps"], dtype) * max(1.0, rows / columns) ** 0.5
+        update = orthogonalize(matrices, options["orthogonalization_steps"], dtype, options.get("kernels", "torch"))
+        return update * max(1.0, rows / columns) ** 0.5
 
     def apply(self, weight: Tensor, update: Tensor, options: Options) -> None:
         """w ← w·(1 − lr·weight_decay) − lr·update, on slices of any shape."""

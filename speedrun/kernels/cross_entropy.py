@@ -1,0 +1,210 @@
+"""Cross-entropy straight from hidden states and head, a block of rows at a time.
+
+The logits of a batch are the largest tensor of a step: 65,536 tokens × 50,304 words in float32 are 13 GB, and eager
+torch keeps several of them. Here a block of rows is multiplied out, one kernel turns its logits into losses and, in
+place, into their gradients, and these are multiplied back into the gradients of hidden states and head weight at once.
+What stays for backward is these two; backward multiplies them by the gradient of the loss, whatever that is: the loss
+is a scalar, so that this is exact (an outer factor, a mean over micro-batches or ranks, an optimizer's loss scaling).
+"""
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from speedrun.kernels import compute_dtype
+from speedrun.kernels.fp8 import E4M3, E5M2, product, quantize
+from speedrun.kernels.fp8_linear import HEAD_INPUT_SCALE, HEAD_WEIGHT_SCALE, fp8_gradients
+
+ROWS = 4096
+"""Rows of a block at most: enough to fill a GPU, and 400 MB of bf16 logits for 50,304 words."""
+COLUMNS = 4096
+"""Columns of its row that a program takes at a time."""
+
+
+def cross_entropy_reference(
+    hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, softcap: float, reduction: str
+) -> Tensor:
+    """As `cross_entropy`, from logits that exist as a whole."""
+    logits = F.linear(hidden, weight)[..., :vocab_size]
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if softcap:
+        logits = softcap * torch.tanh(logits / softcap)
+    return F.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=-1, reduction=reduction)
+
+
+def cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    vocab_size: int,
+    softcap: float,
+    reduction: str = "mean",
+    fp8: bool = False,
+) -> Tensor:
+    """The cross-entropy of softcap·tanh(hidden·Wᵀ/softcap) (or of hidden·Wᵀ where softcap is 0) in nats, float32.
+
+    hidden [..., width]; weight [rows, width], of which the first vocab_size are words and the others padding without
+    probability or gradient; targets int64 [...], −1 where there is nothing to predict; reduction 'mean' over the other
+    targets (nan where there is none) or 'sum'. A target that is no word makes the loss nan. Matrix products are in
+    autocast's dtype inside autocast; with fp8 and a gradient to come, in FP8 as in `fp8_linear.head`.
+    """
+    rows = hidden.to(compute_dtype(hidden)).flatten(0, -2)
+    arguments = (rows, weight, targets.flatten(), vocab_size, softcap, reduction == "mean")
+    if torch.is_grad_enabled() and (rows.requires_grad or weight.requires_grad):
+        return loss_and_gradients(*arguments, fp8)[0]
+    return loss_only(*arguments)
+
+
+@triton.jit
+def capped(z, softcap, CAP: tl.constexpr):
+    """softcap·tanh(z/softcap), and its derivative."""
+    if CAP:
+        # tanh(u) = 2σ(2u) − 1; its rounding error, 1e-7 of the cap, is far below that of any logit
+        tanh = 2.0 * tl.sigmoid(2.0 * (z / softcap)) - 1.0
+        return softcap * tanh, 1.0 - tanh * tanh
+    else:
+        return z, 1.0
+
+
+@triton.jit
+def cross_entropy_kernel(
+    logits,
+    targets,
+    losses,
+    factor,
+    stride,
+    vocab_size,
+    columns,
+    softcap,
+    CAP: tl.constexpr,
+    GRADIENT: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One row per program: losses[row] = log Σ exp(z) − z[target], 0 where the target is −1.
+
+    With GRADIENT the row's logits are replaced by `factor[0]` times the loss's gradient; zero in columns that are
+    padding.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    logits += row * stride
+    target = tl.load(targets + row)
+    ignored = target == -1
+    known = (target >= 0) & (target < vocab_size)
+    at_target = tl.load(logits + tl.where(known, target, 0)).to(tl.float32)
+    # Sum of exponentials relative to the largest logit so far (Milakov and Gimelshein 2018, arXiv 1805.02867).
+    largest = -float("inf")
+    total = 0.0
+    for start in range(0, vocab_size, BLOCK):
+        j = start + tl.arange(0, BLOCK)
+        z, _ = capped(tl.load(logits + j, mask=j < vocab_size, other=0.0).to(tl.float32), softcap, CAP)
+        z = tl.where(j < vocab_size, z, -float("inf"))
+        before = largest
+        largest = tl.maximum(largest, tl.max(z, 0))
+        total = total * tl.exp(before - largest) + tl.sum(tl.exp(z - largest), 0)
+    log_total = largest + tl.log(total)
+    at_target, _ = capped(at_target, softcap, CAP)
+    loss = tl.where(known, log_total - at_target, float("nan"))
+    tl.store(losses + row, tl.where(ignored, 0.0, loss))
+    if GRADIENT:
+        scale = tl.load(factor)
+        for start in range(0, columns, BLOCK):
+            j = start + tl.arange(0, BLOCK)
+            z, slope = capped(tl.load(logits + j, mask=j < vocab_size, other=0.0).to(tl.float32), softcap, CAP)
+            gradient = (tl.exp(z - log_total) - tl.where(j == target, 1.0, 0.0)) * slope * scale
+            gradient = tl.where(ignored | (j >= vocab_size), 0.0, gradient)
+            tl.store(logits + j, gradient.to(logits.dtype.element_ty), mask=j < columns)
+
+
+def _losses(logits: Tensor, targets: Tensor, factor: Tensor, vocab_size: int, softcap: float, gradient: bool) -> Tensor:
+    losses = torch.empty(len(logits), device=logits.device)
+    cross_entropy_kernel[(len(logits),)](
+        logits, targets, losses, factor, logits.stride(0), vocab_size, logits.shape[1], softcap,
+        CAP=softcap != 0, GRADIENT=gradient, BLOCK=min(COLUMNS, triton.next_power_of_2(logits.shape[1])), num_warps=8,
+    )  # fmt: skip
+    return losses
+
+
+def _factor(targets: Tensor, mean: bool) -> Tensor:
+    """What a row's loss counts with: one, or one over the number of targets."""
+    count = (targets != -1).sum().float()
+    return 1.0 / count if mean else torch.ones_like(count)
+
+
+@torch.library.custom_op("speedrun::cross_entropy", mutates_args=())
+def loss_only(hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, softcap: float, mean: bool) -> Tensor:
+    """The loss of hidden [n, width] and targets [n], without gradients."""
+    weight = weight.to(hidden.dtype)
+    factor = _factor(targets, mean)
+    total = torch.zeros((), device=hidden.device)
+    for rows, words in zip(hidden.split(ROWS), targets.split(ROWS), strict=True):
+        total += _losses(rows @ weight.mT, words, factor, vocab_size, softcap, gradient=False).sum()
+    return total * factor
+
+
+@torch.library.custom_op("speedrun::cross_entropy_and_gradients", mutates_args=())
+def loss_and_gradients(
+    hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, softcap: float, mean: bool, fp8: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss, its gradient by hidden in hidden's dtype, its gradient by weight in float32), for hidden [n, width]."""
+    factor = _factor(targets, mean)
+    total = torch.zeros((), device=hidden.device)
+    dx, dw = torch.empty_like(hidden), torch.zeros_like(weight, dtype=torch.float32)
+    if fp8:
+        x8, x8t, x_scale = quantize(hidden, HEAD_INPUT_SCALE, E4M3, True, True)
+        w8, w8t, w_scale = quantize(weight, HEAD_WEIGHT_SCALE, E4M3, True, True)
+    else:
+        weight = weight.to(hidden.dtype)
+    for start in range(0, len(hidden), ROWS):
+        rows = slice(start, start + ROWS)
+        x = hidden[rows]
+        logits = product(x8[rows], w8, x_scale, w_scale, x.dtype, False, True) if fp8 else x @ weight.mT
+        total += _losses(logits, targets[rows], factor, vocab_size, softcap, gradient=True).sum()
+        if fp8:
+            gradient = quantize(logits, 0.0, E5M2, True, True)
+            dtypes = (x.dtype, torch.float32)
+            dx[rows], part = fp8_gradients(gradient, (x8t[:, rows], x_scale), (w8t, w_scale), dtypes, True)
+            dw += part
+        else:
+            torch.mm(logits, weight, out=dx[rows])
+            dw += _float32_product(logits.mT, x)
+    return total * factor, dx, dw
+
+
+def _float32_product(a: Tensor, b: Tensor) -> Tensor:
+    """A·B in float32 of operands in a narrower dtype, which on a GPU stay in it."""
+    if a.is_cuda and a.dtype != torch.float32:
+        return torch.mm(a, b, out_dtype=torch.float32)
+    with torch.autocast(a.device.type, enabled=False):  # the caller's would round what was just widened
+        return a.float() @ b.float()
+
+
+@loss_only.register_fake
+def _(hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, softcap: float, mean: bool) -> Tensor:
+    return hidden.new_empty((), dtype=torch.float32)
+
+
+@loss_and_gradients.register_fake
+def _(
+    hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, softcap: float, mean: bool, fp8: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    loss = hidden.new_empty((), dtype=torch.float32)
+    return loss, torch.empty_like(hidden), torch.empty_like(weight, dtype=torch.float32)
+
+
+def _context(ctx, inputs, output) -> None:
+    _, dx, dw = output
+    ctx.set_materialize_grads(False)  # dx and dw have none, and zeros in their place would cost as much as they do
+    ctx.save_for_backward(dx, dw)
+    ctx.weight_dtype = inputs[1].dtype
+
+
+def _backward(ctx, gradient: Tensor | None, *_):
+    if gradient is None:
+        return (None,) * 7
+    dx, dw = ctx.saved_tensors
+    return dx * gradient, (dw * gradient).to(ctx.weight_dtype), None, None, None, None, None
+
+
+loss_and_gradients.register_autograd(_backward, setup_context=_context)

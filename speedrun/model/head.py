@@ -1,0 +1,59 @@
+"""The output head: hidden states to logits, or straight to the loss.
+
+Modules and not functions of the weight, because FSDP and ZeRO-3 gather weights when their module is called.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from speedrun.config import ModelConfig
+from speedrun.kernels import fp8_linear, use_triton
+
+Reduction = Literal["mean", "sum"]
+
+
+def fuses(config: ModelConfig, x: Tensor, future_weights: tuple[float, ...]) -> bool:
+    """Whether the loss of these hidden states is computed without their logits, by a head's `forward` with targets.
+
+    Not the loss of several tokens to come, nor the softcap's sigmoid form: no kernel knows them.
+    """
+    return use_triton(config.kernels, x) and not future_weights and config.softcap_form == "tanh"
+
+
+class Head(nn.Linear):
+    """A linear layer without bias from width to padded vocabulary, in FP8 where `fp8` asks for it (training only)."""
+
+    def __init__(self, config: ModelConfig, rows: int) -> None:
+        super().__init__(config.width, rows, bias=False)
+        self.config = config
+
+    def forward(self, x: Tensor, targets: Tensor | None = None, reduction: Reduction = "mean") -> Tensor:
+        """x [..., width] → [..., rows] as the product gives them; with targets [...] the softcapped cross-entropy."""
+        return _project(self.config, x, self.weight, targets, reduction)
+
+
+class GivenHead(nn.Module):
+    """The head where its weight belongs to another module."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def forward(
+        self, x: Tensor, weight: Tensor, targets: Tensor | None = None, reduction: Reduction = "mean"
+    ) -> Tensor:
+        """As `Head`, with its weight [rows, width]."""
+        return _project(self.config, x, weight, targets, reduction)
+
+
+def _project(config: ModelConfig, x: Tensor, weight: Tensor, targets: Tensor | None, reduction: Reduction) -> Tensor:
+    if targets is not None:
+        from speedrun.kernels.cross_entropy import cross_entropy
+
+        return cross_entropy(x, weight, targets, config.vocab_size, config.softcap, reduction, config.fp8)
+    if config.fp8 and torch.is_grad_enabled():  # validation is not in FP8
+        return fp8_linear.head(x, weight, config.kernels)
+    return F.linear(x, weight)

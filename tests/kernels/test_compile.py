@@ -1,0 +1,145 @@
+"""The kernels compiled ahead of time for a Hopper GPU (sm_90), without one: instructions, registers, shared memory.
+
+Strides and sizes are compiled as a launch on the record's shapes specialises them: multiples of 16, unit strides.
+"""
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+triton = pytest.importorskip("triton")
+
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+
+from speedrun.kernels import INTERPRETED, cross_entropy, fp8_triton, relu2, symmetric  # noqa: E402
+from speedrun.kernels.tiles import Tiles  # noqa: E402
+
+pytestmark = pytest.mark.skipif(INTERPRETED, reason="TRITON_INTERPRET leaves nothing to compile")
+
+SHARED_MEMORY = 227 * 1024
+"""Bytes that one program can have on an H100."""
+
+
+def blocks(tiles: Tiles, together: bool = True) -> dict[str, Any]:
+    names = {"BLOCK_M": tiles.m, "BLOCK_N": tiles.n, "BLOCK_K": tiles.k, "WIDEN": False}
+    return names | ({"TOGETHER": tiles.together} if together else {})
+
+
+def stages(tiles: Tiles) -> dict[str, int]:
+    return {"num_warps": tiles.warps, "num_stages": tiles.stages}
+
+
+FP8_QUANTIZE = {"LIMIT": 448.0, "SMALLEST": 1e-30, "BLOCK": fp8_triton.BLOCK}
+
+KERNELS: dict[str, tuple[Any, dict[str, str], dict[str, Any], dict[str, int]]] = {
+    "gram": (
+        symmetric.symmetric_kernel,
+        {"x": "*bf16", "result": "*bf16", "b": "fp32", "c": "fp32"},
+        {"stride_column": 1, **blocks(symmetric.TILES, False), "POLYNOMIAL": False},
+        stages(symmetric.TILES),
+    ),
+    "gram of the transpose": (
+        symmetric.symmetric_kernel,
+        {"x": "*bf16", "result": "*bf16", "b": "fp32", "c": "fp32"},
+        {"stride_row": 1, **blocks(symmetric.TILES, False), "POLYNOMIAL": False},
+        stages(symmetric.TILES),
+    ),
+    "polynomial": (
+        symmetric.symmetric_kernel,
+        {"x": "*bf16", "result": "*bf16", "b": "fp32", "c": "fp32"},
+        {"stride_column": 1, **blocks(symmetric.TILES, False), "POLYNOMIAL": True},
+        stages(symmetric.TILES),
+    ),
+    "linear + relu2": (
+        relu2.linear_relu2_kernel,
+        {"x": "*bf16", "weight": "*bf16", "y": "*bf16"},
+        {"stride_x_k": 1, "stride_w_k": 1, **blocks(relu2.TILES)},
+        stages(relu2.TILES),
+    ),
+    "relu2 backward": (
+        relu2.relu2_backward_kernel,
+        {"y": "*bf16", "gradient": "*bf16", "u": "*bf16"},
+        {"BLOCK": relu2.BLOCK},
+        {},
+    ),
+    "cross-entropy": (
+        cross_entropy.cross_entropy_kernel,
+        {"logits": "*bf16", "targets": "*i64", "losses": "*fp32", "factor": "*fp32", "softcap": "fp32"},
+        {"CAP": True, "GRADIENT": True, "BLOCK": cross_entropy.COLUMNS},
+        {"num_warps": 8},
+    ),
+    "largest magnitude": (
+        fp8_triton.largest_kernel,
+        {"x": "*bf16", "largest": "*i32", "state": "*fp32"},
+        {"stride_column": 1, "BOOTSTRAP": 16, "BLOCK": fp8_triton.BLOCK},
+        {},
+    ),
+    "quantise delayed": (
+        fp8_triton.quantize_kernel,
+        {"x": "*bf16", "q": "*fp8e4nv", "q_transposed": "*fp8e4nv", "scale": "*fp32", "current": "*i32",
+         "largest": "*i32", "state": "*fp32", "fixed": "fp32", "headroom": "fp32"},
+        {"stride_column": 1, **FP8_QUANTIZE, "FIXED": False, "BOOTSTRAP": 16, "TRANSPOSE": False},
+        {},
+    ),
+    "quantise gradient": (
+        fp8_triton.quantize_kernel,
+        {"x": "*bf16", "q": "*fp8e5", "q_transposed": "*fp8e5", "scale": "*fp32", "current": "*i32",
+         "largest": "*i32", "state": "*fp32", "fixed": "fp32", "headroom": "fp32"},
+        {"stride_column": 1, **FP8_QUANTIZE, "LIMIT": 57344.0, "FIXED": False, "BOOTSTRAP": 0, "TRANSPOSE": True},
+        {},
+    ),
+}  # fmt: skip
+
+FP8_PRODUCTS = {
+    "fp8 forward": ("fp8e4nv", "bf16", False, False),
+    "fp8 forward + relu2": ("fp8e4nv", "bf16", False, True),
+    "fp8 input gradient": ("fp8e5", "bf16", False, False),
+    "fp8 weight gradient": ("fp8e5", "fp32", True, False),
+}
+for name, (left, result, exact, square) in FP8_PRODUCTS.items():
+    tiles = fp8_triton.EXACT_TILES if exact else fp8_triton.TILES
+    KERNELS[name] = (
+        fp8_triton.fp8_product_kernel,
+        {"a": f"*{left}", "b": "*fp8e4nv", "result": f"*{result}", "scale_a": "*fp32", "scale_b": "*fp32"},
+        {**blocks(tiles), "EXACT": exact, "SQUARE": square},
+        stages(tiles),
+    )
+
+
+def compiled(name: str) -> Any:
+    kernel, types, constants, options = KERNELS[name]
+    signature = {
+        parameter: "constexpr" if parameter in constants else types.get(parameter, "i32")
+        for parameter in kernel.arg_names
+    }
+    sizes = [i for i, p in enumerate(kernel.arg_names) if signature[p][0] in "*i" and p not in ("vocab_size",)]
+    attributes = {(i,): [["tt.divisibility", 16]] for i in sizes}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_kernel_compiles_for_hopper_and_spills_no_register(name: str, tmp_path: Path) -> None:
+    kernel = compiled(name)
+    assert kernel.metadata.shared <= SHARED_MEMORY
+    (tmp_path / "kernel.cubin").write_bytes(kernel.asm["cubin"])
+    command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(tmp_path / "kernel.cubin")]
+    usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    # What does not fit into registers lives on the thread's stack.
+    assert re.search(r"STACK:0 .*LOCAL:0 ", usage), usage
+    products = re.findall(r"wgmma\.mma_async\S*", kernel.asm["ptx"])
+    if name in FP8_PRODUCTS:
+        left = "e5m2" if "gradient" in name else "e4m3"
+        assert products and all(p.endswith(f".f32.{left}.e4m3") for p in products), set(products)
+    elif "BLOCK_M" in KERNELS[name][2]:
+        assert products and all(p.endswith(".f32.bf16.bf16") for p in products), set(products)
+
+
+def test_the_exact_fp8_product_adds_up_outside_of_the_matrix_unit() -> None:
+    """Each tile's first instruction starts from zero, and float additions follow: no long sum in 14 bits."""
+    exact, fast = (compiled(name).asm["ptx"].count("add.f32") for name in ("fp8 weight gradient", "fp8 forward"))
+    assert exact >= 64 and fast == 0

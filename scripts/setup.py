@@ -25,7 +25,7 @@ OLDEST, NEWEST = (3, 11), (3, 13)
 TORCH = ">=2.9,<2.14"  # as in pyproject.toml
 CPU_TORCH = "==2.13.0+cpu"
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
-EXTRAS = "data,dev,logging,plots"
+EXTRAS = "data,dev,kernels,logging,plots"
 NETWORK_ERRORS = ("NewConnectionError", "NameResolutionError", "ConnectTimeout", "ProxyError", "SSLError", "timed out")
 
 

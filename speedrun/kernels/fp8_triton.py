@@ -1,7 +1,8 @@
 """The Triton kernels of fp8.py: the largest magnitude, quantisation with a transpose on the side, the product.
 
-Triton's interpreter cuts off where the hardware rounds to nearest when it converts to FP8, and to bfloat16; and it
-multiplies FP8's NaN as the number 480 (e4m3).
+Triton's interpreter is no model of the hardware in three things: where the hardware rounds to nearest on its way to FP8
+it cuts off or (Triton 3.9) loses the carry into the exponent, it cuts off on the way to bfloat16, and it has no NaN in
+e4m3. With a current scale NaN passes all the same: the scale is NaN then, and with it every result.
 """
 
 import torch

@@ -1,0 +1,28 @@
+"""Runs tests/kernels/checks in a process of their own: in Triton's interpreter, and on a GPU where there is one."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+FILES = sorted(str(path) for path in (Path(__file__).parent / "checks").glob("[a-z]*.py"))
+
+
+def run_checks(environment: dict[str, str]) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *FILES]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout and " skipped" not in done.stdout, done.stdout[-500:]
+
+
+def test_in_the_interpreter() -> None:
+    pytest.importorskip("triton")
+    run_checks({"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""})
+
+
+@pytest.mark.gpu
+def test_on_the_gpu() -> None:
+    run_checks({"TRITON_INTERPRET": "0"})

@@ -1,0 +1,257 @@
+"""The Triton kernels on this GPU, on the record's shapes, beside what they would have to beat.
+
+    python -m benchmarks.kernels                  # a minute or two on one GPU
+    python -m benchmarks.kernels --out FILE.md    # also write the table
+
+Per kernel: its time (median of repeated runs, the L2 cache emptied in between), its rate, the share of what the GPU's
+data sheet allows (`roofline`), and how many times faster it is than each rival: torch's matmul (cuBLAS),
+torch._scaled_mm (cuBLASLt), or the same formula through torch.compile. Arithmetic counts as the formula has it, so that
+X·Xᵀ, of which half is computed, can go beyond the roofline. Every result is compared with its rival's before it counts.
+
+Aims (issue of the recipe): FP8 linear at least 1.0 times torch._scaled_mm with quantisation on both sides, X·Xᵀ 1.5
+times torch's matmul, ReLU² 1.15 times and cross-entropy 1.5 times compiled torch, the latter in a tenth of its memory.
+**Not yet measured**: no run on a GPU has been committed.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+TOKENS, WIDTH, HIDDEN, WORDS = 49_152, 768, 3_072, 50_304
+"""Of one of eight GPUs at the record's largest batch, and its model."""
+
+PEAKS = {"H100": (989e12, 1979e12, 3.35e12), "H200": (989e12, 1979e12, 4.8e12)}
+"""bf16 and FP8 operations and bytes of memory per second: dense peaks of NVIDIA's data sheets, SXM."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """ours and every rival compute the same; flops and bytes are what the formula needs at least; aim: times faster."""
+
+    name: str
+    ours: Callable[[], Any]
+    rivals: dict[str, Callable[[], Any]]
+    flops: float
+    bytes: float
+    fp8: bool = False
+    tolerance: float = 0.02
+    memory: bool = False
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="write the table to this Markdown file")
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available() or find_spec("triton") is None:
+        sys.exit("benchmarks.kernels needs an NVIDIA GPU and Triton; without them the kernels stay not measured.")
+    properties = torch.cuda.get_device_properties(0)
+    lines = [
+        f"{properties.name}, torch {torch.__version__}, CUDA {torch.version.cuda}, {TOKENS:,} tokens.",
+        "",
+        "| kernel | ms | TFLOP/s | GB/s | of the roofline | times faster than |",
+        "|---|---:|---:|---:|---:|---|",
+    ]
+    print("\n".join(lines), flush=True)
+    for make in (symmetric_cases, relu2_cases, cross_entropy_cases, fp8_cases):
+        for case in make():
+            lines.append(row(case, properties.name))
+            print(lines[-1], flush=True)
+        torch.cuda.empty_cache()
+    if arguments.out:
+        arguments.out.write_text("# The kernels\n\n" + "\n".join(lines) + "\n")
+
+
+def row(case: Case, gpu: str) -> str:
+    """Check, measure and write one line of the table."""
+    from triton.testing import do_bench
+
+    result = flat(case.ours())
+    for name, rival in case.rivals.items():
+        for got, want in zip(result, flat(rival()), strict=True):
+            error = ((got.float() - want.float()).norm() / want.float().norm()).item()
+            if not error <= case.tolerance:
+                sys.exit(f"{case.name} differs from {name} by {error:.2%}: it is wrong, and not timed.")
+    del result
+    seconds = do_bench(case.ours, return_mode="median") / 1e3
+    faster = {name: do_bench(rival, return_mode="median") / 1e3 / seconds for name, rival in case.rivals.items()}
+    peaks = next((rates for name, rates in PEAKS.items() if name in gpu), None)
+    share = "unknown"
+    if peaks:
+        share = f"{max(case.flops / peaks[1 if case.fp8 else 0], case.bytes / peaks[2]) / seconds:.0%}"
+    rivals = ", ".join(f"{name}: {ratio:.2f}" for name, ratio in faster.items())
+    if case.memory:
+        ours, *others = (peak_memory(function) for function in (case.ours, *case.rivals.values()))
+        rivals += f"; peak memory {ours / 2**20:,.0f} MiB against {', '.join(f'{o / 2**20:,.0f}' for o in others)}"
+    return (
+        f"| {case.name} | {seconds * 1e3:.3f} | {case.flops / seconds / 1e12:.0f} | {case.bytes / seconds / 1e9:.0f} "
+        f"| {share} | {rivals} |"
+    )
+
+
+def flat(result: Any) -> list[Tensor]:
+    return [result] if isinstance(result, Tensor) else list(result)
+
+
+def peak_memory(function: Callable[[], Any]) -> int:
+    """Bytes that a run allocates above what is there before."""
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    function()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def random(*shape: int, scale: float = 1.0, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    return (scale * torch.randn(shape, device="cuda")).to(dtype)
+
+
+def symmetric_cases() -> list[Case]:
+    from speedrun.kernels import symmetric
+
+    cases = []
+    for count, rows, columns in ((44, WIDTH, WIDTH), (22, WIDTH, HIDDEN)):
+        x = random(count, rows, columns)
+        cases.append(
+            Case(
+                f"X·Xᵀ, {count} × {rows} × {columns}",
+                lambda x=x: symmetric.gram(x),
+                {"torch.bmm": lambda x=x: torch.bmm(x, x.mT)},
+                2 * count * rows * rows * columns,
+                2 * count * rows * (rows + columns),
+            )
+        )
+    a = symmetric.gram(random(44, WIDTH, WIDTH, scale=0.03))
+    cases.append(
+        Case(
+            f"b·A + c·A², 44 × {WIDTH} × {WIDTH}",
+            lambda: symmetric.polynomial(a, -2.8, 0.5),
+            {"torch.baddbmm": lambda: torch.baddbmm(a, a, a, beta=-2.8, alpha=0.5)},
+            2 * 44 * WIDTH**3,
+            2 * 44 * 2 * WIDTH**2,
+        )
+    )
+    return cases
+
+
+def with_gradients(function: Callable[..., Tensor], *inputs: Tensor) -> Callable[[], list[Tensor]]:
+    """Forward and backward: the output and the gradients of the inputs."""
+    upstream = torch.ones_like(function(*inputs))
+
+    def run() -> list[Tensor]:
+        output = function(*inputs)
+        return [output.detach(), *torch.autograd.grad(output, inputs, upstream)]
+
+    return run
+
+
+def relu2_cases() -> list[Case]:
+    from speedrun.kernels import relu2
+
+    x, weight = random(TOKENS, WIDTH).requires_grad_(), random(HIDDEN, WIDTH, scale=0.02).requires_grad_()
+    compiled = torch.compile(relu2.linear_relu2_reference)
+    product, traffic = 2 * TOKENS * WIDTH * HIDDEN, 2 * (TOKENS * (WIDTH + HIDDEN) + WIDTH * HIDDEN)
+
+    def forward(function: Callable[..., Tensor]) -> Callable[[], Tensor]:
+        return lambda: function(x.detach(), weight.detach())
+
+    return [
+        Case("linear + ReLU², forward", forward(relu2.linear_relu2), {"compiled": forward(compiled)}, product, traffic),
+        Case(
+            "linear + ReLU², forward and backward",
+            with_gradients(relu2.linear_relu2, x, weight),
+            {"compiled": with_gradients(compiled, x, weight)},
+            3 * product,
+            3 * traffic,
+        ),
+    ]
+
+
+def cross_entropy_cases() -> list[Case]:
+    from speedrun.kernels import cross_entropy as module
+
+    hidden, weight = random(TOKENS, WIDTH).requires_grad_(), random(WORDS, WIDTH, scale=0.05).requires_grad_()
+    targets = torch.randint(0, 50_257, (TOKENS,), device="cuda")
+    compiled = torch.compile(module.cross_entropy_reference)
+
+    def run(function: Callable[..., Tensor]) -> Callable[[], list[Tensor]]:
+        return with_gradients(lambda h, w: function(h, w, targets, 50_257, 15.0, "mean"), hidden, weight)
+
+    return [
+        Case(
+            "cross-entropy from hidden states, forward and backward",
+            run(module.cross_entropy),
+            {"compiled": run(compiled)},
+            6 * TOKENS * WIDTH * WORDS,
+            6 * (TOKENS + WORDS) * WIDTH,
+            memory=True,
+        )
+    ]
+
+
+def fp8_cases() -> list[Case]:
+    from speedrun.kernels import fp8
+
+    cases = []
+    for name, depth, columns in (("MLP up", WIDTH, HIDDEN), ("MLP down", HIDDEN, WIDTH), ("head", WIDTH, WORDS)):
+        x, weight = random(TOKENS, depth), random(columns, depth, scale=0.02)
+
+        def quantized(t: Tensor) -> tuple[Tensor, Tensor]:
+            scale = fp8.scale_reference(t.abs().amax(), fp8.E4M3)
+            return fp8.quantize_reference(t, scale, fp8.E4M3), scale
+
+        def scaled_mm(a: Tensor, b: Tensor, scale_a: Tensor, scale_b: Tensor) -> Tensor:
+            return torch._scaled_mm(a, b.mT, scale_a, scale_b, out_dtype=torch.bfloat16, use_fast_accum=True)
+
+        quantize = torch.compile(quantized)
+        (a, scale_a), (b, scale_b) = quantized(x), quantized(weight)
+
+        def product(a=a, b=b, scale_a=scale_a, scale_b=scale_b) -> Tensor:  # type: ignore[no-untyped-def]
+            return fp8.product(a, b, scale_a, scale_b, torch.bfloat16, False, True)
+
+        def linear(x=x, weight=weight) -> Tensor:  # type: ignore[no-untyped-def]
+            x8, _, x_scale = fp8.quantize(x, 0.0, fp8.E4M3, False, True)
+            w8, _, w_scale = fp8.quantize(weight, 0.0, fp8.E4M3, False, True)
+            return fp8.product(x8, w8, x_scale, w_scale, torch.bfloat16, False, True)
+
+        def rival(x=x, weight=weight, quantize=quantize) -> Tensor:  # type: ignore[no-untyped-def]
+            (x8, x_scale), (w8, w_scale) = quantize(x), quantize(weight)
+            return scaled_mm(x8, w8, x_scale, w_scale)
+
+        flops, traffic = 2.0 * TOKENS * depth * columns, TOKENS * depth + columns * depth + 2.0 * TOKENS * columns
+        cases.append(
+            Case(
+                f"FP8 product, {name}",
+                product,
+                {"torch._scaled_mm": lambda a=a, b=b, s=scale_a, t=scale_b: scaled_mm(a, b, s, t)},
+                flops,
+                traffic,
+                fp8=True,
+            )
+        )
+        cases.append(
+            Case(
+                f"FP8 linear with current scales, {name}",
+                linear,
+                {
+                    "torch._scaled_mm, compiled quantisation": rival,
+                    "torch.matmul in bf16": lambda x=x, weight=weight: x @ weight.mT,
+                },
+                flops,
+                traffic + TOKENS * depth + columns * depth,
+                fp8=True,
+                tolerance=0.06,
+            )
+        )
+    return cases
+
+
+if __name__ == "__main__":
+    main()

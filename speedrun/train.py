@@ -115,7 +115,8 @@ def train(preset: str, config: Config, launch: Launch) -> None:
     record = Record(config, launch, preset, data.content_hash, parameters) if launch.rank == 0 else None
     progress = Progress(config.progress if launch.rank == 0 else "none", steps)
     progress.say(_headline(preset, config, launch, batches, data, parameters))
-    progress.say(f"kernels: {kernels} ({why})" + (", head and MLP in FP8" if config.model.fp8 else ""))
+    fp8 = {"triton": ", head and MLP in FP8", "torch": ", head and MLP in emulated FP8, which is slow"}[kernels]
+    progress.say(f"kernels: {kernels} ({why})" + (fp8 if config.model.fp8 else ""))
     try:
         strategy = select.start(launch)
         strategy.prepare(model, recipe, clip=config.optimizer.clip, accumulation=batches.accumulation)

@@ -46,6 +46,14 @@ def test_scales() -> None:
     assert state.tolist() == pytest.approx([7 * x.abs().max().item(), 4])
 
 
+def test_the_product_is_that_of_torchs_own_operator() -> None:
+    a, b = random(32, 48).to(E4M3), random(16, 48, seed=1).to(E4M3)
+    scale_a, scale_b = torch.tensor(0.3), torch.tensor(0.07)
+    theirs = torch._scaled_mm(a, b.mT, scale_a, scale_b, out_dtype=torch.float32)
+    ours = fp8.product(a, b, scale_a, scale_b, torch.float32, True, False)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("factor", (1.0, 65536.0, 1e-6))
 @pytest.mark.parametrize("layer", ("head", "up", "up relu2", "down"))
 def test_layers_are_near_float64_whatever_the_factor_on_the_loss(layer: str, factor: float) -> None:

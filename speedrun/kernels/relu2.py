@@ -81,9 +81,10 @@ def linear_relu2_rows(x: Tensor, weight: Tensor) -> Tensor:
     (rows, depth), columns = x.shape, weight.shape[0]
     y = torch.empty((rows, columns), dtype=x.dtype, device=x.device)
     if y.numel():
-        linear_relu2_kernel[(TILES.count(rows, columns),)](
+        tiles = TILES.of(x)
+        linear_relu2_kernel[(tiles.count(rows, columns),)](
             x, weight, y, *x.stride(), *weight.stride(), rows, columns, depth,
-            TOGETHER=TILES.together, **TILES.arguments(x),
+            TOGETHER=tiles.together, **tiles.arguments(x),
         )  # fmt: skip
     return y
 

@@ -75,9 +75,10 @@ def _launch(x: Tensor, b: float, c: float, polynomial: bool) -> Tensor:
     matrices, rows, columns = x.shape
     result = torch.empty((matrices, rows, rows), dtype=x.dtype, device=x.device)
     if result.numel():
-        tiles = triton.cdiv(rows, TILES.m)
-        symmetric_kernel[(tiles, tiles, matrices)](
-            x, result, *x.stride(), rows, columns, b, c, POLYNOMIAL=polynomial, **TILES.arguments(x)
+        tiles = TILES.of(x)
+        side = triton.cdiv(rows, tiles.m)
+        symmetric_kernel[(side, side, matrices)](
+            x, result, *x.stride(), rows, columns, b, c, POLYNOMIAL=polynomial, **tiles.arguments(x)
         )
     return result
 

@@ -30,6 +30,10 @@ class Tiles:
     together: int = 8
     """Rows of tiles that are taken side by side, so that programs that run at once share operands in the L2 cache."""
 
+    def of(self, operand: Tensor) -> "Tiles":
+        """These, or smaller ones for float32 operands, which would not fit beside each other."""
+        return FLOAT32 if operand.dtype == torch.float32 else self
+
     def arguments(self, operand: Tensor) -> dict[str, object]:
         """Keyword arguments of a launch."""
         return {
@@ -44,6 +48,10 @@ class Tiles:
     def count(self, rows: int, columns: int) -> int:
         """Programs for a result of this shape."""
         return triton.cdiv(rows, self.m) * triton.cdiv(columns, self.n)
+
+
+FLOAT32 = Tiles(m=64, n=64, k=32, warps=4, stages=2)
+"""For exactness, not for speed: no matrix unit multiplies float32 as such."""
 
 
 @triton.jit

@@ -16,7 +16,7 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
 from speedrun.kernels import INTERPRETED, cross_entropy, fp8_triton, relu2, symmetric  # noqa: E402
-from speedrun.kernels.tiles import Tiles  # noqa: E402
+from speedrun.kernels.tiles import FLOAT32, Tiles  # noqa: E402
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="TRITON_INTERPRET leaves nothing to compile")
 
@@ -94,6 +94,19 @@ KERNELS: dict[str, tuple[Any, dict[str, str], dict[str, Any], dict[str, int]]] =
     ),
 }  # fmt: skip
 
+KERNELS["gram, float32"] = (
+    symmetric.symmetric_kernel,
+    {"x": "*fp32", "result": "*fp32", "b": "fp32", "c": "fp32"},
+    {"stride_column": 1, **blocks(FLOAT32, False), "POLYNOMIAL": False},
+    stages(FLOAT32),
+)
+KERNELS["linear + relu2, float32"] = (
+    relu2.linear_relu2_kernel,
+    {"x": "*fp32", "weight": "*fp32", "y": "*fp32"},
+    {"stride_x_k": 1, "stride_w_k": 1, **blocks(FLOAT32)},
+    stages(FLOAT32),
+)
+
 FP8_PRODUCTS = {
     "fp8 forward": ("fp8e4nv", "bf16", False, False),
     "fp8 forward + relu2": ("fp8e4nv", "bf16", False, True),
@@ -135,6 +148,8 @@ def test_a_kernel_compiles_for_hopper_and_spills_no_register(name: str, tmp_path
     if name in FP8_PRODUCTS:
         left = "e5m2" if "gradient" in name else "e4m3"
         assert products and all(p.endswith(f".f32.{left}.e4m3") for p in products), set(products)
+    elif "float32" in name:
+        assert not products and "tf32" not in kernel.asm["ptx"]
     elif "BLOCK_M" in KERNELS[name][2]:
         assert products and all(p.endswith(".f32.bf16.bf16") for p in products), set(products)
 

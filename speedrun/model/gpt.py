@@ -12,8 +12,8 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from speedrun.config import ModelConfig
 from speedrun.model.attention import Attention
 from speedrun.model.embeddings import NgramEmbedding, Smear, ValueEmbedding
-from speedrun.model.loss import multi_token_loss, softcap
 from speedrun.model.head import GivenHead, Head, fuses
+from speedrun.model.loss import multi_token_loss, softcap
 from speedrun.model.masks import document_mask
 from speedrun.model.mlp import MLP
 from speedrun.model.norm import make_norm, rms_norm

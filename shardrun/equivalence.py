@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from speedrun.config import Config, DataConfig, ModelConfig, OptimizerConfig
+from speedrun.config import Config, DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig, Stage
 from speedrun.data import open_data
 from speedrun.model import GPT
 from speedrun.optim.policy import kind_of, parameter_groups
 from speedrun.optim.rules import Muon
-from speedrun.optim.schedule import forward_options
+from speedrun.optim.schedule import adamw_updates, forward_options
+from speedrun.stages import Section, resolve, section_at
 from strategies.base import Strategy
 
 PHASES = ("gradient", "reduce", "clip", "update")
@@ -37,6 +38,9 @@ class Case:
     tied: bool = False
     steps: int = 20
     seed: int = 1
+    record: bool = False
+    """With the record's attention, NorMuon, cautious decay, AdamW at every other step, and two stages of which the
+    second has a larger batch, longer rows and windows."""
     rows: int = 72
     """Of a global batch: divides by 1, 2, 3, 4 and 8 ranks times 3 micro-batches."""
 
@@ -49,12 +53,31 @@ class Case:
         parts: dict[str, Any] = {}
         if self.tied:
             parts = dict(positions="learned", mlp="gelu", qk_norm=False, bias=True, softcap=0.0)
+        record: dict[str, Any] = {}
+        if self.record:
+            parts |= dict(
+                heads=4,
+                window_short=3,
+                window_long=6,
+                long_layers=(1,),
+                yarn=True,
+                paired_head_layers=(0,),
+                attention_gate=True,
+                partial_key_offset=True,
+            )
+            record = dict(
+                normuon=self.optimizer == "muon",
+                muon_weight_decay=0.003,  # an element whose update is nearly zero may decay here and not there
+                cautious_weight_decay=True,
+                adamw_every=2,
+                gate_lr=0.003,
+            )
+        second = Stage(1.0, 2 * self.rows, 24, window_short=5, window_long=15, lr=1.5)
         return Config(
-            model=ModelConfig(layers=2, heads=3, width=48, mlp_width=101, tied_head=self.tied, **parts),
+            model=ModelConfig(**(dict(layers=2, heads=3, width=48, mlp_width=101, tied_head=self.tied) | parts)),
             optimizer=OptimizerConfig(
                 name=self.optimizer,  # type: ignore[arg-type]
                 orthogonalization_dtype="float32",
-                muon_weight_decay=0.01,
                 weight_decay=0.1,
                 embedding_lr=0.003,
                 head_lr=0.003,
@@ -62,11 +85,18 @@ class Case:
                 table_lr=0.003,
                 eps=1e-5,
                 clip=0.05,
+                **({"muon_weight_decay": 0.01} | record),
             ),
+            schedule=ScheduleConfig(name="constant", stages=(Stage(0.5), second) if self.record else ()),
             data=DataConfig(sequence_length=16, global_batch=self.rows, eval_tokens=16),
             steps=self.steps,
             seed=self.seed,
         )
+
+
+def micro_batches(case: Case, section: Section) -> int:
+    """A stage with more rows takes them in as many more micro-batches."""
+    return case.accumulation * (section.global_batch // case.rows)
 
 
 @dataclass
@@ -83,27 +113,31 @@ class Trace:
 def run_reference(case: Case, phases: bool = False) -> Trace:
     """Train in this process without accelerate, DeepSpeed or anything of `strategies`."""
     config = case.config()
-    data = open_data(config.data, config.model.vocab_size, config.seed)
+    sections = resolve(config, case.steps)
+    data = open_data(config.data, config.model.vocab_size, config.seed, sections)
     model = GPT(config.model, document_start=data.document_start)
     model.init_weights(config.seed)
     named = dict(model.named_parameters())
     shapes = {name: tuple(p.shape) for name, p in named.items()}
+    names = {id(p): name for name, p in named.items()}
     options = config.optimizer
     learning_rates = {
         "block matrix": options.adamw_lr,
         "embedding": options.embedding_lr,
         "head": options.head_lr,
         "table": options.table_lr,
+        "gate": options.gate_lr,
         "vector": options.vector_lr,
     }
     kinds = {name: kind_of(name, shape) for name, shape in shapes.items()}
+    cautious = options.cautious_weight_decay
     muon = [name for name in named if kinds[name] == "block matrix" and options.name == "muon"]
     adamw = torch.optim.AdamW(
         [
             {
                 "params": [named[name]],
                 "lr": learning_rates[kinds[name]],
-                "weight_decay": 0.0 if kinds[name] == "vector" else options.weight_decay,
+                "weight_decay": 0.0 if cautious or kinds[name] in ("gate", "vector") else options.weight_decay,
             }
             for name in named
             if name not in muon
@@ -112,27 +146,58 @@ def run_reference(case: Case, phases: bool = False) -> Trace:
         eps=options.eps,
     )
     momenta = {name: torch.zeros_like(named[name]) for name in muon}
+    row_squares: dict[str, Tensor] = {}
+    sums = {name: torch.zeros_like(p) for name, p in named.items() if name not in muon}
     transform = {"orthogonalization": options.orthogonalization, "orthogonalization_steps": 5}
     trace = Trace()
-    rows = config.data.global_batch // case.accumulation
     for step in range(case.steps):
+        section = section_at(sections, step)
+        model.set_windows(section.windows)
+        accumulation = micro_batches(case, section)
+        rows = section.global_batch // accumulation
         losses = []
-        for i in range(case.accumulation):
+        for i in range(accumulation):
             loss = model(*data.batch(step, i * rows, (i + 1) * rows), **forward_options(config, step, case.steps))
-            (loss / case.accumulation).backward()
+            (loss / accumulation).backward()
             losses.append(loss.item())
         seen = {"gradient": _copies(named)}
         seen["reduce"] = seen["gradient"]
         norm = nn.utils.clip_grad_norm_(model.parameters(), options.clip)
         seen["clip"] = _copies(named)
-        adamw.step()
+        before = {name: p.detach().clone() for name, p in named.items()}
+        for name, total in sums.items():
+            gradient = named[name].grad
+            assert gradient is not None
+            total += gradient
+            gradient.copy_(total)
+        if (step + 1) % options.adamw_every == 0:
+            for group in adamw.param_groups:
+                group["lr"] = learning_rates[kinds[names[id(group["params"][0])]]] * section.lr
+            adamw.step()
+            for name, total in sums.items():
+                total.zero_()
+                if cautious and kinds[name] not in ("gate", "vector"):
+                    old, lr = before[name], learning_rates[kinds[name]] * section.lr
+                    shrinks = adamw.state[named[name]]["exp_avg"] * old >= 0
+                    named[name].data -= lr * options.weight_decay * torch.where(shrinks, old, 0)
         for name in muon:
             weight, gradient, momentum = named[name].data, named[name].grad, momenta[name]
             assert gradient is not None
             momentum.mul_(options.muon_momentum).add_(gradient, alpha=1 - options.muon_momentum)
             nesterov = options.muon_momentum * momentum + (1 - options.muon_momentum) * gradient
             update = Muon().transform(nesterov[None], {**transform, "orthogonalization_dtype": "float32"})[0]
-            weight.mul_(1 - options.muon_lr * options.muon_weight_decay).sub_(options.muon_lr * update)
+            if options.normuon:
+                tall = weight.shape[0] >= weight.shape[1]
+                orthogonal = update / max(1, weight.shape[0] / weight.shape[1]) ** 0.5
+                squares = (orthogonal if tall else orthogonal.T).square().mean(1)
+                average = options.normuon_beta2 * row_squares.get(name, 0) + (1 - options.normuon_beta2) * squares
+                row_squares[name] = average
+                root = average.clamp(min=1e-10).sqrt()
+                scaled = update / (root[:, None] if tall else root)
+                update = scaled * (update.norm() / scaled.norm().clamp(min=1e-10))
+            lr = options.muon_lr * section.lr
+            shrunk = weight * lr * options.muon_weight_decay
+            weight.sub_(torch.where(weight * update >= 0, shrunk, 0) if cautious else shrunk).sub_(lr * update)
         model.zero_grad()
         trace.losses.append(sum(losses) / len(losses))
         trace.norms.append(norm.item())
@@ -146,7 +211,8 @@ def run_reference(case: Case, phases: bool = False) -> Trace:
 def run_strategy(case: Case, strategy: Strategy, rank: int, world_size: int, phases: bool = False) -> Trace:
     """Train under a strategy that is not yet prepared. Collective; every rank returns the same trace."""
     config = case.config()
-    data = open_data(config.data, config.model.vocab_size, config.seed)
+    sections = resolve(config, case.steps)
+    data = open_data(config.data, config.model.vocab_size, config.seed, sections)
     model = GPT(config.model, document_start=data.document_start)
     model.init_weights(config.seed)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
@@ -164,17 +230,25 @@ def run_strategy(case: Case, strategy: Strategy, rank: int, world_size: int, pha
 
         optimizer.observe = observe
     trace = Trace()
-    rows = config.data.global_batch // (world_size * case.accumulation)
-    first = rank * rows * case.accumulation
     for step in range(case.steps):
+        section = section_at(sections, step)
+        accumulation = micro_batches(case, section)
+        if step == section.first:
+            model.set_windows(section.windows)
+            strategy.set_accumulation(accumulation)
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * section.lr
+            group["update"] = adamw_updates(config.optimizer, step)
+        rows = section.global_batch // (world_size * accumulation)
+        first = rank * rows * accumulation
         total = torch.zeros((), device=place.device)
-        for i in range(case.accumulation):
+        for i in range(accumulation):
             batch = data.batch(step, first + i * rows, first + (i + 1) * rows)
-            with strategy.micro_batch(last=i == case.accumulation - 1):
+            with strategy.micro_batch(last=i == accumulation - 1):
                 options = forward_options(config, step, case.steps)
                 loss = strategy.model(*(tensor.to(place.device) for tensor in batch), **options)
                 strategy.backward(loss)
-            total += loss.detach() / case.accumulation
+            total += loss.detach() / accumulation
         trace.norms.append(strategy.step())
         if world_size > 1:
             torch.distributed.all_reduce(total)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from speedrun.config import GATE_CHANNELS
+
 if TYPE_CHECKING:
     from speedrun.activations import _Forward, _Tensor
-
-GATE_CHANNELS = 12
 
 
 def ngrams(forward: _Forward, name: str, x: _Tensor) -> _Tensor:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Kernels = Literal["auto", "triton", "torch"]
+GATE_CHANNELS = 12
+"""Channels of the stream that a gate reads: enough to tell kinds of tokens apart, and nearly free."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,25 @@ class ModelConfig:
     """(from, to): the output of one block, gated, is added to what a later one reads."""
     backout: int = 0
     """Before the head a learned share of the stream after so many blocks is taken away; 0 for none."""
+    window_short: int = 0
+    """Sliding-window attention: a query sees keys at most this many tokens back; 0: the whole row."""
+    window_long: int = 0
+    """The same for the layers in `long_layers`. A stage of the schedule may change both windows."""
+    long_layers: tuple[int, ...] = ()
+    """Layers with the long window; with 0 for both windows they differ from others in `partial_key_offset` alone."""
+    yarn: bool = False
+    """When a stage changes the long window, stretch RoPE's slow frequencies by as much and sharpen attention (YaRN)."""
+    attention_scale: float = 0.0
+    """Factor on attention scores before the softmax; 0 means 1 / √(head dimension)."""
+    paired_head_layers: tuple[int, ...] = ()
+    """Layers in which two adjacent heads attend as one, over a sequence in which every token stands twice."""
+    attention_gate: bool = False
+    """Multiply every head's output by a sigmoid of the first 12 channels of the layer's input."""
+    partial_key_offset: bool = False
+    """In `long_layers`, take the half of a key that carries no position from the token before (positions half_rope)."""
+    attention: Literal["auto", "sdpa", "flex", "flash"] = "sdpa"
+    """The attention function: torch's own with a boolean mask, FlexAttention, FlashAttention-3, or the best one here.
+    All compute the same."""
     checkpointing: Literal["none", "block", "selective"] = "none"
     """What backward computes again in place of keeping it (the numbers stay the same): nothing; every block, from its
     input; or only what is cheap between its matrix products, whose outputs are kept."""
@@ -95,8 +116,15 @@ class OptimizerConfig:
     """Muon's momentum at step 0."""
     muon_momentum_warmup: int = 300
     """Steps over which the momentum goes from start to full."""
+    muon_momentum_cooldown: int = 0
+    """Steps at the end of the run over which it goes back."""
     muon_weight_decay: float = 0.0
     """Decoupled: every step multiplies the matrix by 1 − lr · weight_decay."""
+    normuon: bool = False
+    """NorMuon: after orthogonalisation every row (every column of a wide matrix) is divided by a running root mean
+    square of its own updates, and the whole brought back to its norm."""
+    normuon_beta2: float = 0.9
+    """Decay rate of NorMuon's running mean of squares."""
     orthogonalization: Literal["newton_schulz", "polar_express"] = "polar_express"
     """Newton–Schulz with one fixed quintic, or Polar Express with a quintic per iteration."""
     orthogonalization_steps: int = 5
@@ -108,7 +136,7 @@ class OptimizerConfig:
     head_lr: float = 0.008
     """AdamW's learning rate for an untied head."""
     vector_lr: float = 0.008
-    """AdamW's learning rate for vectors and scalars (norm weights, biases, strengths of skips) and for gates."""
+    """AdamW's learning rate for vectors and scalars (norm weights, biases, strengths of skips)."""
     table_lr: float = 0.008
     """AdamW's learning rate for n-gram and value embeddings."""
     adamw_lr: float = 0.003
@@ -119,13 +147,42 @@ class OptimizerConfig:
     """AdamW's denominator offset."""
     weight_decay: float = 0.0
     """AdamW's decoupled weight decay, on tensors of two or more dimensions."""
+    cautious_weight_decay: bool = False
+    """Both weight decays act only where the update too leads towards zero: update and weight have the same sign."""
+    adamw_every: int = 1
+    """AdamW updates every so many steps, with the sum of the gradients since its last update; Muon at every step. The
+    sum takes 4 more bytes of state per element of an AdamW parameter."""
+    gate_lr: float = 0.008
+    """AdamW's learning rate for the small matrices of gates."""
     clip: float = 1.0
     """Gradients are scaled down to this global L2 norm where they exceed it; 0 switches clipping off."""
 
 
 @dataclass(frozen=True)
+class Stage:
+    """A line of the stage table: what holds for a part of the run. 0 leaves a field to its own section."""
+
+    until: float = 1.0
+    """The share of the run's steps at which the stage ends; the last one's is 1."""
+    global_batch: int = 0
+    """Rows of an optimizer step (else data.global_batch)."""
+    sequence_length: int = 0
+    """Tokens of a row (else data.sequence_length)."""
+    micro_batch: int = 0
+    """Rows of one forward pass at most (else data.micro_batch)."""
+    window_short: int = 0
+    """Tokens that most layers look back (else model.window_short)."""
+    window_long: int = 0
+    """Tokens that model.long_layers look back (else model.window_long)."""
+    lr: float = 1.0
+    """Factor on all learning rates, beside the schedule's."""
+    momentum: float | None = None
+    """Muon's full momentum (else optimizer.muon_momentum)."""
+
+
+@dataclass(frozen=True)
 class ScheduleConfig:
-    """The learning-rate multiplier over the run."""
+    """The learning-rate multiplier over the run, and what changes with its stages."""
 
     name: Literal["trapezoid", "cosine", "linear", "constant"] = "trapezoid"
     """trapezoid: warm-up, constant, linear decay at the end (also called warm-up–stable–decay)."""
@@ -138,6 +195,8 @@ class ScheduleConfig:
     future_weights: tuple[float, ...] = ()
     """Weights in the training loss of the tokens after the next one (.5 .25: two of them). They fade to zero one after
     the other, the farthest first, in equal parts of the run, of which the last has the plain loss."""
+    stages: tuple[Stage, ...] = ()
+    """Batch size, sequence length, windows, rate and momentum by parts of the run, in order; none: nothing changes."""
 
 
 @dataclass(frozen=True)
@@ -174,8 +233,10 @@ class Config:
     """The run ends at the first validation at or below this loss (nats per token)."""
     eval_every: int = 50
     """Validate every so many steps and at the end; 0: at the end only."""
+    compile: bool = False
+    """torch.compile every block, under any strategy but ZeRO-3. Needs a C++ compiler on a CPU."""
     untimed_steps: int = 2
-    """Warm-up steps on the first batch before the clock starts; weights and optimizer state are restored after."""
+    """Warm-up steps on each stage's first batch before the clock starts; weights and optimizer state are restored."""
     seed: int = 1
     """Of the initial weights and of the order of the data."""
     name: str = ""

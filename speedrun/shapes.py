@@ -3,7 +3,7 @@
 `shardrun plan` needs them where torch is not loaded; a test holds them against the model.
 """
 
-from speedrun.config import Config, ModelConfig
+from speedrun.config import GATE_CHANNELS, Config, ModelConfig
 from speedrun.optim.policy import KINDS, kind_of
 from speedrun.wiring import ngram_tables, padded_vocabulary, skip_sources
 from strategies.ledger.predict import Group
@@ -47,6 +47,8 @@ def parameter_shapes(config: ModelConfig) -> dict[str, Shape]:
             shapes[f"{block}.value_embedding.gate.weight"] = (config.heads, 12)
         for part in ("q", "k", "v", "out"):
             shapes |= linear(f"{block}.attention.{part}", width, width)
+        if config.attention_gate:
+            shapes[f"{block}.attention.gate.weight"] = (config.heads, GATE_CHANNELS)
         shapes |= norm(f"{block}.norm2")
         shapes |= linear(f"{block}.mlp.up", width, hidden) | linear(f"{block}.mlp.down", hidden, width)
     if config.backout:
@@ -61,8 +63,10 @@ def parameter_groups(config: Config) -> list[Group]:
     """Which parameters share a rule, as the books want to know it: the policy table without its rules."""
     shapes = parameter_shapes(config.model)
     groups = []
+    options = config.optimizer
     for kind in KINDS:
         names = tuple(name for name, shape in shapes.items() if kind_of(name, shape) == kind)
         if names:
-            groups.append(Group(kind, names, kind == "block matrix" and config.optimizer.name == "muon"))
+            muon = kind == "block matrix" and options.name == "muon"
+            groups.append(Group(kind, names, muon, muon and options.normuon, not muon and options.adamw_every > 1))
     return groups

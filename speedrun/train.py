@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from speedrun.compiling import compile_blocks
 from speedrun.config import PRESETS, Config
 from speedrun.data import Data, open_data, prefetch
 from speedrun.ending import Interruptible, Stopped, guarded, leave_for_torchrun, speaks_first
@@ -25,10 +26,12 @@ from speedrun.evaluate import Validation, evaluate
 from speedrun.kernels import choose
 from speedrun.ledger import Books, counted_step
 from speedrun.model import GPT
+from speedrun.model.attend import choose_attention
 from speedrun.optim.policy import parameter_groups
-from speedrun.optim.schedule import forward_options, learning_rate_multiplier, muon_momentum
+from speedrun.optim.schedule import adamw_updates, forward_options, learning_rate_multiplier, muon_momentum
 from speedrun.progress import Progress
 from speedrun.record import Record
+from speedrun.stages import Section, number_of_steps, resolve, section_at, tokens_before
 from strategies import select
 from strategies.base import Strategy
 from strategies.select import Launch
@@ -96,32 +99,38 @@ def parse(arguments: list[str]) -> tuple[str, Config]:
 
 def train(preset: str, config: Config, launch: Launch) -> None:
     """A whole run. Everything that a user can get wrong is checked before a process group starts."""
-    batches = cut_batches(config, launch)
-    data = open_data(config.data, config.model.vocab_size, config.seed)
     steps = number_of_steps(config)
-    longest = max(config.data.sequence_length, config.data.eval_sequence_length)
+    sections = resolve(config, steps)
+    batches = [cut_batches(config, launch, section) for section in sections]
+    data = open_data(config.data, config.model.vocab_size, config.seed, sections)
+    longest = max(config.data.eval_sequence_length, *(section.sequence_length for section in sections))
     if longest > config.model.max_sequence_length:
         raise ValueError(
-            f"rows of {longest} tokens (data.sequence_length, data.eval_sequence_length) exceed "
+            f"rows of {longest} tokens (sequence_length, eval_sequence_length of data and stages) exceed "
             f"model.max_sequence_length {config.model.max_sequence_length}; raise the latter."
         )
     kernels, why = choose(config.model.kernels, "cpu" if launch.cpu else "cuda", launch.precision)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, kernels=kernels))
     model = GPT(config.model, document_start=data.document_start)
     model.init_weights(config.seed)
+    if config.compile:
+        compile_blocks(model, config, launch)
     parameters = sum(p.numel() for p in model.parameters())
     recipe = parameter_groups({name: tuple(p.shape) for name, p in model.named_parameters()}, config.optimizer, kernels)
 
     record = Record(config, launch, preset, data.content_hash, parameters) if launch.rank == 0 else None
     progress = Progress(config.progress if launch.rank == 0 else "none", steps)
-    progress.say(_headline(preset, config, launch, batches, data, parameters))
+    progress.say(_headline(preset, launch, sections, batches, data, parameters))
     fp8 = {"triton": ", head and MLP in FP8", "torch": ", head and MLP in emulated FP8, which is slow"}[kernels]
     progress.say(f"kernels: {kernels} ({why})" + (fp8 if config.model.fp8 else ""))
     try:
         strategy = select.start(launch)
-        strategy.prepare(model, recipe, clip=config.optimizer.clip, accumulation=batches.accumulation)
+        strategy.prepare(model, recipe, clip=config.optimizer.clip, accumulation=batches[0].accumulation)
+        if config.model.attention == "auto":
+            dtype = torch.bfloat16 if launch.precision == "bf16" else torch.float32
+            progress.say("attention: {} ({})".format(*choose_attention("auto", strategy.optimizer.place.device, dtype)))
         with Interruptible() as interruption:
-            _loop(strategy, config, launch, data, batches, steps, record, progress, interruption)
+            _loop(strategy, model, config, launch, data, sections, batches, record, progress, interruption)
         if record:
             record.finish("finished")
             progress.say(f"run: {record.folder}")
@@ -135,38 +144,53 @@ def train(preset: str, config: Config, launch: Launch) -> None:
 
 def _loop(
     strategy: Strategy,
+    model: GPT,
     config: Config,
     launch: Launch,
     data: Data,
-    batches: Batches,
-    steps: int,
+    sections: list[Section],
+    batches: list[Batches],
     record: Record | None,
     progress: Progress,
     interruption: Interruptible,
 ) -> None:
-    rows = batches.rows // batches.accumulation
-    tokens_per_step = config.data.global_batch * config.data.sequence_length
+    rows = batches[0].rows // batches[0].accumulation
+    steps = sections[-1].last
     device = strategy.optimizer.place.device
 
+    def cut_at(step: int) -> Batches:
+        return batches[sections.index(section_at(sections, step))]
+
     def micro_batches(step: int) -> list[tuple[Tensor, Tensor]]:
-        return [data.batch(step, first, last) for first, last in batches.micro_batches()]
+        return [data.batch(step, first, last) for first, last in cut_at(step).micro_batches()]
+
+    def enter(section: Section) -> None:
+        model.set_windows(section.windows)
+        if len(sections) > 1:
+            strategy.set_accumulation(cut_at(section.first).accumulation)
 
     def forward_and_backward(
-        batch: list[tuple[Tensor, Tensor]], step: int, model: Callable[..., Tensor] = strategy.model
+        batch: list[tuple[Tensor, Tensor]], step: int, run: Callable[..., Tensor] = strategy.model
     ) -> Tensor:
         options = forward_options(config, step, steps)
         total = torch.zeros((), device=device)
         for i, (inputs, targets) in enumerate(batch):
             inputs, targets = inputs.to(device, non_blocking=True), targets.to(device, non_blocking=True)
-            with strategy.micro_batch(last=i == batches.accumulation - 1):
-                loss = model(inputs, targets, **options)
+            with strategy.micro_batch(last=i == len(batch) - 1):
+                loss = run(inputs, targets, **options)
                 strategy.backward(loss)
-            total += loss.detach() / batches.accumulation
+            total += loss.detach() / len(batch)
         return total
 
-    books = Books(config, launch, batches.accumulation, strategy, rows)
+    counted_at = counted_step(steps, config.eval_every)
+    counted_cut = cut_at(counted_at)
+    books = Books(config, launch, counted_cut.accumulation, strategy, counted_cut.rows // counted_cut.accumulation)
     books.note("after prepare")
-    _warm_up(strategy, config, lambda: forward_and_backward(micro_batches(0), 0))
+    for section in sections:
+        enter(section)
+        first_batch = micro_batches(section.first)
+        _warm_up(strategy, config, lambda batch=first_batch: forward_and_backward(batch, 0))  # type: ignore[misc]
+    enter(sections[0])
     train_time = 0.0
     validation = _validate(strategy, config, data, rows)
     _log(record, progress, {"step": 0, "tokens": 0, "train_time_ms": 0.0, **validation})
@@ -175,8 +199,11 @@ def _loop(
             started = time.perf_counter()
             batch = next(upcoming)
             fetched = time.perf_counter()
-            multiplier = set_schedules(strategy, config, step, steps)
-            counted = step == counted_step(steps, config.eval_every)
+            section = section_at(sections, step)
+            if step == section.first and step:
+                enter(section)
+            multiplier = set_schedules(strategy, config, step, steps, section)
+            counted = step == counted_at
             with books.step() if counted else nullcontext():
                 watched = counted and step > 0  # the first step has no optimizer state before it
                 total = forward_and_backward(batch, step, books.forward if watched else strategy.model)
@@ -204,7 +231,7 @@ def _loop(
                 progress,
                 {
                     "step": done,
-                    "tokens": done * tokens_per_step,
+                    "tokens": tokens_before(sections, done),
                     "train_loss": loss,
                     **validation,
                     "lr": multiplier,
@@ -213,7 +240,7 @@ def _loop(
                     "step_avg_ms": train_time * 1e3 / done,
                     "data_time_ms": (fetched - started) * 1e3,
                     "compute_time_ms": (ended - fetched) * 1e3,
-                    "tokens_per_second": tokens_per_step / (ended - started),
+                    "tokens_per_second": section.tokens_per_step / (ended - started),
                 },
             )
             if interrupted:
@@ -224,32 +251,34 @@ def _loop(
                 break
 
 
-def cut_batches(config: Config, launch: Launch) -> Batches:
-    """This rank's rows of every global batch, and the number of micro-batches.
+def cut_batches(config: Config, launch: Launch, section: Section | None = None) -> Batches:
+    """This rank's rows of every global batch of a stage (None: of a run without stages), and the number of
+    micro-batches.
 
     Raises ValueError where the batch does not divide, or where the accelerate config sets an accumulation or a clipping
     of its own that contradicts the run's.
     """
-    total, world_size = config.data.global_batch, launch.world_size
+    section = section or resolve(config, config.steps)[0]
+    total, world_size, name = section.global_batch, launch.world_size, section.name
     if total < 1 or total % world_size:
         raise ValueError(
-            f"data.global_batch {total} does not divide over {world_size} ranks; "
+            f"{name}.global_batch {total} does not divide over {world_size} ranks; "
             f"use {_nearest_multiple(total, world_size)}, or another number of processes."
         )
     rows = total // world_size
-    micro_batch = min(config.data.micro_batch or rows, rows)
+    micro_batch = min(section.micro_batch or rows, rows)
     if micro_batch < 1 or rows % micro_batch:
         raise ValueError(
-            f"data.micro_batch {micro_batch} does not divide a rank's {rows} rows (data.global_batch {total} over "
+            f"{name}.micro_batch {micro_batch} does not divide a rank's {rows} rows ({name}.global_batch {total} over "
             f"{world_size} ranks); use a divisor of {rows}."
         )
     accumulation = rows // micro_batch
     asked = launch.engine.get("gradient_accumulation_steps", 1)  # 1 is what accelerate says where the file says nothing
     if asked not in (1, "auto", accumulation):
         raise ValueError(
-            f"the accelerate config asks for gradient_accumulation_steps {asked}, but data.global_batch {total} over "
+            f"the accelerate config asks for gradient_accumulation_steps {asked}, but {name}.global_batch {total} over "
             f"{world_size} ranks in micro-batches of {micro_batch} makes {accumulation}; remove it, or set "
-            f"data.micro_batch to {max(1, rows // int(asked))}."
+            f"{name}.micro_batch to {max(1, rows // int(asked))}."
         )
     clip = launch.engine.get("gradient_clipping", "auto")
     if clip not in ("auto", config.optimizer.clip):
@@ -260,26 +289,15 @@ def cut_batches(config: Config, launch: Launch) -> Batches:
     return Batches(launch.rank * rows, rows, accumulation)
 
 
-def number_of_steps(config: Config) -> int:
-    """Steps until the step count or the token budget ends the run. Raises ValueError where that is none."""
-    steps = config.steps
-    per_step = config.data.global_batch * config.data.sequence_length
-    if config.tokens is not None:
-        steps = min(steps, config.tokens // per_step)
-    if steps < 1:
-        raise ValueError(
-            f"steps {config.steps} and a token budget of {config.tokens} allow no step of {per_step} tokens."
-        )
-    return steps
-
-
-def set_schedules(strategy: Strategy, config: Config, step: int, steps: int) -> float:
+def set_schedules(strategy: Strategy, config: Config, step: int, steps: int, section: Section) -> float:
     """Put this step's learning rates and momentum into the optimizer; returns the multiplier."""
-    multiplier = learning_rate_multiplier(config.schedule, step, steps)
+    multiplier = learning_rate_multiplier(config.schedule, step, steps) * section.lr
     for group in strategy.optimizer.param_groups:
         group["lr"] = group["peak_lr"] * multiplier
         if "momentum" in group:
-            group["momentum"] = muon_momentum(config.optimizer, step)
+            group["momentum"] = muon_momentum(config.optimizer, step, steps, section.momentum)
+        else:
+            group["update"] = adamw_updates(config.optimizer, step)
     return multiplier
 
 
@@ -316,12 +334,16 @@ def _log(record: Record | None, progress: Progress, metrics: dict[str, Any]) -> 
         record.step(metrics)
 
 
-def _headline(preset: str, config: Config, launch: Launch, batches: Batches, data: Data, parameters: int) -> str:
+def _headline(
+    preset: str, launch: Launch, sections: list[Section], batches: list[Batches], data: Data, parameters: int
+) -> str:
+    accumulation = batches[0].accumulation
     return (
         f"{preset}: {parameters:,} parameters, {launch.strategy} on {launch.world_size} "
         f"{'rank' if launch.world_size == 1 else 'ranks'} ({'cpu' if launch.cpu else 'gpu'}, {launch.precision}), "
-        f"{config.data.global_batch} rows of {config.data.sequence_length} tokens a step"
-        f" ({batches.accumulation} micro-batch{'es' if batches.accumulation > 1 else ''} a rank), {data.name}: "
+        f"{sections[0].global_batch} rows of {sections[0].sequence_length} tokens a step"
+        f" ({accumulation} micro-batch{'es' if accumulation > 1 else ''} a rank)"
+        f"{f' in the first of {len(sections)} stages' if len(sections) > 1 else ''}, {data.name}: "
         f"{data.train_tokens:,} training tokens"
     )
 

@@ -53,6 +53,9 @@ class Strategy(Protocol):
         step.
         """
 
+    def set_accumulation(self, accumulation: int) -> None:
+        """From the next step on, so many micro-batches per step."""
+
     def micro_batch(self, last: bool) -> AbstractContextManager[None]:
         """Around the forward and backward pass of one micro-batch: its precision, and no communication of gradients
         before the last one where the strategy allows it."""

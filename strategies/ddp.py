@@ -66,6 +66,9 @@ class DDP:
             (Slice(name, shapes[name], state[name], p, replicated=True) for name, p in self.parameters.items()), place
         )
 
+    def set_accumulation(self, accumulation: int) -> None:
+        self.accumulation = accumulation
+
     @contextmanager
     def micro_batch(self, last: bool) -> Iterator[None]:
         with autocast(self.settings), nullcontext() if last else self.model.no_sync():

@@ -66,6 +66,9 @@ class FSDP:
             place,
         )
 
+    def set_accumulation(self, accumulation: int) -> None:
+        self.accumulation = accumulation
+
     @contextmanager
     def micro_batch(self, last: bool) -> Iterator[None]:
         assert isinstance(self.model, FSDPModule)

@@ -27,8 +27,8 @@ STACK_ELEMENTS = 2**25
 """Matrices of one shape are transformed together, up to this many elements (128 MiB in float32) at a time."""
 
 
-Transform = Callable[[Tensor], Tensor]
-"""[n, rows, columns] → [n, rows, columns]."""
+Transform = Callable[[Tensor, list[Matrix]], Tensor]
+"""[n, rows, columns] and which n matrices these are → [n, rows, columns]."""
 
 Apply = Callable[[str, Tensor], None]
 """Takes a matrix's name and the elements of its update that this rank wanted back, flat."""
@@ -56,7 +56,7 @@ class Place:
 def transform_local(matrices: Iterable[Matrix], local: dict[str, Tensor], transform: Transform, apply: Apply) -> None:
     """Matrices that lie whole on this rank: stack, transform, hand back."""
     for stack in stacks(matrices):
-        whole = transform(torch.stack([local[matrix.name].view(matrix.shape) for matrix in stack]))
+        whole = transform(torch.stack([local[matrix.name].view(matrix.shape) for matrix in stack]), stack)
         for matrix, update in zip(stack, whole, strict=True):
             apply(matrix.name, update.reshape(-1))
 

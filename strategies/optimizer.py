@@ -31,6 +31,9 @@ class Rule(Protocol):
 
     whole_matrix: bool
     buffers: tuple[str, ...]
+    """State per element: it lies like the weight's slice."""
+    matrix_buffers: tuple[str, ...]
+    """State per row or column (whichever are more) of a whole matrix, kept by its owner alone."""
 
 
 class ElementwiseRule(Rule, Protocol):
@@ -41,7 +44,7 @@ class ElementwiseRule(Rule, Protocol):
 
 class WholeMatrixRule(Rule, Protocol):
     def accumulate(self, gradients: list[Tensor], states: list[dict[str, Tensor]], options: Any) -> None: ...
-    def transform(self, matrices: Tensor, options: Any) -> Tensor: ...
+    def transform(self, matrices: Tensor, options: Any, states: Sequence[dict[str, Tensor]]) -> Tensor: ...
     def apply(self, weight: Tensor, update: Tensor, options: Any) -> None: ...
 
 
@@ -153,6 +156,23 @@ class IntervalOptimizer(torch.optim.Optimizer):
         """This rank's elements of one of the parameter's optimizer states, flat, as a view."""
         return self._cut(self.state[piece.holder][buffer], piece)
 
+    def _owned(self, holder: Tensor) -> list[Slice]:
+        """The matrices of a holder that this rank transforms, and of which it therefore holds a part."""
+        return [piece for piece in self.slices[id(holder)] if self.owners.get(piece.name) == self.place.rank]
+
+    def matrix_state(self, piece: Slice) -> dict[str, Tensor]:
+        """The state that this rank, the matrix's owner, keeps of it as a whole, as views; zero before the first step.
+
+        The vectors of a holder's matrices lie end to end in one tensor: state stays a few tensors per holder, which
+        torch and DeepSpeed save and load without knowing of matrices.
+        """
+        owned = self._owned(piece.holder)
+        place = [other.name for other in owned].index(piece.name)
+        return {
+            buffer: self.state[piece.holder][buffer].split([max(other.shape) for other in owned])[place]
+            for buffer in self.rules[piece.name].matrix_buffers
+        }
+
     def _cut(self, flat: Tensor, piece: Slice) -> Tensor:
         return flat[piece.offset : piece.offset + piece.state[self.place.rank].numel]
 
@@ -177,6 +197,10 @@ class IntervalOptimizer(torch.optim.Optimizer):
         if self.state.get(holder) or not any(s.state[self.place.rank].numel for s in self.slices[id(holder)]):
             return
         self.state[holder] = {buffer: torch.zeros_like(local(holder)) for buffer in rule.buffers}
+        if numel := sum(max(piece.shape) for piece in self._owned(holder)):
+            self.state[holder] |= {
+                buffer: torch.zeros(numel, device=self.place.device) for buffer in rule.matrix_buffers
+            }
         if not rule.whole_matrix:
             self.state[holder]["step"] = torch.zeros((), device=self.place.device)
 
@@ -203,7 +227,9 @@ class IntervalOptimizer(torch.optim.Optimizer):
         exchange(
             whole,
             {name: held.get(name, nothing) for name in pieces},
-            lambda stack: rule.transform(stack, group),
+            lambda stack, which: rule.transform(
+                stack, group, [self.matrix_state(pieces[m.name]) for m in which] if rule.matrix_buffers else []
+            ),
             lambda name, update: rule.apply(self.weight(pieces[name]), update, group),
             self.place,
         )
@@ -227,7 +253,7 @@ class IntervalOptimizer(torch.optim.Optimizer):
 
     def full_state(self) -> dict[str, dict[str, Tensor]]:
         """Every optimizer state whole, by parameter and buffer, on every rank; zeros before the first step.
-        Collective.
+        Of the parameter's shape, but for `matrix_buffers`: [rows] or [columns], whichever are more. Collective.
         """
         result: dict[str, dict[str, Tensor]] = {}
         for piece in self.all_slices():
@@ -236,6 +262,13 @@ class IntervalOptimizer(torch.optim.Optimizer):
                 buffer: self.gather(piece, self.state_of(piece, buffer) if self.state.get(piece.holder) else nothing)
                 for buffer in self.rules[piece.name].buffers
             }
+            for buffer in self.rules[piece.name].matrix_buffers:
+                vector = torch.zeros(max(piece.shape), device=self.place.device)
+                if self.owners[piece.name] == self.place.rank and self.state.get(piece.holder):
+                    vector += self.matrix_state(piece)[buffer]
+                if self.place.world_size > 1:
+                    dist.all_reduce(vector)  # zeros but on the owner
+                result[piece.name][buffer] = vector
         return result
 
 

@@ -32,6 +32,9 @@ class Single:
             self.settings.place,
         )
 
+    def set_accumulation(self, accumulation: int) -> None:
+        self.accumulation = accumulation
+
     @contextmanager
     def micro_batch(self, last: bool) -> Iterator[None]:
         with autocast(self.settings):

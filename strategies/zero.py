@@ -83,6 +83,11 @@ class ZeRO:
                 offset += p.partition_numel()
         return slices
 
+    def set_accumulation(self, accumulation: int) -> None:
+        self.accumulation = self.zero.gradient_accumulation_steps = accumulation
+        self.engine.set_train_batch_size(accumulation * self.settings.place.world_size)  # of micro-batches of "1"
+        self.engine.micro_steps = 0  # an update is due where these divide by the accumulation, counted from the start
+
     @contextmanager
     def micro_batch(self, last: bool) -> Iterator[None]:
         self.engine.train()

@@ -1,18 +1,21 @@
 """Data: tokens from an embedded corpus, a folder of text or .bin shards, as global batches."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from speedrun.config import DataConfig
 from speedrun.data import corpus, shards, text
-from speedrun.data.batches import Data, Part, Stream, batch_hash
+from speedrun.data.batches import Data, Part, StageRows, Stream, batch_hash
 from speedrun.data.prefetch import Prefetch, prefetch
+from speedrun.stages import Section, tokens_before
 
 __all__ = ["Data", "Prefetch", "batch_hash", "open_data", "prefetch"]
 
 
-def open_data(config: DataConfig, vocab_size: int, seed: int) -> Data:
+def open_data(config: DataConfig, vocab_size: int, seed: int, stages: Sequence[Section] = ()) -> Data:
     """Open `config.source`: `pydocs`, a folder of text files, or a folder of .bin shards.
 
+    stages: of the run (`speedrun.stages.resolve`), where it has several; they replace config's batch and length.
     Reads the text, or the shards' headers; their tokens are read as batches ask for them.
 
     Raises:
@@ -69,20 +72,36 @@ def open_data(config: DataConfig, vocab_size: int, seed: int) -> Data:
             f"data.source {name!r} holds out {val_tokens} validation tokens, but data.eval_tokens {config.eval_tokens} "
             f"needs {rows * length + 1} (rows of {length} and one more): lower data.eval_tokens or add text."
         )
-    stream = Stream(train_parts, config.sequence_length, vocab_size, seed)
+    stage, *later = _streams(train_parts, config, vocab_size, seed, stages)
     return Data(
         name=name,
         content_hash=content_hash,
         document_start=document_start,
-        train_tokens=stream.epoch_length,
+        train_tokens=stage.stream.epoch_length,
         val_tokens=val_tokens,
-        global_batch=config.global_batch,
+        global_batch=stage.global_batch,
         validation_rows=rows,
         validation_length=length,
         byte_tokens=document_start == text.BYTE_DOCUMENT_START,
-        stream=stream,
+        stream=stage.stream,
         validation_parts=val_parts,
+        later=later,
     )
+
+
+def _streams(
+    parts: list[Part], config: DataConfig, vocab_size: int, seed: int, stages: Sequence[Section]
+) -> list[StageRows]:
+    """Each stage's rows, from where the stage before stops; the last one's never end."""
+    if not stages:
+        return [StageRows(0, config.global_batch, Stream(parts, config.sequence_length, vocab_size, seed))]
+    result = []
+    for section in stages:
+        begin = tokens_before(stages, section.first)
+        end = None if section is stages[-1] else tokens_before(stages, section.last)
+        stream = Stream(parts, section.sequence_length, vocab_size, seed, begin, end)
+        result.append(StageRows(section.first, section.global_batch, stream))
+    return result
 
 
 def _text_parts(documents: list[bytes]) -> tuple[list[Part], list[Part]]:

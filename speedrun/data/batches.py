@@ -19,14 +19,19 @@ Rows overlap in that one token, so each token of the stream is a target exactly 
 cut by the end of a row goes on in another row, as a document of its own. (Where the cut leaves exactly nothing, a row
 begins with two document starts: an empty document.)
 
+**Stages.** Where batch size or row length change during a run, the stream is first cut where one stage's tokens end
+and the next one's begin; each stage's part is then cut into rows of its own length. So still no token comes twice.
+
 **Order.** Neighbouring rows often come from one long document, and a batch of those says less than a mixed one. So
-the rows that begin in one visit are shuffled among themselves before steps take `global_batch` of them at a time.
+the rows of a stage that begin in one visit are shuffled among themselves before steps take `global_batch` of them at
+a time.
 """
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -99,13 +104,25 @@ class Visit:
 
 
 class Stream:
-    """The endless stream of training tokens, cut into rows in a shuffled order. See the module's docstring."""
+    """The endless stream of training tokens, cut into rows in a shuffled order. See the module's docstring.
 
-    def __init__(self, parts: Sequence[Part], sequence_length: int, vocab_size: int, seed: int) -> None:
+    begin, end: the positions of the stream between which a stage's rows lie, a whole number of them; no end: for ever.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        sequence_length: int,
+        vocab_size: int,
+        seed: int,
+        begin: int = 0,
+        end: int | None = None,
+    ) -> None:
         self.parts = parts
         self.sequence_length = sequence_length
         self.vocab_size = vocab_size
         self.seed = seed
+        self.begin, self.end = begin, end
         self.part_ends = np.cumsum([part.stream_length for part in parts], dtype=np.int64)
         self.epoch_length = int(self.part_ends[-1])
         # A batch lies in one visit or straddles two; a row at its end may reach into a third.
@@ -115,9 +132,9 @@ class Stream:
         """The rows that come first-th to (last − 1)-th in the shuffled order: uint16 [last − first, T + 1]."""
         rows = np.empty((last - first, self.sequence_length + 1), dtype=np.uint16)
         for row, number in zip(rows, range(first, last), strict=True):
-            visit = self._visit_at(number * self.sequence_length)
+            visit = self._visit_at(self.begin + number * self.sequence_length)
             shuffled = visit.first_row + int(visit.row_order[number - visit.first_row])
-            self._read(shuffled * self.sequence_length, row)
+            self._read(self.begin + shuffled * self.sequence_length, row)
             row[0] = visit.part.document_start
         return rows
 
@@ -140,7 +157,9 @@ class Stream:
         _, lengths = part.documents
         order = shuffled(len(lengths), self.seed, epoch, index, 0)
         # A row belongs to the visit in which it begins, even where it ends in the next: rows ⌈begin/T⌉ … ⌈end/T⌉ − 1.
-        first_row, last_row = -(-begin // self.sequence_length), -(-end // self.sequence_length)
+        # Rows and stages count from the stage's begin, and its last row may stand in mid-visit.
+        first, last = max(begin, self.begin), end if self.end is None else max(begin, min(end, self.end))
+        first_row, last_row = (-(-(position - self.begin) // self.sequence_length) for position in (first, last))
         return Visit(
             part=part,
             begin=begin,
@@ -149,6 +168,14 @@ class Stream:
             first_row=first_row,
             row_order=shuffled(last_row - first_row, self.seed, epoch, index, 1),
         )
+
+
+class StageRows(NamedTuple):
+    """Batches from `first_step` on: so many rows of this stream."""
+
+    first_step: int
+    global_batch: int
+    stream: Stream
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,7 +193,7 @@ class Data:
     val_tokens: int
     """Tokens held out, document starts included; a validation may use fewer."""
     global_batch: int
-    """Rows of a step."""
+    """Rows of a step, in the first stage."""
     validation_rows: int
     """Rows of a validation."""
     validation_length: int
@@ -174,9 +201,16 @@ class Data:
     byte_tokens: bool
     """A token stands for a byte of text, except the document start."""
     stream: Stream
-    """The training rows."""
+    """The training rows of the first stage."""
     validation_parts: Sequence[Part]
     """The held-out tokens."""
+    later: Sequence[StageRows] = ()
+    """The stages after the first, in order."""
+
+    def stage(self, step: int) -> StageRows:
+        """The stage that `step` belongs to."""
+        stages = (StageRows(0, self.global_batch, self.stream), *self.later)
+        return next(stage for stage in reversed(stages) if stage.first_step <= max(step, 0))
 
     def batch(self, step: int, first: int, last: int) -> tuple[Tensor, Tensor]:
         """Rows [first, last) of the global batch of `step` (from 0): inputs and targets, int64 [rows, T] each.
@@ -184,14 +218,16 @@ class Data:
         Raises:
             ValueError: no such step or rows; a token outside the vocabulary.
         """
-        if step < 0 or not 0 <= first <= last <= self.global_batch:
-            raise ValueError(f"There are no rows {first} to {last} at step {step} of {self.global_batch} rows a step.")
-        rows = self.stream.rows(step * self.global_batch + first, step * self.global_batch + last)
+        first_step, global_batch, stream = self.stage(step)
+        if step < 0 or not 0 <= first <= last <= global_batch:
+            raise ValueError(f"There are no rows {first} to {last} at step {step} of {global_batch} rows a step.")
+        before = (step - first_step) * global_batch
+        rows = stream.rows(before + first, before + last)
         return _tensor(rows[:, :-1]), _tensor(rows[:, 1:])
 
     def global_batch_hash(self, step: int) -> str:
         """SHA-256 of the whole global batch of `step`, see `batch_hash`."""
-        return batch_hash(*self.batch(step, 0, self.global_batch))
+        return batch_hash(*self.batch(step, 0, self.stage(step).global_batch))
 
     def validation(self, first: int, last: int) -> tuple[Tensor, Tensor]:
         """Rows [first, last) of the validation: inputs and targets, int64 [rows, T] each.

@@ -1,23 +1,26 @@
 """Causal self-attention: each position reads from the positions before it."""
 
+from collections.abc import Sequence
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from speedrun.config import ModelConfig
+from speedrun.config import GATE_CHANNELS, ModelConfig
+from speedrun.model.attend import attend
+from speedrun.model.masks import Mask, View
 from speedrun.model.norm import rms_norm
-from speedrun.model.rope import rope_tables, rotate
+from speedrun.model.rope import rope_tables, rotate, yarn_scale
 
 
 class Attention(nn.Module):
-    """Multi-head attention, softmax(q·kᵀ / √head_dim)·v per head, with rotary positions and QK-norm where configured.
+    """Multi-head attention, softmax(scale · q·kᵀ)·v per head, with rotary positions and QK-norm where configured.
 
     q, k, v and out are four matrices, not one packed tensor: Muon orthogonalises matrices, and these are four.
 
-    Raises ValueError where heads do not divide the width, or RoPE cannot pair the channels of a head.
+    Raises ValueError where heads do not divide the width, RoPE cannot pair the channels of a head, or options conflict.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, layer: int = 0) -> None:
         super().__init__()
         if config.width % config.heads:
             raise ValueError(
@@ -32,16 +35,32 @@ class Attention(nn.Module):
                 f"model.positions = {config.positions} rotates channels in pairs and needs a head dimension (width / "
                 f"heads) divisible by {multiple}, but it is {self.head_dim}: change model.width or model.heads"
             )
+        check(config)
         self.rotated_channels = {"rope": self.head_dim, "half_rope": self.head_dim // 2, "learned": 0}[config.positions]
         self.rope_base = config.rope_base
         self.qk_norm = config.qk_norm
+        self.long = layer in config.long_layers
+        self.paired = layer in config.paired_head_layers
+        self.key_offset = config.partial_key_offset and self.long
+        self.yarn = config.yarn
+        self.base_scale = config.attention_scale or None
         self.q = nn.Linear(config.width, config.width, bias=config.bias)
         self.k = nn.Linear(config.width, config.width, bias=config.bias)
         self.v = nn.Linear(config.width, config.width, bias=config.bias)
         self.out = nn.Linear(config.width, config.width, bias=config.bias)
+        self.gate = nn.Linear(GATE_CHANNELS, config.heads, bias=False) if config.attention_gate else None
+        self.set_windows([(config.window_short, config.window_long)])
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, value_embedding: Tensor | None = None) -> Tensor:
-        """x [batch, time, width] → the same shape; mask as from `document_mask`, or None for plain causal attention.
+    def set_windows(self, history: Sequence[tuple[int, int]]) -> None:
+        """The (short, long) windows of the run so far, the present ones last. YaRN depends on all that have been."""
+        self.view = View(history[-1][1] if self.long else history[-1][0], self.paired)
+        self.long_windows = tuple(long for _, long in history) if self.yarn else ()
+        self.scale = self.base_scale
+        if self.yarn:
+            self.scale = (self.base_scale or self.head_dim**-0.5) * yarn_scale(self.long_windows)
+
+    def forward(self, x: Tensor, mask: Mask | None = None, value_embedding: Tensor | None = None) -> Tensor:
+        """x [batch, time, width] → the same shape; mask as from `layer_masks`, or None for plain causal attention.
 
         value_embedding: [batch, time, heads, head_dim], added to the values (`ValueEmbedding`).
         """
@@ -53,11 +72,89 @@ class Attention(nn.Module):
             v = v + value_embedding.to(v.dtype)
         if self.qk_norm:  # bounds every score by √head_dim, however large the weights grow (arXiv 2010.04245)
             q, k = rms_norm(q), rms_norm(k)
+        if self.paired:
+            q, k, v = pair(q), pair(k), pair(v)
         if self.rotated_channels:
             dtype = torch.promote_types(q.dtype, torch.float32)  # float32 at least, float64 for float64
-            cos, sin = rope_tables(time, self.rotated_channels, self.rope_base, x.device, dtype)
+            cos, sin = rope_tables(
+                q.shape[1], self.rotated_channels, self.rope_base, x.device, dtype, self.long_windows
+            )
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        y = F.scaled_dot_product_attention(
-            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask, is_causal=mask is None
+        if self.key_offset:
+            k = offset_keys(k, self.rotated_channels, None if mask is None else mask.continues)
+        y = attend(q, k, v, mask, self.scale)
+        if self.paired:
+            y = unpair(y)
+        if self.gate is not None:
+            y = y * torch.sigmoid(self.gate(x[..., :GATE_CHANNELS]))[..., None]
+        return self.out(y.reshape(batch, time, width))
+
+
+def pair(x: Tensor) -> Tensor:
+    """[batch, time, heads, head_dim] → [batch, 2 · time, heads / 2, head_dim]: paired heads.
+
+    Heads 2h and 2h + 1 become one head over a sequence twice as long, in which token t stands at positions 2t and
+    2t + 1. So the second of two heads also sees what the first one has for the same token, and both see each other's
+    keys of all earlier ones: twice as many keys to choose from, at twice the work.
+    """
+    batch, time, heads, head_dim = x.shape
+    return x.view(batch, time, heads // 2, 2, head_dim).transpose(2, 3).reshape(batch, 2 * time, heads // 2, head_dim)
+
+
+def unpair(x: Tensor) -> Tensor:
+    """The inverse of `pair`."""
+    batch, time, heads, head_dim = x.shape
+    return (
+        x.reshape(batch, time // 2, 2, heads, head_dim).transpose(2, 3).reshape(batch, time // 2, 2 * heads, head_dim)
+    )
+
+
+def offset_keys(k: Tensor, rotated_channels: int, continues: Tensor | None) -> Tensor:
+    """Partial key offset: the channels of a key that carry no position are those of the token before.
+
+    k: [batch, time, heads, head_dim], of which the channels from `rotated_channels` on are shifted; continues: bool
+    [batch, time], False at a document's first token, which keeps its own, as the first one of a row does (None: only
+    that one). One layer can then do what takes two otherwise: find an earlier token by the one that stood before it
+    and read what came next (an induction head).
+    """
+    rotated, still = k.split([rotated_channels, k.shape[-1] - rotated_channels], dim=-1)
+    before = torch.cat((still[:, :1], still[:, :-1]), dim=1)
+    if continues is not None:
+        before = torch.where(continues[:, :, None, None], before, still)
+    return torch.cat((rotated, before), dim=-1)
+
+
+def check(config: ModelConfig) -> None:
+    """Raise ValueError where options of attention conflict or name what is not there."""
+    for name in ("long_layers", "paired_head_layers"):
+        for layer in getattr(config, name):
+            if not 0 <= layer < config.layers:
+                raise ValueError(f"model.{name} names layer {layer}, but model.layers = {config.layers} has none such")
+    for name in ("window_short", "window_long", "attention_scale"):
+        if getattr(config, name) < 0:
+            raise ValueError(f"model.{name} = {getattr(config, name)} is negative; 0 switches it off")
+    if config.window_long and not config.long_layers:
+        raise ValueError(f"model.window_long = {config.window_long} has no layer: name some in model.long_layers")
+    if config.paired_head_layers and config.heads % 2:
+        raise ValueError(f"model.paired_head_layers needs an even number of heads, and model.heads = {config.heads}")
+    if config.partial_key_offset:
+        if config.positions != "half_rope":
+            raise ValueError(
+                "model.partial_key_offset shifts the channels that carry no position, which only model.positions = "
+                f"half_rope has, not {config.positions}"
+            )
+        if not config.long_layers:
+            raise ValueError("model.partial_key_offset acts on model.long_layers, which names none")
+        if both := set(config.long_layers) & set(config.paired_head_layers):
+            raise ValueError(
+                f"model.partial_key_offset acts on model.long_layers, and layer {min(both)} of them is in "
+                "model.paired_head_layers too, where the position before is the same token: take it out of one"
+            )
+    if config.attention_gate and config.width < GATE_CHANNELS:
+        raise ValueError(
+            f"model.attention_gate reads {GATE_CHANNELS} channels, and model.width = {config.width} has fewer"
         )
-        return self.out(y.transpose(1, 2).reshape(batch, time, width))
+    if config.yarn and config.positions == "learned":
+        raise ValueError("model.yarn changes RoPE's frequencies, and model.positions = learned has none")
+    if config.yarn and not config.window_long:
+        raise ValueError("model.yarn follows the long window, and model.window_long = 0 is none")

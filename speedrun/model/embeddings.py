@@ -7,12 +7,10 @@ where the model knows it, of a document.
 import torch
 from torch import Tensor, nn
 
-from speedrun.config import ModelConfig
+from speedrun.config import GATE_CHANNELS, ModelConfig
 
 MULTIPLIERS = (36313, 27191, 51647, 44129)
 """Odd numbers that the hash of an n-gram multiplies its tokens with, the last token first."""
-GATE_CHANNELS = 12
-"""Channels that a gate reads: enough to tell what matters to it, and next to no arithmetic."""
 
 
 def hashed_rows(tokens: Tensor, length: int, rows: int, document_start: int | None) -> Tensor:

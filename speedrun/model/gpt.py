@@ -1,8 +1,9 @@
 """The GPT: tokens in, logits or a loss out."""
 
 import math
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -10,11 +11,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from speedrun.config import ModelConfig
+from speedrun.model.attend import choose_attention
 from speedrun.model.attention import Attention
 from speedrun.model.embeddings import NgramEmbedding, Smear, ValueEmbedding
 from speedrun.model.head import GivenHead, Head, fuses
 from speedrun.model.loss import multi_token_loss, softcap
-from speedrun.model.masks import document_mask
+from speedrun.model.masks import Mask, layer_masks
 from speedrun.model.mlp import MLP
 from speedrun.model.norm import make_norm, rms_norm
 from speedrun.model.skips import EmbeddingSkip, GatedSkip, Skip
@@ -28,7 +30,7 @@ class Block(nn.Module):
     What changes a single block (value embeddings, attention gates, ...) belongs here or in the file of its part.
     """
 
-    def __init__(self, config: ModelConfig, layer: int) -> None:
+    def __init__(self, config: ModelConfig, layer: int = 0) -> None:
         super().__init__()
         self.skip: nn.Module | None = None
         if layer in skip_sources(config):
@@ -38,7 +40,7 @@ class Block(nn.Module):
         self.value_embedding: ValueEmbedding | None = None
         if layer in config.value_embeddings:
             self.value_embedding = ValueEmbedding(config, padded_vocabulary(config))
-        self.attention = Attention(config)
+        self.attention = Attention(config, layer)
         self.norm2 = make_norm(config)
         self.mlp = MLP(config)
         self.checkpointing = config.checkpointing
@@ -46,12 +48,12 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,
-        mask: Tensor | None = None,
+        mask: Mask | None = None,
         tokens: Tensor | None = None,
         embedded: Tensor | None = None,
         earlier: Tensor | None = None,
     ) -> Tensor:
-        """x [batch, time, width] → the same shape; mask as from `document_mask`, or None for plain causal attention.
+        """x [batch, time, width] → the same shape; mask as from `layer_masks`, or None for plain causal attention.
 
         For a value embedding the tokens, int64 [batch, time]; for an embedding skip the stream before the first block,
         for a skip the stream after an earlier one: both [batch, time, width].
@@ -68,7 +70,7 @@ class Block(nn.Module):
         return checkpoint(self._compute, x, mask, tokens, embedded, earlier, **options)
 
     def _compute(
-        self, x: Tensor, mask: Tensor | None, tokens: Tensor | None, embedded: Tensor | None, earlier: Tensor | None
+        self, x: Tensor, mask: Mask | None, tokens: Tensor | None, embedded: Tensor | None, earlier: Tensor | None
     ) -> Tensor:
         if self.skip is not None:
             x = self.skip(x, earlier)
@@ -78,7 +80,7 @@ class Block(nn.Module):
         x = x + self.mlp(self.norm2(x))
         return x
 
-    def _attend(self, x: Tensor, mask: Tensor | None, tokens: Tensor | None) -> Tensor:
+    def _attend(self, x: Tensor, mask: Mask | None, tokens: Tensor | None) -> Tensor:
         y = self.norm1(x)
         values = None if self.value_embedding is None else self.value_embedding(tokens, y)
         return self.attention(y, mask, values)
@@ -207,11 +209,11 @@ class GPT(nn.Module):
             x = x + getattr(self, name)(tokens, self.document_start)
         if self.smear is not None:
             x = self.smear(x, tokens, self.document_start)
-        mask = None if self.document_start is None else document_mask(tokens, self.document_start)
+        masks = self._masks(tokens, x.dtype)
         sources = skip_sources(self.config)
         embedded = x if self.config.embedding_skip else None
         after: dict[int, Tensor] = {}  # the stream after those blocks that someone reads later
-        for layer, block in enumerate(self.blocks):
+        for layer, (block, mask) in enumerate(zip(self.blocks, masks, strict=True)):
             own_tokens = tokens if layer in self.config.value_embeddings else None
             x = block(x, mask, own_tokens, embedded, after.get(sources.get(layer, -1)))
             if layer in sources.values() or layer == self.config.backout - 1:
@@ -226,6 +228,25 @@ class GPT(nn.Module):
         if future_weights:
             return multi_token_loss(logits, targets, future_weights, self.document_start, reduction)
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction=reduction)
+
+    def _masks(self, tokens: Tensor, dtype: torch.dtype) -> list[Mask | None]:
+        """Every layer's mask; dtype: of the residual stream."""
+        device = tokens.device
+        if torch.is_autocast_enabled(device.type):
+            dtype = torch.get_autocast_dtype(device.type)
+        kind, _ = choose_attention(self.config.attention, device, dtype)
+        views = [attention.view for attention in self.attentions]
+        return layer_masks(tokens, self.document_start, views, kind, self.config.partial_key_offset)
+
+    def set_windows(self, history: Sequence[tuple[int, int]]) -> None:
+        """The (short, long) attention windows of the run so far, in tokens, the present ones last."""
+        for attention in self.attentions:
+            attention.set_windows(history)
+
+    @property
+    def attentions(self) -> list[Attention]:
+        """Of all layers."""
+        return [cast(Block, block).attention for block in self.blocks]
 
     def _readable(self, logits: Tensor) -> Tensor:
         """Head output [..., rows] → logits [..., vocab_size]: padding cut off, float32 at least, softly capped.
@@ -280,6 +301,8 @@ class GPT(nn.Module):
                     value = normal(parameter, 0.02)
                 else:  # RMSNorm follows, so only a head that is the same tensor minds the scale
                     value = normal(parameter, 0.005 if config.tied_head else 1.0)
+            elif name.endswith("gate.weight"):  # a sigmoid of zero: every gate starts half open
+                value = torch.zeros(parameter.shape, device="cpu")
             elif projection and config.zero_init_projections:
                 value = torch.zeros(parameter.shape, device="cpu")
             elif gpt2:  # 2 × layers projections add up in the stream

@@ -8,16 +8,26 @@ That is why positions are simply counted along the row, even where a row holds s
 distances are the same wherever it begins, and the document mask lets no pair of different documents meet.
 """
 
+import itertools
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 
 def rope_tables(
-    length: int, channels: int, base: float, device: torch.device, dtype: torch.dtype
+    length: int,
+    channels: int,
+    base: float,
+    device: torch.device,
+    dtype: torch.dtype,
+    windows: Sequence[int] = (),
 ) -> tuple[Tensor, Tensor]:
     """Cosine and sine of position × frequency, each [length, channels / 2] in `dtype`.
 
     The frequencies, in radians per token, fall from 1 to 1/base in equal ratios: (1/base)^linspace(0, 1, channels / 2).
+    windows: the attention windows that training has gone through, for each change of which YaRN changes them.
 
     Attention makes these tables anew in every forward, which costs next to nothing beside one matrix product. Kept as
     buffers, or handed to the blocks as arguments, they would be rounded to bfloat16 by engines that cast a module's
@@ -25,8 +35,33 @@ def rope_tables(
     """
     exponents = torch.linspace(0, 1, channels // 2, device=device, dtype=dtype)
     positions = torch.arange(length, device=device, dtype=dtype)
-    angles = positions[:, None] * base**-exponents
+    frequencies = base**-exponents
+    for old, new in itertools.pairwise(windows):
+        frequencies = yarn(frequencies, old, new)
+    angles = positions[:, None] * frequencies
     return angles.cos(), angles.sin()
+
+
+def yarn(frequencies: Tensor, old: int, new: int) -> Tensor:
+    """Frequencies for a window of `new` tokens, of a model that was trained with one of `old` (both at least 1).
+
+    A frequency that turns 32 times or more within the old window tells near tokens apart, and stays. One that turns
+    once or less has only ever shown a part of its circle: it is slowed by old / new, so that the longer window shows
+    no angle that the model has not seen. In between, in between. (YaRN's "NTK by parts", Peng et al. 2023, arXiv
+    2309.00071, section 3.2, with α = 1 and β = 32.)
+    """
+    turns = old * frequencies / (2 * math.pi)
+    keep = ((turns - 1) / 31).clamp(0, 1)
+    slowed = old / new
+    return frequencies * (slowed + keep * (1 - slowed))
+
+
+def yarn_scale(windows: Sequence[int]) -> float:
+    """The factor on attention scores after these windows: 0.2·ln(new / old) + 1 for every change.
+
+    More keys flatten the softmax, and a larger scale sharpens it again (YaRN, section 3.4, has 0.1 on q and on k).
+    """
+    return math.prod(0.2 * math.log(new / old) + 1 for old, new in itertools.pairwise(windows))
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 Shape = tuple[int, ...]
 
-KINDS = ("block matrix", "embedding", "head", "table", "vector")
+KINDS = ("block matrix", "embedding", "head", "table", "gate", "vector")
 """The rows of the policy table."""
 
 
@@ -31,18 +31,30 @@ class ParameterGroup:
 
 
 def kind_of(name: str, shape: Shape) -> str:
-    """The row of the policy table for a parameter: block matrix, embedding, head, table or vector.
+    """The row of the policy table for a parameter: block matrix, embedding, head, table, gate or vector.
 
-    Gates go with the vectors: they are thin, and what their few rows do is not a matrix's work. The projection of a
-    narrow n-gram table is a matrix like those of the blocks.
+    A gate is thin, and what its few rows do is not a matrix's work. The projection of a narrow n-gram table is a matrix
+    like those of the blocks.
     """
-    if len(shape) < 2 or name.endswith(".gate.weight"):
+    if len(shape) < 2:
         return "vector"
+    if name.endswith(".gate.weight"):
+        return "gate"
     if name.endswith(".table.weight"):
         return "table"
     if name.startswith("blocks.") or name.endswith(".up.weight"):
         return "block matrix"
     return "head" if name.startswith("head.") else "embedding"
+
+
+def check(config: OptimizerConfig) -> None:
+    """Raise ValueError where two fields contradict each other, or one has no meaning."""
+    if config.normuon and config.name != "muon":
+        raise ValueError(
+            f"optimizer.normuon changes Muon's update, but optimizer.name = {config.name} has none: use one of the two"
+        )
+    if config.adamw_every < 1:
+        raise ValueError(f"optimizer.adamw_every = {config.adamw_every}: AdamW updates every 1, 2, … steps")
 
 
 def parameter_groups(
@@ -53,11 +65,16 @@ def parameter_groups(
     shapes: parameter name → shape, in the model's order, a tied weight once; kernels: who computes Muon's products
     (see `ModelConfig`). Returns the non-empty groups in the table's order. Muon is for the matrices inside the blocks
     only: an embedding's rows are looked up, not multiplied, so its gradient's singular values mean nothing, and a
-    head's rows have wanted norms of their own.
-    """
-    from speedrun.optim.rules import AdamW, Muon  # here, so that the books can ask `kind_of` without torch
+    head's rows have wanted norms of their own. A gate's few rows turn single heads up and down and have nothing to do
+    with one another.
 
-    adamw = {"betas": config.betas, "eps": config.eps}
+    Raises ValueError where options contradict each other.
+    """
+    from speedrun.optim.rules import AdamW, Muon, NorMuon  # here, so that the books can ask `kind_of` without torch
+
+    check(config)
+    cautious = {"cautious": True} if config.cautious_weight_decay else {}
+    adamw = {"betas": config.betas, "eps": config.eps, **cautious}
     muon = {
         "lr": config.muon_lr,
         "momentum": config.muon_momentum,
@@ -66,19 +83,23 @@ def parameter_groups(
         "orthogonalization_steps": config.orthogonalization_steps,
         "orthogonalization_dtype": config.orthogonalization_dtype,
         "kernels": kernels,
+        **({"beta2": config.normuon_beta2} if config.normuon else {}),
+        **cautious,
     }
+    accumulates = config.adamw_every > 1
     decay = config.weight_decay
     # kind           rule       options
     table: dict[str, tuple[AdamW | Muon, dict[str, Any]]] = {
         "block matrix": (
-            (Muon(), muon)
+            (NorMuon() if config.normuon else Muon(), muon)
             if config.name == "muon"
-            else (AdamW(), {"lr": config.adamw_lr, "weight_decay": decay, **adamw})
+            else (AdamW(accumulates), {"lr": config.adamw_lr, "weight_decay": decay, **adamw})
         ),
-        "embedding": (AdamW(), {"lr": config.embedding_lr, "weight_decay": decay, **adamw}),
-        "head": (AdamW(), {"lr": config.head_lr, "weight_decay": decay, **adamw}),
-        "table": (AdamW(), {"lr": config.table_lr, "weight_decay": decay, **adamw}),
-        "vector": (AdamW(), {"lr": config.vector_lr, "weight_decay": 0.0, **adamw}),
+        "embedding": (AdamW(accumulates), {"lr": config.embedding_lr, "weight_decay": decay, **adamw}),
+        "head": (AdamW(accumulates), {"lr": config.head_lr, "weight_decay": decay, **adamw}),
+        "table": (AdamW(accumulates), {"lr": config.table_lr, "weight_decay": decay, **adamw}),
+        "gate": (AdamW(accumulates), {"lr": config.gate_lr, "weight_decay": 0.0, **adamw}),
+        "vector": (AdamW(accumulates), {"lr": config.vector_lr, "weight_decay": 0.0, **adamw}),
     }
     groups = []
     for kind, (rule, options) in table.items():

@@ -8,6 +8,7 @@ is split in three so that only this part has to see it: `accumulate` on the slic
 Everything works in place on float32 tensors and expects to be called under torch.no_grad().
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,17 +23,40 @@ Options = dict[str, Any]
 class AdamW:
     """Adam with decoupled weight decay (Loshchilov and Hutter, arXiv 1711.05101); torch's own implementation.
 
-    Options: lr, betas, eps, weight_decay. State per element: two moments, 8 bytes in float32; and a step count.
+    Options: lr, betas, eps, weight_decay, and optionally cautious (see `decay`) and update. State per element: two
+    moments, 8 bytes in float32; and a step count.
+
+    AdamW(accumulates=True) also keeps a sum of gradients, 4 bytes per element. A step with `update` false only adds to
+    it; the next one with `update` true takes the whole sum as its gradient. (The record of 30 September 2025 lets the
+    gradients of its Adam parameters add up over two steps while Muon takes every one. It leaves the sum in the
+    gradients themselves; engines that clear those after every step need it here.)
     """
 
     whole_matrix = False
-    buffers = ("exp_avg", "exp_avg_sq")
+    matrix_buffers: tuple[str, ...] = ()
+
+    def __init__(self, accumulates: bool = False):
+        self.accumulates = accumulates
+        self.buffers: tuple[str, ...] = ("exp_avg", "exp_avg_sq", *(["gradient_sum"] if accumulates else []))
 
     def step(
         self, weights: list[Tensor], gradients: list[Tensor], states: list[dict[str, Tensor]], options: Options
     ) -> None:
         """Update `weights` (and the moments and step counts in `states`) in place. All lists run in parallel."""
         beta1, beta2 = options["betas"]
+        if self.accumulates:
+            sums = [state["gradient_sum"] for state in states]
+            if not options.get("update", True):
+                torch._foreach_add_(sums, gradients)
+                return
+            torch._foreach_add_(gradients, sums)
+            torch._foreach_zero_(sums)
+        weight_decay = options["weight_decay"]
+        if weight_decay and options.get("cautious"):
+            for weight, gradient, state in zip(weights, gradients, states, strict=True):
+                # The update has the sign of the new first moment, whose denominator is positive.
+                decay(weight, torch.lerp(state["exp_avg"], gradient, 1.0 - beta1), options)
+            weight_decay = 0.0
         adamw(
             weights,
             gradients,
@@ -45,7 +69,7 @@ class AdamW:
             beta1=beta1,
             beta2=beta2,
             lr=options["lr"],
-            weight_decay=options["weight_decay"],
+            weight_decay=weight_decay,
             eps=options["eps"],
             maximize=False,
         )
@@ -55,12 +79,14 @@ class Muon:
     """Momentum, orthogonalised (Keller Jordan, 2024): every update is a matrix whose singular values are near one.
 
     Options: lr, momentum, weight_decay, orthogonalization ('newton_schulz' or 'polar_express'),
-    orthogonalization_steps, orthogonalization_dtype, kernels (torch where not given). State per element: the momentum,
-    4 bytes in float32.
+    orthogonalization_steps, orthogonalization_dtype, and optionally kernels (torch where not given) and cautious (see
+    `decay`). State per element: the momentum, 4 bytes in float32.
     """
 
     whole_matrix = True
     buffers = ("momentum_buffer",)
+    matrix_buffers: tuple[str, ...] = ()
+    """State of a matrix as a whole: one float32 per row or column, whichever are more, on the matrix's owner alone."""
 
     def accumulate(self, gradients: list[Tensor], states: list[dict[str, Tensor]], options: Options) -> None:
         """Momentum m ← μ·m + (1 − μ)·g, then Nesterov's look-ahead, left in `gradients`: g ← (1 − μ)·g + μ·m."""
@@ -69,8 +95,10 @@ class Muon:
         torch._foreach_lerp_(momenta, gradients, 1.0 - mu)
         torch._foreach_lerp_(gradients, momenta, mu)
 
-    def transform(self, matrices: Tensor, options: Options) -> Tensor:
+    def transform(self, matrices: Tensor, options: Options, states: Sequence[dict[str, Tensor]] = ()) -> Tensor:
         """Orthogonalise whole matrices [n, rows, columns] and scale them by √max(1, rows / columns).
+
+        states: `matrix_buffers` of each matrix, of which Muon has none.
 
         The factor keeps the root mean square of the update's effect the same for a tall matrix, whose orthogonal
         update has singular values of one but spreads its input over more outputs.
@@ -78,11 +106,50 @@ class Muon:
         orthogonalize = {"newton_schulz": newton_schulz, "polar_express": polar_express}[options["orthogonalization"]]
         dtype = getattr(torch, options["orthogonalization_dtype"])
         rows, columns = matrices.shape[-2:]
-        update = orthogonalize(matrices, options["orthogonalization_steps"], dtype, options.get("kernels", "torch"))
-        return update * max(1.0, rows / columns) ** 0.5
+        orthogonal = orthogonalize(matrices, options["orthogonalization_steps"], dtype, options.get("kernels", "torch"))
+        return self.normalize(orthogonal, options, states) * max(1.0, rows / columns) ** 0.5
+
+    def normalize(self, matrices: Tensor, options: Options, states: Sequence[dict[str, Tensor]]) -> Tensor:
+        """What NorMuon adds: nothing here."""
+        return matrices
 
     def apply(self, weight: Tensor, update: Tensor, options: Options) -> None:
         """w ← w·(1 − lr·weight_decay) − lr·update, on slices of any shape."""
         if options["weight_decay"]:
-            weight.mul_(1.0 - options["lr"] * options["weight_decay"])
+            decay(weight, update, options)
         weight.sub_(update, alpha=options["lr"])
+
+
+class NorMuon(Muon):
+    """Muon whose neurons all move alike (Li et al., arXiv 2510.05491): an Adam-like second moment per row.
+
+    Orthogonal updates have singular values near one, but the lengths of their rows still differ a lot. NorMuon keeps a
+    running mean of the mean square of every row (of every column where the matrix is wider than tall: the mean goes
+    along the shorter side), divides by its root, and gives the matrix its Frobenius norm back.
+
+    Options: as Muon, and beta2. State: Muon's, and `second_moment`, one float32 per row or column, on the owner.
+    """
+
+    matrix_buffers = ("second_moment",)
+
+    def normalize(self, matrices: Tensor, options: Options, states: Sequence[dict[str, Tensor]]) -> Tensor:
+        """v ← β₂·v + (1 − β₂)·mean(O²); O ← O / √max(v, 1e-10), then scaled to the norm it had. Updates `states`."""
+        rows, columns = matrices.shape[-2:]
+        mean_square = matrices.square().mean(dim=-1 if rows >= columns else -2, keepdim=True)  # [n, rows, 1]
+        moments = [state["second_moment"] for state in states]
+        torch._foreach_lerp_(moments, list(mean_square.flatten(1)), 1.0 - options["beta2"])
+        normalized = matrices * torch.stack(moments).view_as(mean_square).clamp(min=1e-10).rsqrt()
+        before, after = (torch.linalg.vector_norm(m, dim=(-2, -1), keepdim=True) for m in (matrices, normalized))
+        return normalized * (before / after.clamp(min=1e-10))
+
+
+def decay(weight: Tensor, update: Tensor, options: Options) -> None:
+    """w ← w·(1 − lr·weight_decay), in place; with `cautious` only where update and weight have the same sign.
+
+    Elsewhere the update leads away from zero, and decay would work against it (Chen et al., arXiv 2510.12402).
+    """
+    factor = options["lr"] * options["weight_decay"]
+    if options.get("cautious"):
+        weight.sub_(weight * (weight * update >= 0), alpha=factor)
+    else:
+        weight.mul_(1.0 - factor)

@@ -27,10 +27,19 @@ def learning_rate_multiplier(config: ScheduleConfig, step: int, steps: int) -> f
     return config.final + (1.0 - config.final) * shape
 
 
-def muon_momentum(config: OptimizerConfig, step: int) -> float:
-    """Muon's momentum at `step`: linear from its start to its full value over the warm-up."""
-    share = min(1.0, step / config.muon_momentum_warmup) if config.muon_momentum_warmup else 1.0
-    return config.muon_momentum_start + share * (config.muon_momentum - config.muon_momentum_start)
+def muon_momentum(config: OptimizerConfig, step: int, steps: int, full: float | None = None) -> float:
+    """Muon's momentum at `step` of `steps`: linear from its start to its full value over the warm-up, and linear back
+    over the cool-down (where the two meet, whichever is lower). full: the stage's, else the configuration's.
+    """
+    warm = step / config.muon_momentum_warmup if config.muon_momentum_warmup else 1.0
+    cool = (steps - step) / config.muon_momentum_cooldown if config.muon_momentum_cooldown else 1.0
+    full = config.muon_momentum if full is None else full
+    return config.muon_momentum_start + min(1.0, warm, cool) * (full - config.muon_momentum_start)
+
+
+def adamw_updates(config: OptimizerConfig, step: int) -> bool:
+    """Whether AdamW updates at `step` (from 0) or only adds its gradient up: it ends every `adamw_every` steps."""
+    return (step + 1) % config.adamw_every == 0
 
 
 def future_weights(config: ScheduleConfig, step: int, steps: int) -> tuple[float, ...]:

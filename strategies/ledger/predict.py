@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from strategies.layout import Shape, flat_partition_size
+from strategies.layout import Shape, equal_cuts, flat_partition, flat_partition_size, row_blocks
 from strategies.owners import assign_owners
 from strategies.zero_defaults import replaced_defaults
 
@@ -34,11 +34,15 @@ class Group:
     name: str
     parameters: tuple[str, ...]
     whole_matrix: bool
+    second_moments: bool = False
+    """NorMuon: the owner of a matrix also keeps one number per row or column, whichever are more."""
+    accumulates: bool = False
+    """AdamW that does not update at every step: it also keeps a sum of gradients per element."""
 
     @property
     def state_bytes(self) -> int:
-        """Optimizer state per element: Muon's momentum 4, AdamW's two moments 8; in float32 always."""
-        return FP32 if self.whole_matrix else 2 * FP32
+        """Optimizer state per element: Muon's momentum 4, AdamW's two moments 8 (and a sum 4); in float32 always."""
+        return FP32 if self.whole_matrix else (3 if self.accumulates else 2) * FP32
 
     @property
     def holder_bytes(self) -> int:
@@ -77,15 +81,54 @@ def predict_memory(run: Run) -> list[dict[str, Held]]:
         "zero2": _zero12,
         "zero3": _zero3,
     }
-    return strategies[run.strategy](run)
+    ranks = strategies[run.strategy](run)
+    for group in run.groups:
+        for rank, size in zip(ranks, second_moments(run, group), strict=True):
+            for moment in MOMENTS[1:]:
+                rank[moment]["optimizer states"] += size
+    return ranks
+
+
+def second_moments(run: Run, group: Group) -> list[int]:
+    """For every rank: bytes of NorMuon's state of the matrices that it owns, in full whatever part of them it holds."""
+    owned = [0] * run.world_size
+    if group.second_moments:
+        owners = matrix_owners(run)
+        for name in group.parameters:
+            owned[owners[name]] += FP32 * max(run.shapes[name])
+    return owned
+
+
+def matrix_owners(run: Run) -> dict[str, int]:
+    """Every matrix's owner as the optimizer assigns it: under FSDP and ZeRO all that is two-dimensional counts as load,
+    under whatever rule; under DDP only the matrices that are kept out of its buckets.
+    """
+    names = [name for group in run.groups for name in group.parameters]
+    if run.strategy in ("single", "ddp"):
+        return assign_owners(
+            {n: run.shapes[n] for g in run.groups if g.whole_matrix for n in g.parameters}, run.world_size
+        )
+    if run.strategy == "fsdp":
+        held = {name: row_blocks(shape, run.world_size) for name, shape in run.shapes.items()}
+    elif run.strategy == "zero3":
+        held = {name: equal_cuts(run.shapes[name], run.world_size) for name in names}
+    else:
+        by_group = [{name: run.shapes[name] for name in group.parameters} for group in run.groups]
+        held = {name: cuts for group in by_group for name, cuts in flat_partition(group, run.world_size).items()}
+    held = {name: cuts for name, cuts in held.items() if len(run.shapes[name]) == 2}
+    return assign_owners({name: run.shapes[name] for name in held}, run.world_size, held)
 
 
 def predict_states(run: Run) -> list[dict[str, int]]:
-    """For every rank: group → bytes of its optimizer state. A group's state does not depend on the other groups."""
+    """For every rank: group → bytes of its optimizer state. What lies like the weights does not depend on the other
+    groups; who owns a matrix does.
+    """
     by_group = {}
     for group in run.groups:
-        alone = replace(run, shapes={name: run.shapes[name] for name in group.parameters}, groups=[group])
-        by_group[group.name] = [rank["after step"]["optimizer states"] for rank in predict_memory(alone)]
+        shapes = {name: run.shapes[name] for name in group.parameters}
+        alone = replace(run, shapes=shapes, groups=[replace(group, second_moments=False)])
+        ranks = [rank["after step"]["optimizer states"] for rank in predict_memory(alone)]
+        by_group[group.name] = [sum(sizes) for sizes in zip(ranks, second_moments(run, group), strict=True)]
     return [{name: ranks[rank] for name, ranks in by_group.items()} for rank in range(run.world_size)]
 
 

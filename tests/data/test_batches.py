@@ -1,5 +1,6 @@
 """Global batches: compared with a packer that builds the whole stream as a Python list, and across world sizes."""
 
+import dataclasses
 from collections import Counter
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speedrun.data.batches import Data, Part, Stream, batch_hash, shuffled
+from speedrun.data.batches import Data, Part, StageRows, Stream, batch_hash, shuffled
 
 START = 9  # tokens of text are 0 … 8
 
@@ -203,3 +204,62 @@ def test_shuffled_is_a_fixed_permutation() -> None:
     assert shuffled(8, 1, 2, 3).tolist() == [1, 3, 7, 5, 2, 0, 4, 6]  # this very one, in every version of NumPy
     assert sorted(shuffled(1000, 7).tolist()) == list(range(1000))
     assert shuffled(0, 7).tolist() == []
+
+
+# Stages: the stream cut where batch size or row length change.
+
+stage_lists = st.lists(st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 9)), min_size=1, max_size=4)
+
+
+def staged(parts: list[list[int]], stages: list[tuple[int, int, int]], seed: int) -> Data:
+    """Stages of so many steps of so many rows of so many tokens."""
+    one = make_data(parts, stages[0][2], stages[0][1], seed)
+    rows, begin, step = [], 0, 0
+    for i, (steps, batch, length) in enumerate(stages):
+        end = None if i == len(stages) - 1 else begin + steps * batch * length
+        rows.append(StageRows(step, batch, Stream(one.stream.parts, length, 10, seed, begin, end)))
+        begin, step = begin + steps * batch * length, step + steps
+    return dataclasses.replace(one, stream=rows[0].stream, later=rows[1:])
+
+
+@settings(max_examples=100, deadline=None)
+@given(parts=st.lists(part_tokens, min_size=1, max_size=3), stages=stage_lists, seed=st.integers(0, 99))
+def test_no_stage_takes_a_token_that_another_took(
+    parts: list[list[int]], stages: list[tuple[int, int, int]], seed: int
+) -> None:
+    """The steps before the last stage have as targets exactly the stream's tokens up to there."""
+    data = staged(parts, stages, seed)
+    total = sum(steps * batch * length for steps, batch, length in stages[:-1])
+    stream = np.empty(total + 1, dtype=np.uint16)
+    Stream(data.stream.parts, 1, 10, seed)._read(0, stream)
+    seen: Counter[int] = Counter()
+    step = 0
+    for steps, batch, length in stages[:-1]:
+        for _ in range(steps):
+            inputs, targets = data.batch(step, 0, batch)
+            assert inputs.shape == targets.shape == (batch, length)
+            seen.update(targets.flatten().tolist())
+            step += 1
+    assert seen == Counter(stream[1:].tolist())
+    last = data.stage(step)
+    assert last.stream.begin == total and last.first_step == step and data.stage(step + 999) == last
+    assert data.batch(step, 0, last.global_batch)[0].shape == (last.global_batch, last.stream.sequence_length)
+
+
+def test_a_single_stage_is_no_stage() -> None:
+    parts = [[token % 9 for token in range(200)]]
+    plain, one = make_data(parts, 6, 3, 5), staged(parts, [(1, 3, 6)], 5)
+    assert [plain.global_batch_hash(k) for k in range(20)] == [one.global_batch_hash(k) for k in range(20)]
+
+
+def test_rows_of_stages_are_pieces_of_the_stream_that_do_not_overlap() -> None:
+    """In a stream of tokens that are all different, and within one visit that three stages share."""
+    part = Part("one", np.arange(1, 400, dtype=np.uint16), 0)
+    taken: list[int] = []
+    for length, begin, end, count in ((10, 0, 120, 12), (7, 120, 190, 10), (30, 190, 370, 6)):
+        rows = Stream([part], length, 1000, 3, begin, end).rows(0, count).tolist()
+        assert rows != sorted(rows), "in a shuffled order"
+        for row in rows:
+            assert row[1:] == list(range(row[1], row[1] + length))
+            taken += row[1:]
+    assert sorted(taken) == list(range(1, 120 + 70 + 180 + 1))

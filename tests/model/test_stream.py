@@ -10,6 +10,7 @@ from torch import Tensor
 from speedrun.config import ModelConfig
 from speedrun.model import GPT
 from speedrun.model.embeddings import hashed_rows
+from speedrun.model.masks import Mask
 from tests.model.test_gpt import SMALL, random_model, random_tokens
 
 START = 0
@@ -105,7 +106,7 @@ def reference(model: GPT, tokens: Tensor, document_start: int | None) -> Tensor:
                 ],
                 dim=2,
             )
-        x = x + block.attention(y, mask, values)
+        x = x + block.attention(y, None if mask is None else Mask(dense=mask), values)
         x = x + block.mlp(block.norm2(x))
         after.append(x)
     if config.backout:

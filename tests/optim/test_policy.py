@@ -8,10 +8,12 @@ import torch
 from speedrun.config import PRESETS, ModelConfig, OptimizerConfig
 from speedrun.model import GPT
 from speedrun.optim.policy import ParameterGroup, kind_of, parameter_groups
+from speedrun.optim.rules import AdamW
 
 SMALL = ModelConfig(layers=2, heads=2, width=8)
 MODELS = {
     "modern": SMALL,
+    "gated": dataclasses.replace(SMALL, attention_gate=True, width=16),
     "tied": dataclasses.replace(SMALL, tied_head=True),
     "baseline": dataclasses.replace(
         SMALL, positions="learned", mlp="gelu", norm="layer", bias=True, qk_norm=False, tied_head=True
@@ -39,10 +41,11 @@ def test_gates_and_tables_are_never_muons() -> None:
     groups = by_name(parameter_groups(shapes_of(features), config))
     assert groups["table"].parameters == ("bigrams.table.weight", "blocks.1.value_embedding.table.weight")
     assert groups["table"].options["lr"] == 0.6 and groups["table"].options["weight_decay"] == 0.5
-    for name in ("bigrams.scale", "smear.gate.weight", "blocks.1.value_embedding.gate.weight", "backout.strength"):
+    for name in ("bigrams.scale", "backout.strength"):
         assert name in groups["vector"].parameters
+    assert groups["gate"].parameters == ("smear.gate.weight", "blocks.1.value_embedding.gate.weight")
     assert "bigrams.up.weight" in groups["block matrix"].parameters  # multiplied like any other matrix
-    assert [group.rule.whole_matrix for group in groups.values()] == [True, False, False, False, False]
+    assert [group.rule.whole_matrix for group in groups.values()] == [True, False, False, False, False, False]
 
 
 def by_name(groups: list[ParameterGroup]) -> dict[str, ParameterGroup]:
@@ -64,7 +67,10 @@ def test_every_parameter_is_in_exactly_one_group(config: ModelConfig, optimizer:
 def test_muon_gets_the_matrices_inside_the_blocks_and_nothing_else() -> None:
     for config in MODELS.values():
         for group in parameter_groups(shapes_of(config), OptimizerConfig(name="muon")):
-            inside = [name.startswith("blocks.") and len(shapes_of(config)[name]) == 2 for name in group.parameters]
+            inside = [
+                name.startswith("blocks.") and len(shapes_of(config)[name]) == 2 and "gate" not in name
+                for name in group.parameters
+            ]
             assert inside == [group.rule.whole_matrix] * len(inside)
 
 
@@ -101,3 +107,17 @@ def test_muons_options_are_the_configurations() -> None:
     assert options["lr"] == 0.7 and options["weight_decay"] == 0.1 and options["momentum"] == config.muon_momentum
     assert options["orthogonalization"] == "newton_schulz" and options["orthogonalization_steps"] == 5
     assert options["orthogonalization_dtype"] == "bfloat16"
+
+
+def test_gates_have_a_row_of_their_own() -> None:
+    groups = by_name(parameter_groups(shapes_of(MODELS["gated"]), OptimizerConfig(gate_lr=0.4, weight_decay=0.1)))
+    assert groups["gate"].parameters == tuple(f"blocks.{i}.attention.gate.weight" for i in range(2))
+    assert isinstance(groups["gate"].rule, AdamW)
+    assert (groups["gate"].options["lr"], groups["gate"].options["weight_decay"]) == (0.4, 0.0)
+
+
+def test_what_contradicts_is_refused() -> None:
+    with pytest.raises(ValueError, match="optimizer.normuon .* optimizer.name = adamw"):
+        parameter_groups(shapes_of(SMALL), OptimizerConfig(name="adamw", normuon=True))
+    with pytest.raises(ValueError, match="optimizer.adamw_every = 0"):
+        parameter_groups(shapes_of(SMALL), OptimizerConfig(adamw_every=0))

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from speedrun.config import OptimizerConfig, ScheduleConfig
-from speedrun.optim.schedule import learning_rate_multiplier, muon_momentum
+from speedrun.optim.schedule import adamw_updates, learning_rate_multiplier, muon_momentum
 
 NAMES = ("trapezoid", "cosine", "linear", "constant")
 
@@ -72,7 +72,21 @@ def test_a_decay_over_the_whole_run_is_linear_and_one_over_nothing_is_constant()
 
 def test_muons_momentum_warms_up_in_a_line() -> None:
     config = OptimizerConfig(muon_momentum=0.95, muon_momentum_start=0.85, muon_momentum_warmup=300)
-    assert muon_momentum(config, 0) == 0.85
-    assert muon_momentum(config, 150) == pytest.approx(0.9)
-    assert muon_momentum(config, 300) == muon_momentum(config, 10_000) == pytest.approx(0.95)
-    assert muon_momentum(OptimizerConfig(muon_momentum_warmup=0), 0) == pytest.approx(0.95)
+    steps = 20_000
+    assert muon_momentum(config, 0, steps) == 0.85
+    assert muon_momentum(config, 150, steps) == pytest.approx(0.9)
+    assert muon_momentum(config, 300, steps) == muon_momentum(config, 10_000, steps) == pytest.approx(0.95)
+    assert muon_momentum(OptimizerConfig(muon_momentum_warmup=0), 0, steps) == pytest.approx(0.95)
+    assert muon_momentum(config, 300, steps, full=0.9) == pytest.approx(0.9)
+
+
+def test_and_cools_down_at_the_end() -> None:
+    config = OptimizerConfig(muon_momentum_warmup=10, muon_momentum_cooldown=20)
+    assert muon_momentum(config, 80, 100) == pytest.approx(0.95)
+    assert muon_momentum(config, 90, 100) == pytest.approx(0.9)
+    assert muon_momentum(config, 99, 100) == pytest.approx(0.855)
+
+
+def test_adamw_updates_at_the_end_of_every_few_steps() -> None:
+    assert [adamw_updates(OptimizerConfig(adamw_every=2), step) for step in range(4)] == [False, True] * 2
+    assert all(adamw_updates(OptimizerConfig(), step) for step in range(3))

@@ -32,8 +32,8 @@ PRECISIONS: Any = ("fp32", "autocast", "bf16")
 
 
 def shrunk(preset: str, **changes: Any) -> ModelConfig:
-    shape = dict(layers=2, width=48, heads=3, vocab_size=257, pad_vocab_to=16)
-    return dataclasses.replace(PRESETS[preset][1].model, **{**shape, **changes})
+    small: dict[str, Any] = dict(layers=2, width=48, heads=3, vocab_size=257, pad_vocab_to=16)
+    return dataclasses.replace(PRESETS[preset][1].model, **(small | changes))
 
 
 CONFIGS = {
@@ -43,6 +43,17 @@ CONFIGS = {
     "full rope, LayerNorm": shrunk("tiny", positions="rope", norm="layer", mlp_width=100),
     "features of the stream": shrunk("speedrun", **STREAM),
     "others, with LayerNorm": shrunk("gpt2", **OTHERS),
+    "windows, paired heads, gates": shrunk(
+        "speedrun",
+        heads=4,
+        window_short=7,
+        window_long=20,
+        long_layers=(1,),
+        yarn=True,
+        paired_head_layers=(0,),
+        attention_gate=True,
+        partial_key_offset=True,
+    ),
     "biases, RMSNorm": shrunk("gpt2", positions="rope", norm="rms", bias=True, softcap=15.0),
 }
 

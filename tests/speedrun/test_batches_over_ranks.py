@@ -5,9 +5,10 @@ import dataclasses
 import pytest
 import torch
 
-from speedrun.config import Config, DataConfig
+from speedrun.config import Config, DataConfig, ScheduleConfig, Stage
 from speedrun.data import batch_hash, open_data
-from speedrun.train import cut_batches, number_of_steps
+from speedrun.stages import number_of_steps, resolve
+from speedrun.train import cut_batches
 from tests.speedrun.runs import launch_of
 
 DATA = DataConfig(sequence_length=32, global_batch=48, eval_tokens=320)
@@ -70,3 +71,35 @@ def test_steps_stay_within_the_token_budget() -> None:
     assert number_of_steps(dataclasses.replace(config, tokens=48 * 32 * 99)) == 10
     with pytest.raises(ValueError, match="a token budget of 1535 allow no step of 1536 tokens"):
         number_of_steps(dataclasses.replace(config, tokens=48 * 32 - 1))
+
+
+STAGED = Config(
+    data=DataConfig(sequence_length=16, global_batch=12, eval_tokens=320),
+    schedule=ScheduleConfig(
+        stages=(Stage(0.25), Stage(0.5, global_batch=24, micro_batch=2), Stage(1.0, 48, sequence_length=40))
+    ),
+)
+
+
+@pytest.mark.parametrize("world_size", (1, 2, 3, 4))
+def test_stages_are_the_same_global_batches_for_every_world_size(world_size: int) -> None:
+    sections = resolve(STAGED, 12)
+    data = open_data(STAGED.data, 257, 1, sections)
+    cuts = {
+        section.name: [cut_batches(STAGED, launch_of("ddp", r, world_size), section) for r in range(world_size)]
+        for section in sections
+    }
+    assert [len(rows[0].micro_batches()) for rows in cuts.values()] == [1, 12 // world_size, 1]
+    for section in sections:
+        for step in (section.first, section.last - 1):
+            pieces = [cut for rank in cuts[section.name] for cut in rank.micro_batches()]
+            parts = [data.batch(step, first, last) for first, last in pieces]
+            inputs, targets = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+            assert inputs.shape == (section.global_batch, section.sequence_length)
+            assert batch_hash(inputs, targets) == data.global_batch_hash(step)
+
+
+def test_a_stage_whose_batch_does_not_divide_is_named() -> None:
+    section = resolve(STAGED, 12)[1]
+    with pytest.raises(ValueError, match="schedule.stages.1.global_batch 24 does not divide over 5 ranks; use 25"):
+        cut_batches(STAGED, launch_of("ddp", 0, 5), section)

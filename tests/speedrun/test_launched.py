@@ -132,8 +132,8 @@ def test_ctrl_c_ends_all_ranks_and_leaves_a_readable_record(tmp_path: Path) -> N
             time.sleep(0.2)
         interrupted = time.monotonic()
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-        output, errors = finish(process, 30)
-    assert time.monotonic() - interrupted < 15
+        output, errors = finish(process, 60)
+    assert time.monotonic() - interrupted < 60  # torchrun would wait 300 s for a rank that does not end
     assert process.returncode != 0
     assert errors.count("shardrun: interrupted; a run that had begun holds everything up to its last step.") == 1
     summary = read(tmp_path / "run", "summary.json")

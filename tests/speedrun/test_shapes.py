@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from speedrun import shapes
-from speedrun.config import PRESETS, Config, ModelConfig
+from speedrun.config import PRESETS, Config, ModelConfig, OptimizerConfig
 from speedrun.model import GPT
 from speedrun.optim import policy
 from tests.strategies.test_features import OTHERS, STREAM
@@ -17,6 +17,7 @@ VARIANTS = [
     Config(model=ModelConfig(norm="rms", bias=True, pad_vocab_to=64)),
     Config(model=ModelConfig(heads=3, width=48, **STREAM)),
     Config(model=ModelConfig(norm="layer", bias=True, pad_vocab_to=64, **OTHERS)),
+    Config(model=ModelConfig(attention_gate=True), optimizer=OptimizerConfig(normuon=True, adamw_every=2)),
 ]
 
 
@@ -27,9 +28,13 @@ def test_shapes_and_groups_are_those_of_the_model(config: Config) -> None:
     expected = {name: tuple(p.shape) for name, p in model.named_parameters()}
     assert list(shapes.parameter_shapes(config.model).items()) == list(expected.items())
     for name in ("muon", "adamw"):
-        optimizer = dataclasses.replace(config.optimizer, name=name)
+        normuon = config.optimizer.normuon and name == "muon"
+        optimizer = dataclasses.replace(config.optimizer, name=name, normuon=normuon)
         expected_groups = policy.parameter_groups(expected, optimizer)
         found = shapes.parameter_groups(dataclasses.replace(config, optimizer=optimizer))
         assert [(g.name, g.parameters, g.whole_matrix) for g in found] == [
             (g.name, g.parameters, g.rule.whole_matrix) for g in expected_groups
         ]
+        buffers = [len(g.rule.buffers) for g in expected_groups]  # per element, float32
+        assert [g.state_bytes for g in found] == [4 * count for count in buffers]
+        assert [g.second_moments for g in found] == [bool(g.rule.matrix_buffers) for g in expected_groups]

@@ -89,6 +89,9 @@ def test_the_books_of_a_run_have_no_remainder(ranks: RankPool, tmp_path: Path, n
         ranks.run(2, train_here, name, in_folder(config, out), precision)
         assert metrics(out / "run")[-1]["val_loss"] < metrics(out / "run")[0]["val_loss"]
         for books in read(out / "run", "ledger.json")["ranks"]:
+            books["memory"].pop("peak")  # of activations an estimate
+            if name == "ddp":  # its buckets are out of sight before the first backward pass
+                books["memory"]["after prepare"].pop("gradients")
             entries = [entry for moment in books["memory"].values() for entry in moment.values()]
             entries += [*books["optimizer states by group"].values(), *books["traffic"]]
             assert "table" in books["optimizer states by group"] and books["traffic"]

@@ -130,8 +130,9 @@ def _exchange_sharded(seed: int) -> int:
     before = {name: part.clone() for name, part in local.items()}
     transformed = 0
 
-    def transform(stack: Tensor) -> Tensor:
+    def transform(stack: Tensor, which: list[Matrix]) -> Tensor:
         nonlocal transformed
+        assert len(stack) == len(which)
         transformed += len(stack)
         return cube(stack)
 
@@ -177,8 +178,9 @@ def _exchange_replicated(seed: int) -> int:
         torch.testing.assert_close(tensor, mean[name].flatten().float(), rtol=1e-5, atol=1e-6)
     transformed = 0
 
-    def transform(stack: Tensor) -> Tensor:
+    def transform(stack: Tensor, which: list[Matrix]) -> Tensor:
         nonlocal transformed
+        assert len(stack) == len(which)
         transformed += len(stack)
         return cube(stack)
 

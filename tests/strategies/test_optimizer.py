@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from shardrun.equivalence import Case, Trace, compare, run_reference, run_strategy
-from speedrun.optim.rules import AdamW, Muon
+from speedrun.optim.rules import AdamW, Muon, NorMuon
 from strategies.base import Settings, Strategy
 from strategies.matrices import Place
 from strategies.optimizer import IntervalOptimizer
@@ -110,8 +110,10 @@ def test_muon_is_its_description_in_float64() -> None:
         torch.testing.assert_close(dict(model.named_parameters())[name].double(), expected, rtol=0, atol=2e-6)
 
 
-def test_a_saved_and_loaded_state_continues_the_same() -> None:
-    recipe = [Group("matrices", Muon(), MATRICES, MUON), Group("vectors", AdamW(), VECTORS, ADAMW)]
+@pytest.mark.parametrize("rule", (Muon(), NorMuon()))
+def test_a_saved_and_loaded_state_continues_the_same(rule: Muon) -> None:
+    options = {**MUON, "beta2": 0.9}
+    recipe = [Group("matrices", rule, MATRICES, options), Group("vectors", AdamW(True), VECTORS, ADAMW)]
     model = small_model()
     optimizer = bound(model, recipe)
     for step in range(3):
@@ -206,6 +208,8 @@ def test_an_unused_parameter_is_named_on_every_rank(ranks: RankPool, name: str, 
 def train(strategy: Strategy, case: Case, world_size: int, ranks: range) -> None:
     """Three steps of which each of `ranks` contributes its rows of every global batch."""
     for step in range(3):
+        for group in strategy.optimizer.param_groups:
+            group["update"] = step % 2 == 1  # where AdamW accumulates, a sum is left after the last step
         for i in range(case.accumulation):
             parts = [batch(10 * step + i, rank) for rank in ranks]
             inputs, targets = (torch.cat([part[side] for part in parts]) for side in (0, 1))
@@ -235,7 +239,11 @@ def alone(case: Case, world_size: int) -> Whole:
 @pytest.mark.parametrize("world_size", (2, 3))
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_full_state_and_weights_are_the_single_process_ones(ranks: RankPool, name: str, world_size: int) -> None:
-    case = Case(accumulation=2, tied=True)
+    for case in (Case(accumulation=2, tied=True), Case(record=True)):
+        check_whole(ranks, world_size, name, case)
+
+
+def check_whole(ranks: RankPool, world_size: int, name: str, case: Case) -> None:
     expected_state, expected_weights = alone(case, world_size)
     for state, weights in ranks.run(world_size, whole_of, name, case):  # the same on every rank
         assert set(state) == set(weights) == set(expected_weights)
@@ -256,7 +264,8 @@ def test_full_state_and_weights_are_the_single_process_ones(ranks: RankPool, nam
 def test_before_the_first_step_state_is_zero_and_weights_are_the_models(ranks: RankPool, name: str) -> None:
     case = Case()
     expected = dict(build(case).named_parameters())
-    buffers = {key: group.rule.buffers for group in recipe_of(case) for key in group.parameters}
+    rules = {key: group.rule for group in recipe_of(case) for key in group.parameters}
+    buffers = {key: (*rule.buffers, *rule.matrix_buffers) for key, rule in rules.items()}
     for state, weights in ranks.run(2, whole_of, name, case, False):
         assert {key: tuple(its) for key, its in state.items()} == buffers
         for key, p in expected.items():

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from shardrun.equivalence import Case
+from speedrun import shapes as shapes_without_torch
 from speedrun.data import open_data
 from speedrun.model import GPT
 from speedrun.optim.policy import parameter_groups
@@ -41,7 +42,7 @@ def prediction(
     with torch.device("meta"):
         model = GPT(config.model)
     shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
-    groups = [Group(g.name, g.parameters, g.rule.whole_matrix) for g in parameter_groups(shapes, config.optimizer)]
+    groups = shapes_without_torch.parameter_groups(config)
     engine = {**settings(name), **(engine or {})}
     run = Run(name, shapes, groups, world_size, precision, case.accumulation, engine)
     forward = predict_after_forward(run)
@@ -79,8 +80,8 @@ def test_predicted_equals_measured_to_the_byte_on_every_rank(ranks: RankPool, na
         return
     for precision in ("fp32", "bf16"):
         for optimizer in ("adamw", "muon"):
-            for tied, accumulation in ((False, 1), (True, 3)):
-                case = Case(optimizer=optimizer, tied=tied, accumulation=accumulation)
+            for tied, accumulation, record in ((False, 1, False), (True, 3, False), (False, 2, True)):
+                case = Case(optimizer=optimizer, tied=tied, accumulation=accumulation, record=record)
                 predicted = prediction(name, case, precision, world_size)
                 measured = ranks.run(world_size, hold, name, case, precision)
                 assert_equal(predicted, measured, f"{name}, {precision}, {case}")

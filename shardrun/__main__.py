@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import os
 import sys
 
 VERBS = {
@@ -37,6 +38,9 @@ def main(arguments: list[str] | None = None) -> None:
         status = 2
     except KeyboardInterrupt:
         status = 130
+    except BrokenPipeError:  # whoever read our output, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the interpreter's last flush is quiet
+        status = 0
     sys.exit(status)
 
 

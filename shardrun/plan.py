@@ -15,6 +15,7 @@ from typing import Any
 from speedrun.activations import predict_activations
 from speedrun.config import PRESETS, Config, DataConfig, ModelConfig, OptimizerConfig
 from speedrun.shapes import parameter_groups, parameter_shapes
+from speedrun.wiring import check
 from strategies.ledger.hardware import GIB, LATENCY, MFU, Gpu, find_gpu
 from strategies.ledger.predict import Run, predict_buffers, predict_memory
 from strategies.ledger.traffic import Entry, explain_volume, paper_volumes, predict_traffic
@@ -54,17 +55,19 @@ class Estimate:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("preset", nargs="?", default="speedrun", help=f"{', '.join(PRESETS)} (default: speedrun)")
+    parser.add_argument(
+        "preset", nargs="?", help=f"{', '.join(PRESETS)} (default: speedrun; modern where a shape is given)"
+    )
     parser.add_argument("--params", help="a GPT of about so many parameters instead: 350M, 7B, 1T")
     for name in ("layers", "width", "heads", "vocab", "seq"):
         parser.add_argument(f"--{name}", type=int, help=f"override the model's {name}")
     parser.add_argument("--world", type=int, default=8, help="ranks (default: 8)")
     parser.add_argument("--gpu", default="h100", help="h100, h200, a100, rtx4090 or a memory in GiB (default: h100)")
-    parser.add_argument("--micro-batch", type=int, default=8, help="rows of one forward pass (default: 8)")
+    parser.add_argument("--micro-batch", type=int, help="rows of one forward pass (default: the preset's, else 8)")
     parser.add_argument("--accumulation", type=int, default=1, help="micro-batches of a step (default: 1)")
     parser.add_argument("--optimizer", choices=("muon", "adamw"), help="override the preset's optimizer")
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="default: bf16")
-    parser.add_argument("--checkpointing", choices=("none", "block", "selective"), default="none")
+    parser.add_argument("--checkpointing", choices=("none", "block", "selective"), help="default: the preset's")
     parser.add_argument("--sweep", action="store_true", help="totals for 1, 2, 4 … 1024 ranks")
     parser.add_argument("--court", action="store_true", help="what public estimators say, and why they differ")
     parser.add_argument("--simulate", action="store_true", help="run the engines themselves, on tensors without data")
@@ -103,14 +106,18 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def configure(arguments: argparse.Namespace) -> Config:
-    """The preset or shape that was asked for. Raises ValueError where it cannot be."""
+    """The preset or shape asked for, whose defaults go into `arguments`. Raises ValueError where it cannot be."""
+    shaped = any((arguments.params, arguments.layers, arguments.width, arguments.heads, arguments.vocab))
+    preset = arguments.preset or ("modern" if shaped else "speedrun")
+    if preset not in PRESETS:
+        raise ValueError(f"there is no preset {preset!r}; there are {', '.join(PRESETS)}.")
+    config = PRESETS[preset][1]
+    if arguments.micro_batch is None:
+        arguments.micro_batch = 8 if shaped else config.data.micro_batch or 8
     if arguments.world < 1 or arguments.micro_batch < 1 or arguments.accumulation < 1:
         raise ValueError("--world, --micro-batch and --accumulation are at least 1.")
     if not 0 <= arguments.rank < arguments.world:
         raise ValueError(f"there is no rank {arguments.rank} of {arguments.world}; --rank counts from 0.")
-    if arguments.preset not in PRESETS:
-        raise ValueError(f"there is no preset {arguments.preset!r}; there are {', '.join(PRESETS)}.")
-    config = PRESETS[arguments.preset][1]
     model = config.model
     if arguments.params:
         model = shape_of(parse_count(arguments.params))
@@ -128,9 +135,10 @@ def configure(arguments: argparse.Namespace) -> Config:
     length = arguments.seq or config.data.sequence_length
     model = dataclasses.replace(
         model,
-        checkpointing=arguments.checkpointing,
+        checkpointing=arguments.checkpointing or model.checkpointing,
         max_sequence_length=max(length, 1024 if model.positions != "learned" else length),
     )
+    check(model)
     optimizer = config.optimizer
     if arguments.optimizer:
         optimizer = dataclasses.replace(optimizer, name=arguments.optimizer)
@@ -162,7 +170,7 @@ def shape_of(parameters: int) -> ModelConfig:
     while 12 * layers * (width + 128) ** 2 + rows * (width + 128) <= parameters:
         width += 128
     return dataclasses.replace(
-        PRESETS["speedrun"][1].model, layers=layers, width=width, heads=width // 128, vocab_size=50_257, tied_head=True
+        PRESETS["modern"][1].model, layers=layers, width=width, heads=width // 128, vocab_size=50_257, tied_head=True
     )
 
 

@@ -237,7 +237,7 @@ def test_presets_have_the_sizes_they_claim() -> None:
     assert count["tiny"] == 2 * 257 * 128 + 2 * 12 * 128**2 + tables + 13 == 855_312
     # gpt2: 50304 rows (50257 padded to 128), 1024 positions; per block 12 width², 9 width of biases, two LayerNorms
     assert count["gpt2"] == (50304 + 1024) * 768 + 12 * (12 * 768**2 + 9 * 768 + 4 * 768) + 2 * 768 == 124_475_904
-    assert count["speedrun"] == 50304 * 768 + 12 * 12 * 768**2 == 123_568_128
+    assert count["modern"] == 50304 * 768 + 12 * 12 * 768**2 == 123_568_128
 
 
 def test_zero_initialised_projections_make_every_block_the_identity() -> None:

@@ -39,12 +39,12 @@ def shrunk(preset: str, **changes: Any) -> ModelConfig:
 CONFIGS = {
     "tiny": shrunk("tiny"),
     "gpt2": shrunk("gpt2"),
-    "speedrun": shrunk("speedrun"),
+    "modern": shrunk("modern"),
     "full rope, LayerNorm": shrunk("tiny", positions="rope", norm="layer", mlp_width=100),
-    "features of the stream": shrunk("speedrun", **STREAM),
+    "features of the stream": shrunk("modern", **STREAM),
     "others, with LayerNorm": shrunk("gpt2", **OTHERS),
     "windows, paired heads, gates": shrunk(
-        "speedrun",
+        "modern",
         heads=4,
         window_short=7,
         window_long=20,
@@ -113,18 +113,18 @@ def test_tiny_as_it_is_trained(kind: Any, precision: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", ["gpt2", "speedrun"])
+@pytest.mark.parametrize("preset", ["gpt2", "modern"])
 def test_twelve_layers_of_768_at_sequence_1024(preset: str) -> None:
     """The second one in bf16 and with documents, as FSDP and ZeRO train it, whole and with its blocks checkpointed."""
     precision: Any = "fp32" if preset == "gpt2" else "bf16"
-    model = make(PRESETS[preset][1].model, precision, preset == "speedrun")
+    model = make(PRESETS[preset][1].model, precision, preset == "modern")
     assert (model.config.layers, model.config.width) == (12, 768)
     for kind in ("none",) if preset == "gpt2" else ("none", "block"):
         for block in model.blocks:
             block.checkpointing = kind  # type: ignore[assignment]
         config = dataclasses.replace(model.config, checkpointing=kind)  # type: ignore[arg-type]
         book = measure(model, 1, 1024, precision)
-        predicted = predict_activations(config, 1, 1024, precision, documents=preset == "speedrun")
+        predicted = predict_activations(config, 1, 1024, precision, documents=preset == "modern")
         assert_agree(book, predicted)
         names = [part for part, _ in predicted.largest(5, peak=True)]
         assert names == [part for part, _ in book.largest(5, peak=True)] and names[0] == "logits and loss"
@@ -161,7 +161,7 @@ def measured_on_rank(name: str, config: ModelConfig) -> ActivationBook:
 def test_under_a_strategy_autograd_holds_what_is_predicted(ranks: RankPool, name: str) -> None:
     precision: Any = "autocast" if name == "ddp" else "bf16"
     for kind, features in ((kind, features) for kind in KINDS for features in ({}, STREAM)):
-        config = shrunk("speedrun", checkpointing=kind, **features)
+        config = shrunk("modern", checkpointing=kind, **features)
         book = ranks.run(2, measured_on_rank, name, config)[0]
         assert_agree(book, predict_activations(config, 2, 40, precision, documents=True), held_only=True)
 
@@ -179,7 +179,7 @@ def test_coefficients_in_the_docstring() -> None:
     s, b = 64, 2
     table = {
         "gpt2": {"none": (64, 40, 32), "selective": (40, 22, 20), "block": (4, 4, 2)},
-        "speedrun": {"none": (72, 48, 44), "selective": (40, 22, 20), "block": (4, 4, 2)},
+        "modern": {"none": (72, 48, 44), "selective": (40, 22, 20), "block": (4, 4, 2)},
     }
     for preset, kinds in table.items():
         for kind, coefficients in kinds.items():
@@ -203,7 +203,7 @@ def test_gpt2_in_bf16_is_korthikanti_without_dropout() -> None:
 
 
 def test_a_document_mask_is_kept_in_numbers_by_every_layer() -> None:
-    config = PRESETS["speedrun"][1].model
+    config = PRESETS["modern"][1].model
     plain, masked = (per_block(config, 1024, 2, "autocast", documents=documents) for documents in (False, True))
     assert masked.pop("masks") == 2 * 2 * 1024**2
     assert masked == plain

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from shardrun.equivalence import Case, Trace, compare, run_reference
-from speedrun.config import Config, DataConfig, ModelConfig, ScheduleConfig
+from speedrun.config import PRESETS, Config, DataConfig, ModelConfig, ScheduleConfig
 from strategies.base import Precision
 from tests.ranks import RankPool
 from tests.speedrun.runs import in_folder, metrics, read, small, train_here
@@ -49,10 +49,24 @@ class Features(Case):
     def config(self) -> Config:
         config = super().config()
         model = dataclasses.replace(config.model, **dict(self.features))
-        return dataclasses.replace(config, model=model, schedule=FADING)
+        schedule = dataclasses.replace(config.schedule, future_weights=FADING.future_weights)
+        return dataclasses.replace(config, model=model, schedule=schedule)
 
+
+PRESET = dataclasses.replace(
+    PRESETS["speedrun"][1].model,
+    vocab_size=257,
+    pad_vocab_to=16,
+    heads=4,
+    width=48,
+    bigram_rows=101,
+    window_short=3,
+    window_long=7,
+)
+"""Everything at once, in all eleven layers."""
 
 CASES = [
+    Features(record=True, rows=24, steps=6, features=tuple(vars(PRESET).items())),
     Features(accumulation=2, rows=24, steps=8, features=tuple(STREAM.items())),
     Features(optimizer="adamw", tied=True, rows=24, steps=8, features=tuple(OTHERS.items())),
 ]

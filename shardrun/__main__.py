@@ -10,6 +10,7 @@ VERBS = {
     "compare": "run the strategies one after another on this machine, their books side by side",
     "explain": "what an accelerate config resolves to, key by key",
     "diff": "two accelerate configs, in bytes and traffic per rank",
+    "data": "fetch FineWeb, make shards of text, look into a shard",
     "certify": "show that a strategy gives the single-process run's losses and weights",
 }
 """Verb → what it does. Each verb is a module of this package with `add_arguments(parser)` and `run(arguments) -> int`;
@@ -33,7 +34,7 @@ def main(arguments: list[str] | None = None) -> None:
     parsed = parser.parse_args(arguments)
     try:
         status = module.run(parsed)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:  # OSError: a download, a disk
         print(f"shardrun: error: {error}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt:

@@ -42,7 +42,7 @@ def open_data(config: DataConfig, vocab_size: int, seed: int, stages: Sequence[S
             what = "is a file" if folder.exists() else "does not exist"
             raise FileNotFoundError(
                 f"data.source {name!r} {what}: give a folder of text files, or of GPT-2 shards named "
-                "fineweb_train_*.bin and fineweb_val_*.bin (the hub data set kjj0/fineweb10B-gpt2 has them), or "
+                "fineweb_train_*.bin and fineweb_val_*.bin (`shardrun data fineweb` fetches them), or "
                 "'pydocs', which needs no download."
             )
         if any(folder.glob("*.bin")):

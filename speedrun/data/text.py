@@ -29,15 +29,25 @@ def read_folder(folder: Path) -> list[bytes]:
     Raises:
         ValueError: no file is left.
     """
-    documents = []
-    for path in sorted(folder.rglob("*"), key=lambda path: path.relative_to(folder).as_posix()):
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts):
-            content = path.read_bytes()
-            if content.strip() and b"\0" not in content:
-                documents.append(content.decode("utf-8", errors="replace").encode("utf-8"))
+    documents = [document for path in text_files(folder) if (document := read_document(path))]
     if not documents:
         raise ValueError(f"data.source {str(folder)!r} holds no text file with anything in it: put text files there.")
     return documents
+
+
+def text_files(folder: Path) -> list[Path]:
+    """The files below `folder` that may hold text, in the order of their relative paths; no name begins with a dot."""
+    files = ((path.relative_to(folder), path) for path in folder.rglob("*"))
+    visible = [(name.as_posix(), path) for name, path in files if not any(part[0] == "." for part in name.parts)]
+    return [path for _, path in sorted(visible) if path.is_file()]
+
+
+def read_document(path: Path) -> bytes:
+    """A file's text as valid UTF-8; nothing where the file is empty or holds a NUL byte."""
+    content = path.read_bytes()
+    if b"\0" in content or not content.strip():
+        return b""
+    return content.decode("utf-8", errors="replace").encode("utf-8")
 
 
 def hold_out(documents: list[bytes]) -> tuple[list[bytes], list[bytes]]:
@@ -51,21 +61,32 @@ def hold_out(documents: list[bytes]) -> tuple[list[bytes], list[bytes]]:
     Raises:
         ValueError: fewer than two different documents.
     """
-    documents = list(dict.fromkeys(documents))
-    if len(documents) < 2:
+    by_digest = {hashlib.sha256(document).digest(): document for document in documents}
+    held_out = choose_held_out({digest: len(document) for digest, document in by_digest.items()})
+    training = [document for digest, document in by_digest.items() if digest not in held_out]
+    return training, [by_digest[digest] for digest in held_out]
+
+
+def choose_held_out(sizes: dict[bytes, int]) -> dict[bytes, None]:
+    """`hold_out` for documents that are not in memory: SHA-256 → bytes of each, to the ones held out, in their order.
+
+    Raises:
+        ValueError: fewer than two documents.
+    """
+    if len(sizes) < 2:
         raise ValueError(
-            f"The data is {len(documents)} document, and validation holds out whole documents: split it into at least "
+            f"The data is {len(sizes)} document, and validation holds out whole documents: split it into at least "
             "two files."
         )
-    wanted = HELD_OUT * sum(map(len, documents))
+    wanted = HELD_OUT * sum(sizes.values())
     held_out: dict[bytes, None] = {}
     taken = 0
-    for document in sorted(documents, key=lambda document: hashlib.sha256(document).digest())[:-1]:
-        held_out[document] = None
-        taken += len(document)
+    for digest in sorted(sizes)[:-1]:
+        held_out[digest] = None
+        taken += sizes[digest]
         if taken >= wanted:
             break
-    return [document for document in documents if document not in held_out], list(held_out)
+    return held_out
 
 
 def byte_tokens(documents: list[bytes]) -> np.ndarray:

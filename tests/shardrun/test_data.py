@@ -1,0 +1,127 @@
+"""The verb `shardrun data`: what it prints, what it refuses. (The download: tests/data/test_fineweb.py.)"""
+
+import json
+import struct
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from shardrun.__main__ import main
+from speedrun.data.shards import write_shard
+
+EOT = 50256
+
+
+def shardrun(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as end:
+        main(["data", *map(str, arguments)])
+    output = capsys.readouterr()
+    assert isinstance(end.value.code, int)
+    return end.value.code, output.out, output.err
+
+
+@pytest.fixture
+def byte_tokenizer(tmp_path: Path) -> Path:
+    """Bytes as tokens, in the form of a tokenizer file."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({character: number for number, character in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save(str(tmp_path / "bytes.json"))
+    return tmp_path / "bytes.json"
+
+
+@pytest.fixture(autouse=True)
+def no_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No GPT-2 tokenizer at hand, whatever this machine has fetched before."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+
+
+def test_tokenize_and_inspect(
+    byte_tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "stories").mkdir()
+    texts = ["naïve", "second", "third one"]
+    for number, text in enumerate(texts):
+        (tmp_path / "stories" / f"{number}.txt").write_text(text)
+    code, out, _ = shardrun(capsys, "tokenize", "stories", "--tokenizer", byte_tokenizer, "--processes", 1, "--json")
+    done = json.loads(out)
+    assert code == 0 and done["schema"] == 1 and done["folder"] == "data/stories"
+    assert (done["documents"], done["text_bytes"], done["tokens"]) == (3, 21, 24)
+    assert done["shards"] == ["data/stories/text_val_000000.bin", "data/stories/text_train_000001.bin"]
+
+    code, out, _ = shardrun(capsys, "inspect", done["shards"][1], "--json")
+    train = json.loads(out)
+    assert code == 0 and train["documents"] == 2 and train["first_document_text"] in texts
+    assert train["first_document_tokens"] == len(train["first_document_text"].encode())
+    assert (train["magic"], train["version"], train["bytes"]) == (20240520, 1, 1024 + 2 * train["tokens"])
+    code, out, _ = shardrun(capsys, "inspect", done["shards"][0])
+    assert code == 0 and "1 documents begin in it" in out and "First document" in out
+
+    code, out, error = shardrun(capsys, "tokenize", "stories", "--tokenizer", byte_tokenizer)
+    assert code == 2 and "holds .bin shards already" in error
+    code, out, error = shardrun(capsys, "tokenize", "nothing")
+    assert code == 2 and error == "shardrun: error: There is no folder 'nothing': name one that holds text files.\n"
+
+
+def test_inspect_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_shard(tmp_path / "a.bin", np.array([7, 8, EOT, 1, 2, 3, EOT, EOT, 4]))
+    code, out, _ = shardrun(capsys, "inspect", tmp_path / "a.bin", "--json")
+    shown = json.loads(out)
+    assert code == 0 and (shown["tokens"], shown["documents"], shown["largest_token"]) == (9, 3, EOT)
+    assert shown["begins_in_mid_document"] and shown["first_document_tokens"] == 3
+    assert shown["first_document_text"] is None
+    _, out, _ = shardrun(capsys, "inspect", tmp_path / "a.bin")
+    assert "3 documents begin in it" in out and "the rest of one of another shard" in out and "No tokenizer" in out
+
+    write_shard(tmp_path / "b.bin", np.array([7, 8]))  # the middle of a document
+    shown = json.loads(shardrun(capsys, "inspect", tmp_path / "b.bin", "--json")[1])
+    assert (shown["documents"], shown["first_document_tokens"]) == (0, 2)
+
+
+def shard(magic: int = 20240520, version: int = 1, count: int = 3, body: bytes = b"123456") -> bytes:
+    return struct.pack("<3i", magic, version, count) + bytes(1012) + body
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (shard(magic=1), "begins with 1, not with the magic number 20240520"),
+        (shard(version=2), "has version 2, only 1 can be read"),
+        (shard(count=4), "holds 3 tokens but its header promises 4 (the file has 1030 bytes, not 1032)"),
+        (shard(body=b"12345"), "has 5 bytes of tokens, an odd number"),
+        (
+            shard(body=struct.pack("<3H", EOT, 50257, 1)),
+            "holds token 50257 at position 1, outside the vocabulary of 50257",
+        ),
+    ],
+)
+def test_inspect_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes, message: str) -> None:
+    path = tmp_path / "x.bin"
+    path.write_bytes(content)
+    code, out, error = shardrun(capsys, "inspect", path)
+    assert code == 2 and out == "" and error.count("\n") == 1
+    assert error.startswith(f"shardrun: error: Shard {path} ") and message in error
+    path.unlink()
+    assert "There is no file" in shardrun(capsys, "inspect", path)[2]
+
+
+def test_vocabularies_of_another_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_shard(tmp_path / "a.bin", np.array([EOT, 50300]))
+    assert shardrun(capsys, "inspect", tmp_path / "a.bin", "--vocab-size", 50304)[0] == 0
+
+
+def test_without_tokenizers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    code, _, error = shardrun(capsys, "tokenize", tmp_path)
+    assert code == 2 and "tokenizers is not installed" in error and "pip install 'shardrun[data]'" in error
+    write_shard(tmp_path / "a.bin", np.array([EOT, 1]))
+    (tmp_path / "tokenizer.json").write_text("{}")
+    code, out, _ = shardrun(capsys, "inspect", tmp_path / "a.bin")  # says all that it can
+    assert code == 0 and "No tokenizer at hand" in out

@@ -56,7 +56,8 @@ def _waits(folder: Path, pairs: int, steps: int) -> Iterator[str]:
         for name, source in sources.items():
             times[name].append(_run(folder / f"{number} {name}", source, steps))
     yield f"{pairs} pairs of {steps} steps of tiny, {ROWS}×{LENGTH} tokens, two ranks, fp32, {os.cpu_count()} cores;"
-    yield "medians of a run's steps, the first fifth left out, then medians over the runs.\n"
+    yield "medians of a run's steps, the first fifth left out, then medians over the runs; load average at their end:"
+    yield f"{os.getloadavg()[0]:.1f}. With GPT-2's vocabulary nearly all of a step on a CPU is the head.\n"
     yield "| source | data_time_ms | compute_time_ms | ratio, median of runs | highest |"
     yield "|---|---|---|---|---|"
     for name, runs in times.items():
@@ -64,7 +65,7 @@ def _waits(folder: Path, pairs: int, steps: int) -> Iterator[str]:
         ratios = [wait / work for wait, work in runs]
         yield (
             f"| {name} | {statistics.median(data):.2f} | {statistics.median(compute):.0f} "
-            f"| {statistics.median(ratios):.4f} | {max(ratios):.4f} |"
+            f"| {statistics.median(ratios):.5f} | {max(ratios):.5f} |"
         )
 
 
@@ -99,7 +100,7 @@ def _costs(folder: Path, shard_tokens: int) -> Iterator[str]:
     data.batch(0, 0, 1)
     first = time.perf_counter() - started
     yield f"`speedrun`: {record.global_batch} rows of {record.sequence_length} tokens a step, from a shard of"
-    yield f"{shard_tokens:,} tokens; medians of 20 steps. A shard's first batch takes {first:.2f} s (its documents are "
+    yield f"{shard_tokens:,} tokens; medians of 20 steps. A shard's first batch takes {first:.2f} s (its documents are"
     yield "found and shuffled), once per shard.\n"
     yield "| rows | ms a step | million tokens/s |"
     yield "|---|---|---|"

@@ -34,14 +34,14 @@ def main(arguments: list[str] | None = None) -> None:
     parsed = parser.parse_args(arguments)
     try:
         status = module.run(parsed)
-    except (ValueError, OSError) as error:  # OSError: a download, a disk
-        print(f"shardrun: error: {error}", file=sys.stderr)
-        status = 2
     except KeyboardInterrupt:
         status = 130
     except BrokenPipeError:  # whoever read our output, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the interpreter's last flush is quiet
         status = 0
+    except (ValueError, OSError) as error:  # OSError: a download, a disk
+        print(f"shardrun: error: {error}", file=sys.stderr)
+        status = 2
     sys.exit(status)
 
 

@@ -5,6 +5,7 @@
     metrics.jsonl     one line per step, flushed at once, so that a killed run is readable up to its last step
     ledger.json       what every rank holds, in bytes, by category
     summary.json      how it ended: 'running', 'finished', 'interrupted' or 'failed', and the last figures
+    record.txt, curves.png   of a run with a target: the record in the form of the public ones (speedrun/logbook.py)
 
 Every file carries `schema`. Only rank 0 writes.
 """
@@ -26,6 +27,7 @@ from urllib.parse import urlparse
 import torch
 
 from speedrun.config import Config
+from speedrun.logbook import write_record
 from strategies.select import Launch
 
 SCHEMA = 1
@@ -45,6 +47,7 @@ class Record:
                 f"{self.folder} holds a run already; give this one another --name, or remove the folder."
             )
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.target = config.target_val_loss
         self._write(
             "config.json",
             {
@@ -86,6 +89,8 @@ class Record:
         self._write("summary.json", {"status": status, **why, **self.last})
         if status != "running":
             self._metrics.close()
+            if self.target is not None and self.last:
+                write_record(self.folder, self.target)
             if self._wandb:
                 self._wandb.finish(exit_code=0 if status == "finished" else 1)
                 import wandb

@@ -3,6 +3,7 @@
 import json
 import sys
 from argparse import Namespace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,26 @@ def test_every_file_says_its_schema_and_a_killed_run_says_running(tmp_path: Path
     open_record.finish("finished")
     summary = read(folder, "summary.json")
     assert (summary["status"], summary["error"], summary["train_loss"]) == ("finished", None, 5.5)
+
+
+def test_a_run_with_a_target_leaves_a_record_in_the_form_of_the_public_ones(tmp_path: Path) -> None:
+    open_record = record(tmp_path, target_val_loss=4.0)
+    open_record.step({**STEP, "step": 0, "train_loss": None, "train_time_ms": 0.0})
+    open_record.step(STEP)
+    open_record.step({**STEP, "step": 2, "val_loss": 3.9, "train_time_ms": 2500.0, "tokens": 768})
+    open_record.finish("finished")
+    text = (tmp_path / "run" / "record.txt").read_text(encoding="utf-8")
+    root = Path(__file__).parents[2]
+    assert (root / "speedrun/model/gpt.py").read_text(encoding="utf-8") in text  # the source, whole
+    assert '"python": ' in text and "step:1/2 train_loss:5.5000 val_loss:5.0000 train_time:10ms" in text
+    assert text.endswith("finished; 4.0 reached at step 2: 2.5 s of training, 768 tokens\n")
+    if find_spec("matplotlib"):
+        assert (tmp_path / "run" / "curves.png").stat().st_size > 10_000
+    unreached = record(tmp_path / "other", target_val_loss=1.0)
+    unreached.step(STEP)
+    unreached.finish("interrupted")
+    text = (tmp_path / "other" / "run" / "record.txt").read_text(encoding="utf-8")
+    assert text.endswith("interrupted; the target 1.0 was not reached: 5.0000 at step 1 was the best\n")
 
 
 def test_a_failed_run_keeps_its_error_and_traceback(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ moments (strategies/ledger/passes.py).
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 from speedrun.activations import ComputePrecision, PredictedActivations, part_of, predict_activations
 from speedrun.config import Config, ModelConfig
 from speedrun.shapes import parameter_groups, parameter_shapes
+from speedrun.stages import Section
 from strategies.base import CATEGORIES, Strategy
 from strategies.ledger.activations import ActivationBook, measure_activations
 from strategies.ledger.memory import measure
@@ -80,14 +81,18 @@ class Books:
     books.note("after step")
     """
 
-    def __init__(self, config: Config, launch: Launch, accumulation: int, strategy: Strategy, rows: int):
-        """rows: of a micro-batch."""
+    def __init__(
+        self, config: Config, launch: Launch, accumulation: int, strategy: Strategy, rows: int, section: Section
+    ):
+        """rows: of a micro-batch; section: the stage that the counted step belongs to."""
         shapes, groups = parameter_shapes(config.model), parameter_groups(config)
         self.run = Run(
             launch.strategy, shapes, groups, launch.world_size, launch.precision, accumulation, launch.engine
         )
         self.rank, self.strategy = launch.rank, strategy
-        self.forward_pass = ForwardPass(config.model, rows, config.data.sequence_length)
+        short, long = section.windows[-1]
+        model = replace(config.model, window_short=short, window_long=long)
+        self.forward_pass = ForwardPass(model, rows, section.sequence_length)
         self.held: dict[str, Held] = {}
         self.states: dict[str, int] = {}
         self.allocator: dict[str, dict[str, int]] = {}

@@ -183,8 +183,8 @@ def _loop(
         return total
 
     counted_at = counted_step(steps, config.eval_every)
-    counted_cut = cut_at(counted_at)
-    books = Books(config, launch, counted_cut.accumulation, strategy, counted_cut.rows // counted_cut.accumulation)
+    cut, section = cut_at(counted_at), section_at(sections, counted_at)
+    books = Books(config, launch, cut.accumulation, strategy, cut.rows // cut.accumulation, section)
     books.note("after prepare")
     for section in sections:
         enter(section)

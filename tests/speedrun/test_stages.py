@@ -117,6 +117,9 @@ def test_a_staged_run_is_the_same_under_every_strategy(ranks: RankPool, tmp_path
         assert [line["tokens"] for line in lines] == [0, 192, 384, 576, 1344, 2112, 2880]
         curves[name] = [(line["train_loss"], line["grad_norm"], line.get("val_loss", 0.0)) for line in lines[1:]]
         for books in read(out / "run", "ledger.json")["ranks"]:
+            books["memory"].pop("peak")  # of activations an estimate
+            if name == "ddp":  # its buckets are out of sight before the first backward pass
+                books["memory"]["after prepare"].pop("gradients")
             entries = [entry for moment in books["memory"].values() for entry in moment.values()]
             entries += [*books["optimizer states by group"].values(), *books["traffic"]]
             assert not [entry for entry in entries if entry["remainder"]]

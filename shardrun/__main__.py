@@ -1,5 +1,7 @@
 """`shardrun VERB …`, or `python -m shardrun VERB …` where the script is not on the PATH."""
 
+from __future__ import annotations  # so that a Python that is too old gets as far as the doctor
+
 import argparse
 import importlib
 import os
@@ -12,6 +14,7 @@ VERBS = {
     "diff": "two accelerate configs, in bytes and traffic per rank",
     "data": "fetch FineWeb, make shards of text, look into a shard",
     "certify": "show that a strategy gives the single-process run's losses and weights",
+    "doctor": "examine the set-up: what is wrong, and the command that fixes it",
 }
 """Verb → what it does. Each verb is a module of this package with `add_arguments(parser)` and `run(arguments) -> int`;
 only the one that is asked for is imported."""

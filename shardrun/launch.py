@@ -2,6 +2,7 @@
 run.
 """
 
+import contextlib
 import importlib.resources
 import os
 import shlex
@@ -41,12 +42,18 @@ def shown(config: Path, module: str, arguments: list[str], options: list[str] | 
 
 
 def launch(
-    config: Path, module: str, arguments: list[str], options: list[str] | None = None, output: Path | None = None
+    config: Path,
+    module: str,
+    arguments: list[str],
+    options: list[str] | None = None,
+    output: Path | None = None,
+    timeout: float | None = None,
 ) -> int:
     """Run a module under accelerate launch and wait; returns its exit status.
 
-    options: of accelerate launch itself; output: a file for everything it prints, or None to let it through. When this
-    process is interrupted, so is everything that was started.
+    options: of accelerate launch itself; output: a file for everything it prints, or None to let it through; timeout:
+    seconds. When this process is interrupted or the time is up (subprocess.TimeoutExpired), so is everything that was
+    started.
     """
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", *(options or [])]
     command += ["--config_file", str(config), "-m", module, *arguments]
@@ -55,14 +62,27 @@ def launch(
         streams = {"stdout": file, "stderr": subprocess.STDOUT} if output else {}
         process = subprocess.Popen(command, env=environment, start_new_session=True, **streams)  # type: ignore[call-overload]
         try:
-            return process.wait()
+            return process.wait(timeout)
         except BaseException:
-            os.killpg(process.pid, signal.SIGINT)
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
+            _end(process)
             raise
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Interrupt the launcher, which passes it on to its ranks, and kill whatever is left after 20 s.
+
+    torchrun gives its ranks sessions of their own: killing the launcher's process group would leave them behind.
+    """
+    import psutil
+
+    ranks = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, signal.SIGINT)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(20)
+    for rank in ranks:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            rank.kill()
+    process.kill()
 
 
 def what_went_wrong(log: Path) -> str:

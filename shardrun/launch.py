@@ -68,8 +68,12 @@ def launch(
             raise
 
 
+GRACE = 20
+"""Seconds that a launcher and its ranks get to end by themselves after an interruption."""
+
+
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Interrupt the launcher, which passes it on to its ranks, and kill whatever is left after 20 s.
+    """Interrupt the launcher, which passes it on to its ranks, and kill whatever is left after GRACE seconds.
 
     torchrun gives its ranks sessions of their own: killing the launcher's process group would leave them behind.
     """
@@ -78,7 +82,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     ranks = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, signal.SIGINT)
     with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(20)
+        process.wait(GRACE)
     for rank in ranks:
         with contextlib.suppress(psutil.NoSuchProcess):
             rank.kill()

@@ -28,34 +28,31 @@ def two_ranks(backend: str, timeout: float, rank_command: tuple[str, ...] = RANK
                 with open(output, "w", encoding="utf-8") as file:
                     command = [*rank_command, backend, str(rank), "2", str(port)]
                     processes.append(subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT))
-            ended = _wait(processes, timeout)
+            states = _wait(processes, timeout)
         finally:
             for process in processes:
                 process.kill()
                 process.wait()
         said = [output.read_text(encoding="utf-8", errors="replace").splitlines() for output in outputs]
-    for rank, process in enumerate(processes):
-        if process.returncode > 0:
-            yield Line(name, "failure", f"rank {rank} ended with an error: {_error(said[rank])}", _remedy(backend))
-            return
-    if not ended:
-        where = "; ".join(f"rank {rank} while {_reached(lines)}" for rank, lines in enumerate(said))
+    if any(states):
+        errors = (f"rank {i} {_ending(state, said[i])}" for i, state in enumerate(states) if state)
+        yield Line(name, "failure", "; ".join(errors), _remedy(backend))
+    elif None in states:
+        where = "; ".join(f"rank {i} while {_reached(lines)}" for i, lines in enumerate(said))
         yield Line(name, "failure", f"they hung, and were ended after {timeout:.0f} s: {where}", _remedy(backend))
-        return
-    yield Line(name, "ok", f"1 MiB summed in {said[0][-1].split()[-1]} ms")
+    else:
+        milliseconds = next(line.split()[1] for line in said[0] if line.startswith("done "))
+        yield Line(name, "ok", f"1 MiB summed in {milliseconds} ms")
 
 
-def _wait(processes: list[subprocess.Popen[bytes]], timeout: float) -> bool:
-    """Until all have ended, one has failed, or the time is up; whether all have ended well."""
+def _wait(processes: list[subprocess.Popen[bytes]], timeout: float) -> list[int | None]:
+    """Until all have ended, one has failed, or the time is up. Returns each one's status, None while it runs."""
     deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
+    while True:
         states = [process.poll() for process in processes]
-        if all(state == 0 for state in states):
-            return True
-        if any(state for state in states):
-            return False
+        if None not in states or any(states) or time.monotonic() > deadline:
+            return states
         time.sleep(0.05)
-    return False
 
 
 def _free_port() -> int:
@@ -69,9 +66,11 @@ def _reached(lines: list[str]) -> str:
     return steps[-1] if steps else "starting"
 
 
-def _error(lines: list[str]) -> str:
-    """The last line of a traceback, or the last line at all."""
-    return next((line for line in reversed(lines) if line.strip()), "without a message")
+def _ending(state: int, lines: list[str]) -> str:
+    """How a rank ended: a signal, or the last line of its traceback."""
+    if state < 0:
+        return f"was ended by signal {-state}"
+    return f"ended with an error: {next((line for line in reversed(lines) if line.strip()), 'it said nothing')}"
 
 
 def _remedy(backend: str) -> str:

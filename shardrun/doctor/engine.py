@@ -29,16 +29,16 @@ def judged(answer: dict) -> Iterator[Line]:  # type: ignore[type-arg]
     torch = ".".join(answer["torch"].split(".")[:2])
     if answer["built"] and answer["built_for"] != torch:
         built = ", ".join(answer["built"])
-        said = f"{built} were compiled for torch {answer['built_for']}, this is {torch}: using them would crash"
+        said = f"compiled for torch {answer['built_for']}, and this is {torch}, so that using them would crash: {built}"
         yield Line("DeepSpeed's ops", "failure", said, fix)
         return
-    missing = [name for name in ("ninja", "compiler") if not answer[name]]
+    missing = [f"no {name}" for name in ("ninja", "compiler") if not answer[name]]
     cuda = answer["torch_cuda"]
     if cuda and answer["nvcc"] and answer["nvcc"][0] != int(cuda.split(".")[0]):
         nvcc = ".".join(map(str, answer["nvcc"]))
-        missing.append(f"an nvcc of CUDA {cuda} (there is {nvcc})")
+        missing.append(f"nvcc is of CUDA {nvcc}, torch of {cuda}")
     elif cuda and not answer["nvcc"]:
-        missing.append("nvcc")
+        missing.append("no nvcc")
     built = f"compiled ahead: {', '.join(answer['built'])}" if answer["built"] else "none is compiled ahead"
-    now = f"they could not be compiled here (no {', no '.join(missing)})" if missing else "they can be compiled here"
+    now = f"they could not be compiled here ({', '.join(missing)})" if missing else "they can be compiled here"
     yield Line("DeepSpeed's ops", "ok", f"{built}; {now}; Shardrun's ZeRO needs none")

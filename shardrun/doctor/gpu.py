@@ -195,6 +195,8 @@ def loaded_torch(answer: dict, found: Driver) -> Iterator[Line]:  # type: ignore
             yield Line("bf16", "failure", said, "accelerate launch --mixed_precision no --config_file …")
         else:
             yield Line("torch", "ok", f"loaded, it sees {answer['gpus']} GPUs")
+    else:
+        yield Line("torch", "ok", "loads")
     if answer["nccl"]:
         yield from _nccl(".".join(map(str, answer["nccl"])))
     if not answer["gloo"]:

@@ -15,9 +15,7 @@ RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 
 def default_config() -> Iterator[Line]:
     """`accelerate config` writes a file that `accelerate launch` takes wherever no --config_file is given."""
-    cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
-    home = os.path.expanduser(os.environ.get("HF_HOME", os.path.join(cache, "huggingface")))
-    path = Path(home) / "accelerate" / "default_config.yaml"
+    path = default_config_path()
     if not path.is_file():
         yield Line("default config", "ok", "none: accelerate takes the config that it is given")
         return
@@ -30,6 +28,13 @@ def default_config() -> Iterator[Line]:
         means = f"which Shardrun refuses ({str(error).replace(f'{path}: ', '').rstrip('.')})"
     said = f"{path} stands in wherever --config_file is forgotten: {means}"
     yield Line("default config", "warning", said, shell.move_away(str(path), shell.current()))
+
+
+def default_config_path() -> Path:
+    """Where accelerate looks for it."""
+    cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    home = os.path.expanduser(os.environ.get("HF_HOME", os.path.join(cache, "huggingface")))
+    return Path(home) / "accelerate" / "default_config.yaml"
 
 
 def environment_variables() -> Iterator[Line]:

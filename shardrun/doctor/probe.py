@@ -1,7 +1,6 @@
 """Questions to a Python process of its own: an import that crashes or hangs there is a find, not the doctor's end."""
 
 import json
-import os
 import subprocess
 import sys
 from typing import Any
@@ -53,13 +52,14 @@ print(json.dumps({
 def ask(code: str, timeout: float) -> dict[str, Any]:
     """Run code that prints a JSON object as its last line; returns it. Raises Unanswered."""
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, timeout=timeout, env=dict(os.environ)
-        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=timeout)
     except subprocess.TimeoutExpired:
         raise Unanswered(f"no answer within {timeout:.0f} s") from None
     if done.returncode:
         last = next(iter(reversed(done.stderr.strip().splitlines())), "without a message")
         raise Unanswered(last if done.returncode > 0 else f"ended by signal {-done.returncode}")
-    answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    try:
+        answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    except (IndexError, json.JSONDecodeError):
+        raise Unanswered("its answer is no JSON") from None
     return answer

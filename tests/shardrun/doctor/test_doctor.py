@@ -11,7 +11,7 @@ import pytest
 from shardrun import doctor
 from shardrun.doctor import machine
 from shardrun.doctor.report import Line, Report, layout
-from tests.shardrun.doctor.test_tokens import GOOD_HF
+from tests.shardrun.doctor.test_tokens import GOOD_HF, GOOD_WANDB
 
 ROOT = Path(__file__).parents[3]
 
@@ -88,14 +88,15 @@ def test_a_check_that_breaks_is_a_failure_and_the_others_go_on(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def broken(*_: object) -> None:
-        raise RuntimeError("the world has ended")
+        raise RuntimeError(f"the world has ended, and {GOOD_WANDB} with it")
 
+    monkeypatch.setenv("WANDB_API_KEY", GOOD_WANDB)
     monkeypatch.setattr(machine, "memory", broken)
     report = Report()
     doctor.examine(report, quick=True, timeout=1)
     (line,) = [line for _, line in report.lines if "the world has ended" in line.said]
     assert line.status == "failure" and report.lines[-1][0] == "Settings"
-    assert "the world has ended" in capsys.readouterr().out
+    assert "the world has ended, and *** with it" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_wrong_python_ends_the_examination(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ VERBS = {
     "diff": "two accelerate configs, in bytes and traffic per rank",
     "data": "fetch FineWeb, make shards of text, look into a shard",
     "certify": "show that a strategy gives the single-process run's losses and weights",
+    "checkpoint": "inspect, verify or export a checkpoint",
     "doctor": "examine the set-up: what is wrong, and the command that fixes it",
 }
 """Verb → what it does. Each verb is a module of this package with `add_arguments(parser)` and `run(arguments) -> int`;

@@ -218,6 +218,18 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class CheckpointConfig:
+    """When the run is saved, into `checkpoints/` of its folder, and what is kept."""
+
+    every: int = 0
+    """Save after every so many steps, at the end and on Ctrl-C; 0: never."""
+    keep: int = 2
+    """How many of the newest checkpoints stay."""
+    keep_best: bool = False
+    """Also keep the one with the lowest validation loss (`every` must be a multiple of `eval_every`)."""
+
+
+@dataclass(frozen=True)
 class Config:
     """A whole run."""
 
@@ -225,6 +237,10 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    resume: str = "none"
+    """none; a checkpoint's folder, or a run's (its newest); or auto: the newest of this run (it needs a `name`), the
+    beginning where there is none. Strategy and number of ranks may be others than those that saved."""
     steps: int = 200
     """Optimizer steps, unless the token budget or the target ends the run earlier."""
     tokens: int | None = None

@@ -250,9 +250,11 @@ class Books:
         ]
 
 
-def counted_step(steps: int, eval_every: int) -> int:
-    """The step whose books are kept; the last one where none is as the module's docstring wants it."""
-    return next((step for step in range(2, steps) if not eval_every or step % eval_every), steps - 1)
+def counted_step(steps: int, eval_every: int, start: int = 0) -> int:
+    """The step whose books are kept, in a run from `start` on; the last one where none is as the module's docstring
+    wants it.
+    """
+    return next((step for step in range(start + 2, steps) if not eval_every or step % eval_every), steps - 1)
 
 
 def state_by_group(strategy: Strategy) -> dict[str, int]:

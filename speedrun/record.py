@@ -37,15 +37,29 @@ WANDB_TIMEOUT = 20
 
 
 class Record:
-    """The open record of a run. Raises FileExistsError where a run of that name exists already."""
+    """The open record of a run.
 
-    def __init__(self, config: Config, launch: Launch, preset: str, data_hash: str, parameters: int):
+    resumed_at: None for a new run, which raises FileExistsError where one of that name exists already; a step for one
+    that goes on from there: its lines up to that step stay.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        launch: Launch,
+        preset: str,
+        data_hash: str,
+        parameters: int,
+        resumed_at: int | None = None,
+    ):
         name = config.name or f"{preset}-{launch.strategy}-{launch.world_size}x-{time.strftime('%Y%m%d-%H%M%S')}"
         self.folder = Path(config.out) / name
-        if (self.folder / "metrics.jsonl").exists():
+        lines = self.folder / "metrics.jsonl"
+        if lines.exists() and resumed_at is None:
             raise FileExistsError(
                 f"{self.folder} holds a run already; give this one another --name, or remove the folder."
             )
+        kept = _lines_up_to(lines, resumed_at) if lines.exists() and resumed_at is not None else []
         self.folder.mkdir(parents=True, exist_ok=True)
         self.target = config.target_val_loss
         self._write(
@@ -56,12 +70,19 @@ class Record:
                 "launch": dataclasses.asdict(launch),
                 "data_hash": data_hash,
                 "parameters": parameters,
+                "resumed_at": resumed_at,
             },
         )
         self._write("environment.json", environment())
-        self._metrics = open(self.folder / "metrics.jsonl", "w", encoding="utf-8")  # noqa: SIM115
+        if kept:  # in one move: a run killed just now keeps the lines that it had
+            partial = self.folder / ".metrics.jsonl.partial"
+            partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+            os.replace(partial, lines)
+        self._metrics = open(lines, "a" if kept else "w", encoding="utf-8")  # noqa: SIM115
         self._wandb = _start_wandb(config, launch, name) if config.log == "wandb" else None
         self.last: dict[str, Any] = {}
+        for line in kept:
+            self.last |= {key: value for key, value in line.items() if key != "schema" and value is not None}
         self.finish("running")
 
     def step(self, metrics: dict[str, Any]) -> None:
@@ -102,6 +123,19 @@ class Record:
         partial = self.folder / f".{name}.partial"
         partial.write_text(json.dumps({"schema": SCHEMA, **content}, indent=2, default=str) + "\n", encoding="utf-8")
         os.replace(partial, self.folder / name)
+
+
+def _lines_up_to(path: Path, step: int) -> list[dict[str, Any]]:
+    """The lines of a killed run up to a step; the last one may have been cut off in the middle."""
+    kept = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            break
+        if line["step"] <= step:
+            kept.append(line)
+    return kept
 
 
 def environment() -> dict[str, Any]:

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from speedrun.checkpoints import Checkpoints, Resumed, find_checkpoint
 from speedrun.compiling import compile_blocks
 from speedrun.config import PRESETS, Config
 from speedrun.data import Data, open_data, prefetch
@@ -116,9 +117,13 @@ def train(preset: str, config: Config, launch: Launch) -> None:
     if config.compile:
         compile_blocks(model, config, launch)
     parameters = sum(p.numel() for p in model.parameters())
-    recipe = parameter_groups({name: tuple(p.shape) for name, p in model.named_parameters()}, config.optimizer, kernels)
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    recipe = parameter_groups(shapes, config.optimizer, kernels)
+    resumed = find_checkpoint(config, shapes, data.content_hash)
 
-    record = Record(config, launch, preset, data.content_hash, parameters) if launch.rank == 0 else None
+    record = None
+    if launch.rank == 0:
+        record = Record(config, launch, preset, data.content_hash, parameters, resumed.continues if resumed else None)
     progress = Progress(config.progress if launch.rank == 0 else "none", steps)
     progress.say(_headline(preset, launch, sections, batches, data, parameters))
     fp8 = {"triton": ", head and MLP in FP8", "torch": ", head and MLP in emulated FP8, which is slow"}[kernels]
@@ -129,8 +134,14 @@ def train(preset: str, config: Config, launch: Launch) -> None:
         if config.model.attention == "auto":
             dtype = torch.bfloat16 if launch.precision == "bf16" else torch.float32
             progress.say("attention: {} ({})".format(*choose_attention("auto", strategy.optimizer.place.device, dtype)))
-        with Interruptible() as interruption:
-            _loop(strategy, model, config, launch, data, sections, batches, record, progress, interruption)
+        about = {"preset": preset, "data_hash": data.content_hash, "document_start": data.document_start}
+        folder = record.folder / "checkpoints" if record else None
+        checkpoints = Checkpoints(config, launch, strategy, about, progress.say, folder)
+        with Interruptible() as interruption, checkpoints:
+            _loop(
+                *(strategy, model, config, launch, data, sections, batches),
+                *(record, progress, interruption, checkpoints, resumed),
+            )
         if record:
             record.finish("finished")
             progress.say(f"run: {record.folder}")
@@ -153,6 +164,8 @@ def _loop(
     record: Record | None,
     progress: Progress,
     interruption: Interruptible,
+    checkpoints: Checkpoints,
+    resumed: Resumed | None,
 ) -> None:
     rows = batches[0].rows // batches[0].accumulation
     steps = sections[-1].last
@@ -182,20 +195,27 @@ def _loop(
             total += loss.detach() / len(batch)
         return total
 
-    counted_at = counted_step(steps, config.eval_every)
+    start = resumed.step if resumed else 0
+    counted_at = counted_step(steps, config.eval_every, start)
     cut, section = cut_at(counted_at), section_at(sections, counted_at)
     books = Books(config, launch, cut.accumulation, strategy, cut.rows // cut.accumulation, section)
     books.note("after prepare")
+    # A resumed run has at least one: engines settle in a process's first step, and the interrupted run's had.
+    untimed = max(config.untimed_steps, 1) if start else config.untimed_steps
     for section in sections:
         enter(section)
         first_batch = micro_batches(section.first)
-        _warm_up(strategy, config, lambda batch=first_batch: forward_and_backward(batch, 0))  # type: ignore[misc]
-    enter(sections[0])
+        _warm_up(strategy, untimed, lambda batch=first_batch: forward_and_backward(batch, 0))  # type: ignore[misc]
+    enter(section_at(sections, min(start, steps - 1)))
     train_time = 0.0
-    validation = _validate(strategy, config, data, rows)
-    _log(record, progress, {"step": 0, "tokens": 0, "train_time_ms": 0.0, **validation})
-    with prefetch((micro_batches(step) for step in range(steps)), depth=2) as upcoming:
-        for step in range(steps):
+    if resumed and start:
+        resumed.restore(strategy, progress.say)
+        train_time = resumed.train_time
+    else:
+        validation = _validate(strategy, config, data, rows)
+        _log(record, progress, {"step": 0, "tokens": 0, "train_time_ms": 0.0, **validation})
+    with prefetch((micro_batches(step) for step in range(start, steps)), depth=2) as upcoming:
+        for step in range(start, steps):
             started = time.perf_counter()
             batch = next(upcoming)
             fetched = time.perf_counter()
@@ -226,27 +246,26 @@ def _loop(
             validation = {}
             if not interrupted and (last or (config.eval_every and done % config.eval_every == 0)):
                 validation = _validate(strategy, config, data, rows)
-            _log(
-                record,
-                progress,
-                {
-                    "step": done,
-                    "tokens": tokens_before(sections, done),
-                    "train_loss": loss,
-                    **validation,
-                    "lr": multiplier,
-                    "grad_norm": norm,
-                    "train_time_ms": train_time * 1e3,
-                    "step_avg_ms": train_time * 1e3 / done,
-                    "data_time_ms": (fetched - started) * 1e3,
-                    "compute_time_ms": (ended - fetched) * 1e3,
-                    "tokens_per_second": section.tokens_per_step / (ended - started),
-                },
-            )
+            metrics = {
+                "step": done,
+                "tokens": tokens_before(sections, done),
+                "train_loss": loss,
+                **validation,
+                "lr": multiplier,
+                "grad_norm": norm,
+                "train_time_ms": train_time * 1e3,
+                "step_avg_ms": train_time * 1e3 / done,
+                "data_time_ms": (fetched - started) * 1e3,
+                "compute_time_ms": (ended - fetched) * 1e3,
+                "tokens_per_second": section.tokens_per_step / (ended - started),
+            }
+            _log(record, progress, metrics)
+            target = config.target_val_loss
+            reached = target is not None and bool(validation) and validation["val_loss"] <= target
+            checkpoints.after_step(metrics, ending=bool(interrupted) or last or reached)
             if interrupted:
                 raise Stopped
-            target = config.target_val_loss
-            if target is not None and validation and validation["val_loss"] <= target:
+            if reached:
                 progress.say(f"reached the target validation loss {target} at step {done}")
                 break
 
@@ -310,12 +329,12 @@ def mean_over_ranks(loss: Tensor, other: float) -> list[float]:
     return values.tolist()
 
 
-def _warm_up(strategy: Strategy, config: Config, forward_and_backward: Callable[[], Tensor]) -> None:
+def _warm_up(strategy: Strategy, untimed_steps: int, forward_and_backward: Callable[[], Tensor]) -> None:
     """Untimed steps that leave no trace: with learning rates of zero no weight moves, and the state is dropped after.
 
     They pay for what the first step of a process pays once: allocations, buckets, traces, compilation.
     """
-    for _ in range(config.untimed_steps):
+    for _ in range(untimed_steps):
         for group in strategy.optimizer.param_groups:
             group["lr"] = 0.0
         forward_and_backward()

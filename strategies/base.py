@@ -67,6 +67,10 @@ class Strategy(Protocol):
         """Reduce what is not reduced yet, clip by the true global norm, update, clear gradients. Returns that norm,
         before clipping, of the gradient averaged over all ranks and micro-batches."""
 
+    def publish_weights(self) -> None:
+        """After the optimizer's weights were written from outside: bring the copies that the model computes with up to
+        date, where it has copies. Collective."""
+
     def evaluation(self) -> AbstractContextManager[None]:
         """Around forward passes without gradients. Every rank makes the same number of them."""
 

@@ -112,6 +112,9 @@ class DDP:
             self.parameters[matrix.name].grad = None if mine is None else mine.view(matrix.shape)
         return set(reduced)
 
+    def publish_weights(self) -> None:
+        pass  # the optimizer's weights are the model's own
+
     @contextmanager
     def evaluation(self) -> Iterator[None]:
         with torch.no_grad(), autocast(self.settings):

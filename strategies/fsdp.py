@@ -88,6 +88,9 @@ class FSDP:
         self.optimizer.zero_grad()
         return norm.item()
 
+    def publish_weights(self) -> None:
+        pass  # the optimizer's weights are the model's own
+
     @contextmanager
     def evaluation(self) -> Iterator[None]:
         with torch.no_grad():

@@ -238,6 +238,11 @@ class IntervalOptimizer(torch.optim.Optimizer):
         """Forget all state, as if no step had been taken."""
         self.state.clear()
 
+    def initialize(self) -> None:
+        """Allocate all state now, zero, as the first step would."""
+        for pieces in self.slices.values():
+            self._initialize(pieces[0].holder, self.rules[pieces[0].name])
+
     def gather(self, piece: Slice, part: Tensor) -> Tensor:
         """Something that lies like the parameter's optimizer state, whole and on every rank. Collective."""
         return gather(part, piece.shape, piece.state, self.place.rank)

@@ -53,6 +53,9 @@ class Single:
         self.optimizer.zero_grad()
         return norm.item()
 
+    def publish_weights(self) -> None:
+        pass  # the optimizer's weights are the model's own
+
     @contextmanager
     def evaluation(self) -> Iterator[None]:
         with torch.no_grad(), autocast(self.settings):

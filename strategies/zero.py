@@ -118,6 +118,16 @@ class ZeRO:
                 reduced[piece.name] = part.float().clone()
         return reduced
 
+    def publish_weights(self) -> None:
+        if self.stage < 3:
+            self.zero.update_lp_params()
+            return
+        self.engine.empty_partition_cache()
+        for index in range(len(self.zero.fp16_groups)):
+            self.zero._reassign_or_swap_out_partitioned_parameters(index)
+        if persistent := self.zero.persistent_parameters:
+            persistent[0].all_gather(persistent)
+
     @contextmanager
     def evaluation(self) -> Iterator[None]:
         self.engine.eval()

@@ -1,0 +1,194 @@
+"""A run's checkpoints: which one to go on from, whether that is this run's, and when to save.
+
+How a checkpoint is written and read is strategies/checkpoint; what the trainer adds is its configuration, the hash of
+its data and its last figures. Data position and schedules need no more than the step: both are functions of it.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from speedrun.config import Config
+from speedrun.ending import Stopped
+from strategies.base import Strategy
+from strategies.checkpoint.folder import checkpoints, find
+from strategies.checkpoint.format import Index, read_index
+from strategies.checkpoint.load import check_weights, load
+from strategies.checkpoint.save import Saver
+from strategies.layout import Shape
+from strategies.select import Launch
+
+HOW_NOT_WHAT = ("model.checkpointing", "model.kernels", "model.attention")
+"""Fields of the model that say how something is computed and not what: they may change between two parts of a run."""
+
+NOT_SHOWN = ("name", "out", "log", "progress", "resume", "checkpoint", "data.source")
+"""Fields whose change nobody needs to be told of."""
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """The checkpoint that a run goes on from, or none yet (`--resume auto` of a run that has not saved so far)."""
+
+    folder: Path | None
+    index: Index | None
+    continues: int | None
+    """Up to which step the run's own record stays: −1 for none of it, None where the record is a new one."""
+    changed: tuple[str, ...] = ()
+    """What the configuration has in place of what was saved."""
+
+    @property
+    def step(self) -> int:
+        return self.index.step if self.index else 0
+
+    @property
+    def train_time(self) -> float:
+        """Seconds trained before."""
+        return self.index.run["metrics"]["train_time_ms"] / 1e3 if self.index else 0.0
+
+    def restore(self, strategy: Strategy, say: Callable[[str], None]) -> None:
+        """Make the strategy what it was. Raises ValueError for a damaged checkpoint. Collective."""
+        if self.folder is None or self.index is None:
+            return
+        load(self.folder, self.index, strategy)
+        by = self.index.saved_by
+        changed = f"; changed since: {', '.join(self.changed)}" if self.changed else ""
+        say(f"resumed from {self.folder} (step {self.step}, {by['strategy']} on {by['world_size']}){changed}")
+
+
+def find_checkpoint(config: Config, shapes: Mapping[str, Shape], data_hash: str) -> Resumed | None:
+    """What `config.resume` asks for, checked against this run; None for a run from the beginning.
+
+    Raises ValueError or FileNotFoundError, before anything is started, for a checkpoint that is not there, damaged, of
+    another model, of other data, or of a newer format; and where `checkpoint` contradicts itself.
+    """
+    every, eval_every = config.checkpoint.every, config.eval_every
+    if every < 0 or config.checkpoint.keep < 1:
+        raise ValueError(
+            f"checkpoint.every {every} and checkpoint.keep {config.checkpoint.keep}: every must be 0 or more, keep at "
+            "least 1."
+        )
+    if config.checkpoint.keep_best and every and (not eval_every or every % eval_every):
+        raise ValueError(
+            f"checkpoint.keep_best needs a validation at every checkpoint: make checkpoint.every {every} a multiple of "
+            f"eval_every {eval_every}."
+        )
+    if config.resume == "none":
+        return None
+    own = Path(config.out) / config.name
+    if config.resume == "auto":
+        if not config.name:
+            raise ValueError("resume auto looks for the run by its name: give it one with --name.")
+        if not checkpoints(own / "checkpoints"):
+            return Resumed(None, None, continues=-1)
+        folder = find(own / "checkpoints")
+    else:
+        folder = find(Path(config.resume))
+    index = read_index(folder)
+    check_weights(folder, index, shapes)
+    changed = _compare(folder, index, config, data_hash)
+    ours = bool(config.name) and own.resolve() in folder.resolve().parents
+    return Resumed(folder, index, index.step if ours else None, changed)
+
+
+def _compare(folder: Path, index: Index, config: Config, data_hash: str) -> tuple[str, ...]:
+    """The fields that differ from the saved configuration, as 'steps 20 → 40'.
+
+    Raises ValueError where one differs on which what comes next in the run depends.
+    """
+    saved = index.run.get("config")
+    time = index.run.get("metrics", {}).get("train_time_ms") if isinstance(index.run.get("metrics"), dict) else None
+    if not isinstance(saved, dict) or not isinstance(time, int | float):
+        raise ValueError(f"{folder} was not saved by the trainer: its index says nothing of a run's configuration.")
+    before, now = _flat(saved), _flat(json.loads(json.dumps(dataclasses.asdict(config))))
+    fixed = {"seed", "data.global_batch", "data.sequence_length", "schedule.stages"}
+    if config.schedule.stages:
+        fixed |= {"steps", "tokens"}  # stages begin at shares of the run
+    changed = []
+    for name in sorted(before.keys() & now.keys()):  # a field that only one version has says nothing
+        if before[name] == now[name]:
+            continue
+        section = name.partition(".")[0]
+        if name in fixed or (section == "model" and name not in HOW_NOT_WHAT):
+            raise ValueError(
+                f"{folder} is of a run with {name} {before[name]}, and this one has {now[name]}; "
+                f"resume with --{name.replace('_', '-')} as it was."
+            )
+        if section not in NOT_SHOWN and name not in NOT_SHOWN:
+            changed.append(f"{name} {before[name]} → {now[name]}")
+    if index.run.get("data_hash") != data_hash:
+        raise ValueError(
+            f"{folder} is of a run on other data ({saved['data']['source']}; the hashes differ): which documents come "
+            "next depends on them; resume with that data."
+        )
+    return tuple(changed)
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested fields by dotted name."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+class Checkpoints:
+    """Saves a run when it is due; a context that sees to it that the last save is done before the run ends.
+
+    about: of the run, to be found again; folder: where to, which only rank 0 need know. Made on all ranks together.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        launch: Launch,
+        strategy: Strategy,
+        about: dict[str, Any],
+        say: Callable[[str], None],
+        folder: Path | None,
+    ):
+        self.every, self.about, self.say = config.checkpoint.every, about, say
+        self.about |= {"config": dataclasses.asdict(config)}
+        self.about["parameters"] = sum(math.prod(piece.shape) for piece in strategy.optimizer.all_slices())
+        self.saver: Saver | None = None
+        if self.every:
+            self.saver = Saver(
+                folder,
+                launch.strategy,
+                launch.precision,
+                strategy.optimizer,
+                config.checkpoint.keep,
+                config.checkpoint.keep_best,
+            )
+
+    def after_step(self, metrics: dict[str, Any], ending: bool) -> None:
+        """Save where it is due: every so many steps, and when the run ends or is stopped. All ranks call it alike."""
+        if self.saver and (ending or metrics["step"] % self.every == 0):
+            self.wait()
+            figures = {key: value if _is_json(value) else None for key, value in metrics.items()}
+            self.saver.save(metrics["step"], {**self.about, "metrics": figures}, metrics.get("val_loss"))
+
+    def wait(self) -> None:
+        """Until the last save is done, and say so where it did not succeed: the run goes on without it."""
+        if self.saver:
+            self.saver.wait()
+            if self.saver.failure:
+                self.say(f"warning: {self.saver.failure}")
+                self.saver.failure = None
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None or isinstance(error, Stopped):  # otherwise other ranks may never finish theirs
+            self.wait()
+
+
+def _is_json(value: Any) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)

@@ -1,0 +1,105 @@
+"""shardrun checkpoint: what is in one, whether it is intact, its weights for the hub."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from shardrun.__main__ import main
+from shardrun.export import SHARD_BYTES, export
+from speedrun.config import CheckpointConfig
+from speedrun.data import open_data
+from strategies.checkpoint.format import read_index
+from tests.ranks import RankPool
+from tests.speedrun.runs import metrics, small, train_here
+from tests.strategies.checkpoint.damage import flip
+
+pytestmark = pytest.mark.ranks
+
+
+@pytest.fixture(scope="module")
+def folder(ranks: RankPool, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 4 steps under zero3 on 2 ranks, saved at its end."""
+    out = tmp_path_factory.mktemp("runs")
+    ranks.run(2, train_here, "zero3", small(out=str(out), checkpoint=CheckpointConfig(every=4)))
+    return out / "run"
+
+
+def shardrun(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as end:
+        main(["checkpoint", *map(str, arguments)])
+    output = capsys.readouterr()
+    return end.value.code, output.out, output.err  # type: ignore[return-value]
+
+
+def test_inspect(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, shown, _ = shardrun(capsys, "inspect", folder)
+    assert status == 0 and "step 4, saved by zero3 on 2 ranks in fp32" in shown and "step_00000004" in shown
+    _, shown, _ = shardrun(capsys, "inspect", folder / "checkpoints", "--json")
+    content: dict[str, Any] = json.loads(shown)
+    assert content["schema"] == 1 and content["step"] == 4 and len(content["files"]) == 2
+    parameters = json.loads((folder / "config.json").read_text())["parameters"]
+    assert content["kinds"]["weight"]["elements"] == parameters == content["run"]["parameters"]
+    assert content["run"]["metrics"]["val_loss"] == metrics(folder)[-1]["val_loss"]
+
+
+def test_verify(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = folder / "checkpoints/step_00000004"
+    (checkpoint / "evil.pt").touch()
+    status, shown, _ = shardrun(capsys, "verify", folder)
+    assert status == 0 and "intact, 2 files" in shown and "evil.pt is no part of it" in shown
+    (checkpoint / "evil.pt").unlink()
+    shard = checkpoint / "rank_001.safetensors"
+    flip(shard, 7000)
+    try:
+        status, shown, _ = shardrun(capsys, "verify", folder)
+        assert status == 1 and f"{shard} is damaged" in shown
+        status, shown, _ = shardrun(capsys, "verify", folder, "--json")
+        content = json.loads(shown)
+        assert status == 1 and not content["intact"] and str(shard) in content["error"]
+        status, _, said = shardrun(capsys, "export", folder, "--out", folder / "hub")
+        assert status == 2 and f"{shard} is damaged" in said and not (folder / "hub").exists()
+    finally:
+        flip(shard, 7000)
+    status, _, said = shardrun(capsys, "verify", folder / "nowhere")
+    assert status == 2 and "there is no checkpoint in" in said
+
+
+def test_export_is_the_model_and_the_card_loads_it(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The card's own code, run as it stands, gives a model whose validation loss is the run's."""
+    out = tmp_path / "my-model"
+    status, shown, _ = shardrun(capsys, "export", folder, "--out", out, "--json")
+    assert status == 0 and set(json.loads(shown)["files"]) == {"README.md", "config.json", "model.safetensors"}
+    card = (out / "README.md").read_text()
+    last = metrics(folder)[-1]
+    assert card.startswith("---\nlibrary_name: shardrun") and f"{last['val_loss']:.4f}" in card
+    assert "zero3 on 2 ranks, fp32" in card and f"{last['tokens']:,}" in card
+    monkeypatch.chdir(out)
+    names: dict[str, Any] = {}
+    exec(card.split("```python\n")[1].split("```")[0], names)
+    config = small()
+    data = open_data(config.data, config.model.vocab_size, config.seed)
+    with torch.no_grad():
+        loss = names["model"](*data.validation(0, data.validation_rows)).item()
+    assert loss == pytest.approx(last["val_loss"], rel=1e-5)
+    status, _, said = shardrun(capsys, "export", folder, "--out", out)
+    assert status == 2 and "is there already" in said
+
+
+def test_large_weights_go_into_several_files(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = folder / "checkpoints/step_00000004"
+    assert SHARD_BYTES == 5 * 10**9
+    export(checkpoint, read_index(checkpoint), tmp_path / "one")
+    monkeypatch.setattr("shardrun.export.SHARD_BYTES", 60_000)
+    export(checkpoint, read_index(checkpoint), tmp_path / "many")
+    index = json.loads((tmp_path / "many/model.safetensors.index.json").read_text())
+    whole = load_file(tmp_path / "one/model.safetensors")
+    files = {file: load_file(tmp_path / "many" / file) for file in set(index["weight_map"].values())}
+    assert len(files) > 2 and index["weight_map"].keys() == whole.keys()
+    assert all(torch.equal(files[file][name], whole[name]) for name, file in index["weight_map"].items())
+    assert index["metadata"]["total_size"] == sum(4 * weight.numel() for weight in whole.values())

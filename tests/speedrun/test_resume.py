@@ -1,0 +1,172 @@
+"""Runs that are saved and go on: the trainer's options, its record, what it refuses."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from speedrun.checkpoints import find_checkpoint
+from speedrun.config import CheckpointConfig, Config, DataConfig, Stage
+from strategies.checkpoint.folder import checkpoints
+from strategies.checkpoint.format import read_index
+from tests.ranks import RankPool
+from tests.speedrun.runs import metrics, read, small, train_here
+from tests.strategies.checkpoint.damage import flip
+
+SAVE = CheckpointConfig(every=2, keep=3)
+
+
+def run(ranks: RankPool, name: str, world_size: int, out: Path, **fields: Any) -> list[dict[str, Any]]:
+    """A run of the trainer; returns its lines."""
+    optimizer = dataclasses.replace(small().optimizer, orthogonalization_dtype="float32")
+    config = small(out=str(out), optimizer=optimizer, **{"steps": 6, "checkpoint": SAVE, **fields})
+    ranks.run(world_size, train_here, name, config)
+    return metrics(out / config.name)
+
+
+def curve(lines: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
+    return [tuple(line.get(key) for key in ("step", "train_loss", "grad_norm", "val_loss", "lr")) for line in lines]
+
+
+class Killed(Exception):
+    pass
+
+
+def killed_after(name: str, config: Config, step: int) -> None:
+    """On a rank: the run ends as if killed after that step's line was written, in the middle of the next one's."""
+    from speedrun.checkpoints import Checkpoints
+
+    def after_step(self: Any, line: dict[str, Any], ending: bool) -> None:
+        original(self, line, ending)
+        if line["step"] == step:
+            self.wait()
+            raise Killed
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        original = Checkpoints.after_step
+        patch.setattr(Checkpoints, "after_step", after_step)
+        train_here(name, config)
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("untimed_steps", (0, 2))
+@pytest.mark.parametrize(("name", "world_size"), [("ddp", 3), ("zero2", 2)])
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(
+    ranks: RankPool, tmp_path: Path, name: str, world_size: int, untimed_steps: int
+) -> None:
+    """--resume auto: the same command again. One record, whose every figure is the uninterrupted run's, bit for bit."""
+    whole = run(ranks, name, world_size, tmp_path / "whole", untimed_steps=untimed_steps)
+    out = tmp_path / "killed"
+    optimizer = dataclasses.replace(small().optimizer, orthogonalization_dtype="float32")
+    config = small(
+        out=str(out), optimizer=optimizer, steps=6, checkpoint=SAVE, untimed_steps=untimed_steps, resume="auto"
+    )
+    ranks.run(world_size, killed_after, name, config, 1)  # before its first checkpoint
+    ranks.run(world_size, killed_after, name, config, 5)
+    with open(out / "run/metrics.jsonl", "a") as file:
+        file.write('{"schema": 1, "step": 6, "tra')
+    ranks.run(world_size, train_here, name, config)
+    assert curve(metrics(out / "run")) == curve(whole)
+    assert [line["tokens"] for line in metrics(out / "run")] == [line["tokens"] for line in whole]
+    times = [line["train_time_ms"] for line in metrics(out / "run")]
+    assert times == sorted(times)
+    summary = read(out / "run", "summary.json")
+    assert (summary["status"], summary["step"]) == ("finished", 6) and read(out / "run", "config.json")[
+        "resumed_at"
+    ] == 4
+    assert list(checkpoints(out / "run/checkpoints")) == [2, 4, 6]
+    ranks.run(world_size, train_here, name, config)  # finished already: nothing is lost, nothing trained
+    assert curve(metrics(out / "run")) == curve(whole)
+    assert read(out / "run", "summary.json")["val_loss"] == whole[-1]["val_loss"]
+
+
+@pytest.mark.ranks
+def test_a_run_goes_on_elsewhere_under_another_strategy(ranks: RankPool, tmp_path: Path) -> None:
+    """--resume PATH, in another folder, under another strategy and number of ranks; its books still balance."""
+    whole = run(ranks, "single", 1, tmp_path / "whole")
+    run(ranks, "zero3", 3, tmp_path / "first")
+    saved = tmp_path / "first/run/checkpoints/step_00000002"
+    lines = run(ranks, "fsdp", 2, tmp_path / "second", resume=str(saved))
+    assert [line["step"] for line in lines] == [3, 4, 5, 6]
+    for ours, theirs in zip(curve(lines), curve(whole[3:]), strict=True):
+        assert [x or 0.0 for x in ours] == pytest.approx([x or 0.0 for x in theirs], rel=2e-5)
+    for books in read(tmp_path / "second/run", "ledger.json")["ranks"]:
+        entries = [entry for moment in books["memory"].values() for entry in moment.values()] + books["traffic"]
+        exact = [entry for entry in entries if "why" not in entry]  # those with a reason are estimates
+        assert exact and all(entry["remainder"] == 0 for entry in exact)
+
+
+@pytest.mark.ranks
+def test_the_best_by_validation_stays(ranks: RankPool, tmp_path: Path) -> None:
+    lines = run(ranks, "ddp", 2, tmp_path, checkpoint=CheckpointConfig(every=2, keep=1, keep_best=True), steps=8)
+    losses = {line["step"]: line["val_loss"] for line in lines if line["step"] and "val_loss" in line}
+    best = min(losses, key=lambda step: losses[step])
+    assert list(checkpoints(tmp_path / "run/checkpoints")) == sorted({best, 8})
+    assert read_index(tmp_path / f"run/checkpoints/step_{best:08d}").saved_by["score"] == losses[best]
+
+
+SHAPES: dict[str, tuple[int, ...]] = {}
+
+
+@pytest.fixture(scope="module")
+def saved(ranks: RankPool, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("saved")
+    run(ranks, "single", 1, out, steps=2)
+    index = read_index(out / "run/checkpoints/step_00000002")
+    SHAPES.update(
+        {name.removeprefix("weight/"): t.shape for name, t in index.tensors.items() if name.startswith("weight/")}
+    )
+    return out
+
+
+def refusal(saved: Path, data_hash: str | None = None, **fields: Any) -> str:
+    config = small(out=str(saved), **{"steps": 2, "checkpoint": SAVE, "resume": "auto", **fields})
+    if data_hash is None:
+        data_hash = json.loads((saved / "run/config.json").read_text())["data_hash"]
+    with pytest.raises((ValueError, FileNotFoundError)) as error:
+        find_checkpoint(config, SHAPES, data_hash)
+    return str(error.value)
+
+
+@pytest.mark.ranks
+def test_what_is_not_the_same_run_is_refused_before_anything_starts(saved: Path) -> None:
+    data = small().data
+    assert "seed 1, and this one has 7; resume with --seed as it was" in refusal(saved, seed=7)
+    other = dataclasses.replace(data, global_batch=24)
+    assert "data.global_batch 12, and this one has 24; resume with --data.global-batch as" in refusal(saved, data=other)
+    softer = dataclasses.replace(small().model, softcap=30.0)
+    table = dataclasses.replace(small().schedule, stages=(Stage(0.5), Stage(1.0, 24)))
+    assert "schedule.stages []" in refusal(saved, schedule=table)
+    assert "model.softcap 15.0, and this one has 30.0" in refusal(saved, model=softer)
+    assert "other data" in refusal(saved, data_hash="another")
+    assert "give it one with --name" in refusal(saved, name="")
+    assert "there is no checkpoint" in refusal(saved, resume=str(saved / "nowhere"))
+    assert "multiple of eval_every 3" in refusal(
+        saved, eval_every=3, checkpoint=CheckpointConfig(every=2, keep_best=True)
+    )
+    assert "keep at least 1" in refusal(saved, checkpoint=CheckpointConfig(every=2, keep=0))
+
+
+@pytest.mark.ranks
+def test_what_may_change_is_said(saved: Path) -> None:
+    data = DataConfig(**{**dataclasses.asdict(small().data), "micro_batch": 3})
+    config = small(out=str(saved), steps=9, checkpoint=SAVE, resume="auto", data=data)
+    data_hash = json.loads((saved / "run/config.json").read_text())["data_hash"]
+    resumed = find_checkpoint(config, SHAPES, data_hash)
+    assert resumed and resumed.step == 2 and resumed.continues == 2
+    assert {"steps 2 → 9", "data.micro_batch 0 → 3"} <= set(resumed.changed)
+    assert find_checkpoint(dataclasses.replace(config, resume="none"), SHAPES, data_hash) is None
+
+
+@pytest.mark.ranks
+def test_a_damaged_checkpoint_ends_the_run_before_it_trains(ranks: RankPool, tmp_path: Path) -> None:
+    """It is refused by name, and the record keeps its lines."""
+    run(ranks, "ddp", 2, tmp_path, steps=4)
+    before = metrics(tmp_path / "run")
+    flip(tmp_path / "run/checkpoints/step_00000004/rank_001.safetensors", 4000)
+    with pytest.raises(AssertionError, match=r"step_00000004/rank_001.safetensors is damaged"):
+        run(ranks, "ddp", 2, tmp_path, steps=6, resume="auto")
+    assert metrics(tmp_path / "run") == before
+    assert read(tmp_path / "run", "summary.json")["status"] == "failed"

@@ -1,0 +1,31 @@
+"""Ways to damage a checkpoint, by hand and behind the back of its hashes."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from strategies.checkpoint.format import INDEX, SUMS, read_sums, sums_text
+
+
+def flip(path: Path, at: int, bit: int = 0) -> None:
+    """Turn one bit of a file."""
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1 << bit
+    path.write_bytes(content)
+
+
+def reseal(folder: Path) -> None:
+    """Hash every file again, as an attacker would who has changed some."""
+    names = [name for name in read_sums(folder) if (folder / name).exists()]
+    hashes = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
+    (folder / SUMS).write_text(sums_text(hashes))
+
+
+def edit_index(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change the index and hash it again."""
+    content = json.loads((folder / INDEX).read_text())
+    change(content)
+    (folder / INDEX).write_text(json.dumps(content))
+    reseal(folder)

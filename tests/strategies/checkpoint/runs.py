@@ -1,0 +1,107 @@
+"""Training in two parts on a rank of the pool: some steps and a checkpoint, then the rest from it."""
+
+import dataclasses
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from shardrun.equivalence import Case, micro_batches
+from speedrun.data import open_data
+from speedrun.model import GPT
+from speedrun.optim.schedule import adamw_updates
+from speedrun.stages import resolve, section_at
+from strategies import select
+from strategies.base import Precision, Settings, Strategy
+from strategies.checkpoint.format import read_index
+from strategies.checkpoint.load import load
+from strategies.checkpoint.save import Saver
+from strategies.matrices import Place
+from tests.strategies.small import make, prepared
+
+CASE = Case(optimizer="muon", rows=36)
+RECORD = Case(optimizer="muon", rows=36, record=True)
+"""NorMuon (state per row), AdamW with a sum of gradients, and a second stage from the middle on."""
+SAVED, STEPS = 10, 20
+
+
+@dataclasses.dataclass
+class Half:
+    """Losses of the steps that were trained here, and everything whole at their end."""
+
+    losses: list[float]
+    weights: dict[str, Tensor]
+    state: dict[str, dict[str, Tensor]]
+
+
+def start(name: str, precision: Precision = "fp32", case: Case = CASE, seed: int = 0) -> Strategy:
+    """The strategy over the ranks of this process's group (single: this process alone), with other weights than the
+    case's for another seed."""
+    case = dataclasses.replace(case, seed=case.seed + seed)
+    if name != "single":
+        return prepared(make(name, precision), case)
+    return prepared(select.make(name, Settings(Place(0, 1, torch.device("cpu")), precision, {})), case)
+
+
+def train(strategy: Strategy, first: int, last: int, case: Case = CASE) -> list[float]:
+    """Steps [first, last) of the case; returns the global batch's losses."""
+    config = case.config()
+    sections = resolve(config, case.steps)
+    data = open_data(config.data, config.model.vocab_size, config.seed, sections)
+    place = strategy.optimizer.place
+    (model,) = (module for module in strategy.model.modules() if isinstance(module, GPT))
+    losses = []
+    for step in range(first, last):
+        section = section_at(sections, step)
+        accumulation = micro_batches(case, section)
+        if step in (first, section.first):
+            model.set_windows(section.windows)
+            strategy.set_accumulation(accumulation)
+        for group in strategy.optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * section.lr
+            group["update"] = adamw_updates(config.optimizer, step)
+        rows = section.global_batch // (place.world_size * accumulation)
+        total = torch.zeros(())
+        for i in range(place.rank * accumulation, (place.rank + 1) * accumulation):
+            with strategy.micro_batch(last=i == (place.rank + 1) * accumulation - 1):
+                loss = strategy.model(*data.batch(step, i * rows, (i + 1) * rows))
+                strategy.backward(loss)
+            total += loss.detach() / accumulation
+        strategy.step()
+        if place.world_size > 1:
+            dist.all_reduce(total)
+        losses.append(total.item() / place.world_size)
+    return losses
+
+
+def half(strategy: Strategy, losses: list[float]) -> Half | None:
+    """What the ranks hold together, from rank 0 alone."""
+    optimizer = strategy.optimizer
+    result = Half(losses, optimizer.full_weights(), optimizer.full_state())
+    return result if optimizer.place.rank == 0 else None
+
+
+def train_and_save(
+    name: str, folder: Path, precision: Precision = "fp32", last: int = SAVED, case: Case = CASE, saved: int = SAVED
+) -> Half | None:
+    """On a rank: train from the start, save after `saved` steps, go on to `last`."""
+    strategy = start(name, precision, case)
+    losses = train(strategy, 0, saved, case)
+    saver = Saver(folder, name, precision, strategy.optimizer)
+    saver.save(saved, {"note": "a test"})
+    losses += train(strategy, saved, last, case)  # while it is written
+    saver.wait()
+    assert saver.failure is None, saver.failure
+    return half(strategy, losses)
+
+
+def load_and_train(
+    name: str, checkpoint: Path, precision: Precision = "fp32", last: int = STEPS, case: Case = CASE
+) -> Half | None:
+    """On a rank: other weights, a step that must leave no trace, the checkpoint, then on to `last`."""
+    strategy = start(name, precision, case, seed=1)
+    train(strategy, 0, 1, case)
+    index = read_index(checkpoint)
+    load(checkpoint, index, strategy)
+    return half(strategy, train(strategy, index.step, last, case))

@@ -6,12 +6,12 @@ On one machine, with the same threads, training tokens and validation targets, a
 
 1. the baseline (benchmarks/baseline.py) at each of a few peak learning rates, whole runs;
 2. pairs: the baseline once more at its best rate, then `tiny` through the real trainer until its validation loss is at
-   most the one at which the baseline has just ended. The ratio of their seconds is the result;
-3. `tiny` over half its steps, whole and with one thing changed at a time: what that thing contributed, as the
-   validation loss at equal tokens, which does not depend on what else the machine does.
+   most the one at which the baseline has just ended. The ratio of their seconds is the result.
 
-Both clocks run while a model trains and stand while it validates. Steps 1 and 3 are kept in the results file from one
-call to the next (an entry counts only for the same data and settings); pairs are measured anew on every call, because
+What each idea in `tiny` contributes is `shardrun ablate`'s question (benchmarks/ablation.py).
+
+Both clocks run while a model trains and stand while it validates. The sweep is kept in the results file from one call
+to the next (an entry counts only for the same data and settings); pairs are measured anew on every call, because
 seconds of different days do not compare. A call with fewer `--iterations` is a smoke test of this script and says
 nothing about either recipe. Close other programs: they slow one side of a pair.
 """
@@ -32,6 +32,7 @@ from typing import Any
 import torch
 
 from benchmarks import baseline
+from shardrun.machine import cores, cpu_name
 from speedrun.config import PRESETS, Config
 from speedrun.data import Data, open_data
 from speedrun.model import parameter_shapes
@@ -45,34 +46,12 @@ EVAL_TOKENS = 131_072
 EVAL_EVERY = 20
 """Steps between validations of `tiny`: how finely the moment of reaching the target is known."""
 
-CHANGES: dict[str, list[str]] = {
-    "nothing": [],
-    "n-gram tables → two more blocks": [
-        *("--model.bigram-rows", "0", "--model.trigram-rows", "0", "--model.fourgram-rows", "0"),
-        *("--model.ngram-width", "0", "--model.layers", "4"),
-    ],
-    "tables of two, three and four bytes → of two and three": [
-        *("--model.fourgram-rows", "0", "--model.bigram-rows", "6000", "--model.trigram-rows", "6000"),
-    ],
-    "no smear": ["--model.no-smear"],
-    "Muon → AdamW (rate 0.003)": ["--optimizer.name", "adamw", "--optimizer.adamw-lr", "0.003"],
-    "Muon → AdamW (rate 0.006)": ["--optimizer.name", "adamw", "--optimizer.adamw-lr", "0.006"],
-    "Polar Express → Newton–Schulz": ["--optimizer.orthogonalization", "newton_schulz"],
-    "rotary → learned positions": ["--model.positions", "learned", "--model.max-sequence-length", "128"],
-    "no QK-norm": ["--model.no-qk-norm"],
-    "ReLU² → GELU": ["--model.mlp", "gelu"],
-    "trapezoid → cosine": ["--schedule.name", "cosine"],
-    "embedding rate 0.1 → 0.008, the head's": ["--optimizer.embedding-lr", "0.008"],
-}
-"""What is changed in `tiny`: a name, and the trainer's arguments."""
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1, help="threads of both sides")
     parser.add_argument("--iterations", type=int, default=baseline.ITERATIONS, help="fewer: a smoke test only")
     parser.add_argument("--pairs", type=int, default=2, help="how often baseline and tiny are timed")
-    parser.add_argument("--no-changes", dest="changes", action="store_false", help="leave out part 3")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"), help="results file (.json)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -80,8 +59,6 @@ def main() -> None:
     track = Track(options.threads, options.iterations, options.out)
     track.sweep()
     track.pairs(options.pairs)
-    if options.changes:
-        track.changes()
     print(track.report())
 
 
@@ -122,36 +99,24 @@ class Track:
         self.results["pairs"] = []
         for _ in range(count):
             theirs = baseline.train(self.training, self.validation, self.best_rate(), self.iterations)
-            ours = self._tiny([], theirs.val_loss)
+            ours = self._tiny(theirs.val_loss)
             ratio = theirs.seconds / ours["seconds"] if ours["reached"] else None
             self._keep("pairs", {**self._key(), "baseline": dataclasses.asdict(theirs), "tiny": ours, "ratio": ratio})
 
-    def changes(self) -> None:
-        """`tiny` over half its steps, with its schedule fitted to them, and with one thing changed at a time."""
-        steps = self.preset.steps // 2
-        settings = repr(dataclasses.replace(self.preset, name="", out="", steps=steps))
-        for name, arguments in CHANGES.items():
-            if not self._find("changes", name=name, settings=settings):
-                run = self._tiny(["--steps", str(steps), *arguments], target=None)
-                self._keep("changes", {**self._key(), "name": name, "settings": settings, **run})
-
     def report(self) -> str:
         """The results as Markdown; also written next to the results file."""
-        text = report(self.results, self.preset, self.iterations)
+        text = report(self.results, self.iterations)
         self.out.with_suffix(".md").write_text(text, encoding="utf-8")
         return text
 
-    def _tiny(self, arguments: list[str], target: float | None) -> dict[str, Any]:
-        """A run of the real trainer in a process of its own, until the target (if there is one) or its last step."""
-        until = (
-            ["--target-val-loss", repr(target), "--eval-every", str(EVAL_EVERY)] if target else ["--eval-every", "0"]
-        )
+    def _tiny(self, target: float) -> dict[str, Any]:
+        """A run of the real trainer in a process of its own, until the target or its last step."""
         with tempfile.TemporaryDirectory() as folder:
             command = [
                 *(sys.executable, "-m", "speedrun.train", "tiny", "--out", folder, "--name", "run"),
-                *("--progress", "none", *until),
+                *("--progress", "none", "--target-val-loss", repr(target), "--eval-every", str(EVAL_EVERY)),
                 *("--data.eval-sequence-length", str(baseline.SEQUENCE_LENGTH)),
-                *("--data.eval-tokens", str(EVAL_TOKENS), *arguments),
+                *("--data.eval-tokens", str(EVAL_TOKENS)),
             ]
             environment = os.environ | {"OMP_NUM_THREADS": str(self.threads)}
             subprocess.run(
@@ -160,14 +125,13 @@ class Track:
             lines = (Path(folder) / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         last = json.loads(lines[-1])
         result = {
-            "arguments": arguments,
-            "reached": target is not None and last["val_loss"] <= target,
+            "reached": last["val_loss"] <= target,
             "val_loss": last["val_loss"],
             "steps": last["step"],
             "tokens": last["tokens"],
             "seconds": last["train_time_ms"] / 1e3,
         }
-        print(f"tiny {' '.join(arguments)}: {result}", flush=True)
+        print(f"tiny: {result}", flush=True)
         return result
 
     def _parameters(self) -> dict[str, int]:
@@ -192,16 +156,10 @@ class Track:
 
 def machine(threads: int) -> dict[str, Any]:
     """What the seconds were measured on."""
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        models = [line.split(":", 1)[1] for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        name = models[0].strip() if models else name
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
-        "cpu": name,
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
-        "usable_cores": usable,
+        "usable_cores": cores(),
         "threads": threads,
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -209,7 +167,7 @@ def machine(threads: int) -> dict[str, Any]:
     }
 
 
-def report(results: dict[str, Any], preset: Config, iterations: int) -> str:
+def report(results: dict[str, Any], iterations: int) -> str:
     """results: the content of the results file, with at least one pair. Returns Markdown."""
     sweep = [run for run in results["sweep"] if run["iterations"] == iterations]
     pairs = results["pairs"]
@@ -244,20 +202,6 @@ def report(results: dict[str, Any], preset: Config, iterations: int) -> str:
     lines += ["", "Ratios of the seconds: " + ", ".join(f"{ratio:.2f}" for ratio in ratios) + ".", ""]
     lines += ["## The baseline's learning rate", "", "| peak | val loss after all iterations |", "|---:|---:|"]
     lines += [f"| {run['learning_rate']:g} | {run['val_loss']:.4f} |" for run in sorted(sweep, key=_learning_rate)]
-    changes = results.get("changes", [])
-    if changes:
-        whole = changes[0]["val_loss"]
-        lines += [
-            "",
-            "## What contributed",
-            "",
-            f"`tiny` over half its steps ({changes[0]['steps']}, {changes[0]['tokens']:,} tokens), its schedule fitted "
-            "to them, with one thing changed. One seed: differences below about 0.01 are ties.",
-            "",
-            "| changed | val loss | worse by |",
-            "|---|---:|---:|",
-        ]
-        lines += [f"| {e['name']} | {e['val_loss']:.4f} | {e['val_loss'] - whole:+.4f} |" for e in changes]
     return "\n".join(lines) + "\n"
 
 

@@ -12,6 +12,7 @@ VERBS = {
     "compare": "run the strategies one after another on this machine, their books side by side",
     "explain": "what an accelerate config resolves to, key by key",
     "diff": "two accelerate configs, in bytes and traffic per rank",
+    "ablate": "what each idea of the recipe contributes: a baseline against one change at a time",
     "data": "fetch FineWeb, make shards of text, look into a shard",
     "certify": "show that a strategy gives the single-process run's losses and weights",
     "checkpoint": "inspect, verify or export a checkpoint",

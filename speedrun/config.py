@@ -184,12 +184,13 @@ class Stage:
 class ScheduleConfig:
     """The learning-rate multiplier over the run, and what changes with its stages."""
 
-    name: Literal["trapezoid", "cosine", "linear", "constant"] = "trapezoid"
-    """trapezoid: warm-up, constant, linear decay at the end (also called warm-up–stable–decay)."""
+    name: Literal["trapezoid", "cosine", "cosine_warmdown", "linear", "constant"] = "trapezoid"
+    """trapezoid: warm-up, constant, linear decay at the end (also called warm-up–stable–decay); cosine_warmdown: a
+    cosine down to a tenth, linear decay at the end."""
     warmup: int = 0
     """Steps of linear warm-up from zero."""
     decay: float = 0.6
-    """trapezoid: the share of the run, counted from its end, over which the rate decays."""
+    """trapezoid, cosine_warmdown: the share of the run, counted from its end, over which the rate decays in a line."""
     final: float = 0.0
     """The multiplier that the decay ends at (reached as the last step is done)."""
     future_weights: tuple[float, ...] = ()

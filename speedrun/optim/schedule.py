@@ -5,26 +5,38 @@ from typing import Any
 
 from speedrun.config import Config, OptimizerConfig, ScheduleConfig
 
+COSINE_FLOOR = 0.1
+"""Where cosine_warmdown's cosine ends and its line begins, as a share of the way from 1 to `final`."""
+
 
 def learning_rate_multiplier(config: ScheduleConfig, step: int, steps: int) -> float:
     """The factor on every peak learning rate at `step` (0 … steps − 1) of a run of `steps`.
 
     All schedules start with `warmup` steps of linear warm-up. After it: *constant* stays at 1; *linear* falls to
     `final` in a line; *cosine* falls to it in half a cosine (Loshchilov and Hutter, arXiv 1608.03983); *trapezoid*
-    stays at 1 and falls in a line over the last `decay` of the run (also called warm-up–stable–decay). `final` is the
-    value at `steps`, one step after the last: a last step at a rate of zero would be wasted.
+    stays at 1 and falls in a line over the last `decay` of the run (also called warm-up–stable–decay);
+    *cosine_warmdown* goes nine tenths of the way in half a cosine, and the last tenth in a line over the last `decay`
+    of the run. `final` is the value at `steps`, one step after the last: a last step at a rate of zero would be wasted.
     """
     if step < config.warmup:
         return (step + 1) / (config.warmup + 1)
     if config.name == "constant":
         return 1.0
-    if config.name == "trapezoid":
-        start = max(config.warmup, steps - round(config.decay * steps))
+    warm_down = max(config.warmup, steps - round(config.decay * steps))
+    if config.name == "cosine_warmdown":
+        cosine = 0.5 * (1 + math.cos(math.pi * _progress(config.warmup, warm_down, step)))
+        shape = COSINE_FLOOR + (1.0 - COSINE_FLOOR) * cosine
+        shape -= COSINE_FLOOR * _progress(warm_down, steps, step)
+    elif config.name == "cosine":
+        shape = 0.5 * (1 + math.cos(math.pi * _progress(config.warmup, steps, step)))
     else:
-        start = config.warmup
-    progress = min(1.0, max(0.0, (step - start) / max(1, steps - start)))
-    shape = 0.5 * (1 + math.cos(math.pi * progress)) if config.name == "cosine" else 1.0 - progress
+        shape = 1.0 - _progress(warm_down if config.name == "trapezoid" else config.warmup, steps, step)
     return config.final + (1.0 - config.final) * shape
+
+
+def _progress(first: int, last: int, step: int) -> float:
+    """How far `step` is on the way from `first` to `last`, from 0 to 1."""
+    return min(1.0, max(0.0, (step - first) / max(1, last - first)))
 
 
 def muon_momentum(config: OptimizerConfig, step: int, steps: int, full: float | None = None) -> float:

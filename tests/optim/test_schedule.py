@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from speedrun.config import OptimizerConfig, ScheduleConfig
 from speedrun.optim.schedule import adamw_updates, learning_rate_multiplier, muon_momentum
 
-NAMES = ("trapezoid", "cosine", "linear", "constant")
+NAMES = ("trapezoid", "cosine", "cosine_warmdown", "linear", "constant")
 
 
 def curve(config: ScheduleConfig, steps: int) -> list[float]:
@@ -42,7 +42,7 @@ def test_after_the_warm_up_it_begins_at_one_and_no_step_jumps(name: str, warmup:
     assert all(abs(a - b) < 0.004 for a, b in zip(values[warmup:], values[warmup + 1 :], strict=False))
 
 
-@pytest.mark.parametrize("name", NAMES[:3])
+@pytest.mark.parametrize("name", NAMES[:4])
 @pytest.mark.parametrize("final", (0.0, 0.1))
 def test_it_ends_one_step_short_of_final(name: str, final: float) -> None:
     """`final` would be reached at step `steps`, the first that is not taken: a last step at zero would be wasted."""
@@ -90,3 +90,11 @@ def test_and_cools_down_at_the_end() -> None:
 def test_adamw_updates_at_the_end_of_every_few_steps() -> None:
     assert [adamw_updates(OptimizerConfig(adamw_every=2), step) for step in range(4)] == [False, True] * 2
     assert all(adamw_updates(OptimizerConfig(), step) for step in range(3))
+
+
+def test_cosine_with_a_warm_down_is_nine_tenths_of_a_cosine_and_a_line() -> None:
+    config = ScheduleConfig("cosine_warmdown", warmup=10, decay=0.2, final=0.5)
+    cosine = curve(ScheduleConfig("cosine", warmup=10, final=0.55), 90)  # the same cosine as a run of its own
+    assert curve(config, 112)[:90] == pytest.approx(cosine)
+    assert learning_rate_multiplier(config, 90, 112) == pytest.approx(0.55)
+    assert learning_rate_multiplier(config, 101, 112) == pytest.approx(0.525)

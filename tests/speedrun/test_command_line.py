@@ -19,7 +19,7 @@ def test_tiny_where_no_preset_is_named() -> None:
 
 
 def test_an_unknown_preset_is_named_with_those_there_are() -> None:
-    with pytest.raises(ValueError, match="no preset 'tony'; there are tiny, gpt2, speedrun"):
+    with pytest.raises(ValueError, match="no preset 'tony'; there are tiny, gpt2, modern, speedrun, speedrun_24gb"):
         parse(["tony", "--steps", "3"])
 
 
@@ -63,4 +63,4 @@ def test_help_lists_the_presets_and_the_defaults_of_the_chosen_one(capsys: pytes
     shown = capsys.readouterr().out
     assert not end.value.code
     assert all(f"{preset}: {about[:20]}" in shown for preset, (about, _) in PRESETS.items())
-    assert "accelerate launch --config_file" in shown and "(default: 5800)" in shown
+    assert "accelerate launch --config_file" in shown and "(default: 3000)" in shown

@@ -17,6 +17,7 @@ VERBS = {
     "certify": "show that a strategy gives the single-process run's losses and weights",
     "checkpoint": "inspect, verify or export a checkpoint",
     "doctor": "examine the set-up: what is wrong, and the command that fixes it",
+    "lesson": "the lessons: start one, check your solutions, get a hint, see what is solved",
 }
 """Verb → what it does. Each verb is a module of this package with `add_arguments(parser)` and `run(arguments) -> int`;
 only the one that is asked for is imported."""

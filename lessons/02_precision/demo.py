@@ -1,0 +1,122 @@
+"""Lesson 2: the same training in float32 and under bfloat16 autocast: what is computed in which, what is kept in which.
+
+python demo.py                                                  one process, on this machine
+accelerate launch --config_file …/cpu/ddp.yaml demo.py          the same on two ranks
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from lessons.kit import headline, held, launched, mib, open_text, prepare, rows_of, save_figure, table, watched_forward
+from speedrun.ending import guarded
+from speedrun.kernels.fp8 import E4M3, E5M2, quantize_reference, scale_reference
+from strategies import select
+
+STEPS = 40
+
+
+def main() -> None:
+    launch, first = launched()
+    data = open_text()
+    runs = {}
+    for precision in ("fp32", "bf16"):
+        strategy = select.make(launch.strategy, replace(first.settings, precision=precision))
+        prepare(strategy)
+        runs[precision] = train(strategy, launch, data)
+    if launch.rank == 0:
+        report(launch, runs)
+
+
+def train(strategy, launch, data) -> dict:
+    """Train; returns losses, what is held, activations by part, and the dtype that each linear layer gives."""
+    losses, dtypes = [], set()
+
+    def note(module, inputs, output) -> None:
+        dtypes.add(str(output.dtype).removeprefix("torch."))
+
+    hooks = [m.register_forward_hook(note) for m in strategy.model.modules() if isinstance(m, nn.Linear)]
+    for step in range(STEPS):
+        inputs, targets = (tensor.to(strategy.optimizer.place.device) for tensor in rows_of(launch, data, step))
+        with strategy.micro_batch(last=True):
+            if step == STEPS - 1:
+                loss, book = watched_forward(strategy, inputs, targets)
+            else:
+                loss = strategy.model(inputs, targets)
+            strategy.backward(loss)
+        memory = held(strategy)
+        strategy.step()
+        losses.append(loss.item())
+    for hook in hooks:
+        hook.remove()
+    weight = max((p for p in strategy.model.parameters() if p.dim() == 2), key=torch.numel).detach().cpu()
+    return {"losses": losses, "held": memory, "activations": book.by_part(), "dtypes": dtypes, "weight": weight}
+
+
+def report(launch, runs) -> None:
+    fp32, bf16 = runs["fp32"], runs["bf16"]
+    print(headline(replace(launch, precision="fp32 and bf16"), "Precision"))
+    print(f"\nLoss after {STEPS} steps: {fp32['losses'][-1]:.4f} in fp32, {bf16['losses'][-1]:.4f} in bf16")
+    dtypes = {name: ", ".join(run["dtypes"]) for name, run in runs.items()}
+    print(f"Is it a no-op? Linear layers give {dtypes['fp32']} in fp32, {dtypes['bf16']} in bf16.")
+    print("\nWhat the rank holds just before an update, in MiB: the same, autocast casts copies")
+    parts = ("parameters", "gradients", "optimizer states")
+    print(table(["", *parts], [[name, *(mib(run["held"].get(p, 0)) for p in parts)] for name, run in runs.items()]))
+    print("\nWhat the forward pass keeps, in MiB")
+    largest = list({**fp32["activations"], **bf16["activations"]})
+    lines = [[part, *(mib(run["activations"].get(part, 0)) for run in runs.values())] for part in largest]
+    lines.append(["together", *(mib(sum(run["activations"].values())) for run in runs.values())])
+    print(table(["", "fp32", "bf16"], lines))
+
+    plain, copy, master = torch.ones(3, dtype=torch.bfloat16).unbind()
+    master = torch.ones(())
+    for _ in range(1000):
+        plain -= 1e-4
+        master -= 1e-4
+        copy.copy_(master)
+    print(f"\n1 − 1000 · 0.0001: bfloat16 alone {plain.item():g}, with a float32 master {copy.item():g}")
+    print("Relative error of rounding this model's largest weight matrix:")
+    errors = rounding_errors(fp32["weight"])
+    print("  " + " · ".join(f"{name} {error:.2%}" for name, error in errors.items()))
+    print(save_figure("lesson_02_precision", lambda figure: draw(figure, runs, errors)))
+
+
+def rounding_errors(weight) -> dict[str, float]:
+    """The root mean square error of a matrix in each format, relative to the matrix's own."""
+
+    def error(rounded) -> float:
+        return ((rounded.float() - weight).norm() / weight.norm()).item()
+
+    errors = {"bfloat16": error(weight.bfloat16())}
+    for name, dtype in (("e4m3", E4M3), ("e5m2", E5M2)):
+        scale = scale_reference(weight.abs().max(), dtype)
+        errors[name] = error(quantize_reference(weight, scale, dtype).float() * scale)
+    small = weight / 1000  # as gradients often are
+    unscaled = quantize_reference(small, torch.ones(()), E4M3).float()
+    errors["e4m3 of a thousandth of it, unscaled"] = error(1000 * unscaled)
+    return errors
+
+
+def draw(figure, runs, errors) -> None:
+    left, middle, right = figure.subplots(1, 3)
+    for (name, run), style in zip(runs.items(), ("-", "--"), strict=True):
+        left.plot(range(1, STEPS + 1), run["losses"], style, label=name)
+    left.set_title("Loss by step", loc="left")
+    left.legend(frameon=False)
+    bottom = [0.0, 0.0]
+    for part in {**runs["fp32"]["activations"], **runs["bf16"]["activations"]}:
+        values = [run["activations"].get(part, 0) / 2**20 for run in runs.values()]
+        middle.bar(list(runs), values, 0.6, bottom=bottom, label=part)
+        bottom = [b + v for b, v in zip(bottom, values, strict=True)]
+    middle.set_title("Activations (MiB)", loc="left")
+    middle.set_ylim(0, 1.6 * max(bottom))
+    middle.legend(frameon=False, fontsize=7, ncols=2)
+    right.bar(list(errors), list(errors.values()))
+    right.set_yscale("log")
+    right.set_title("Rounding error, relative", loc="left")
+    right.tick_params(axis="x", rotation=20, labelsize=7)
+
+
+if __name__ == "__main__":
+    guarded(main)

@@ -1,0 +1,198 @@
+"""Lesson 4: the same ten steps in one process, under DDP by hand, and under torch's DDP: weights, bytes, overlap.
+
+accelerate launch --config_file …/cpu/ddp.yaml demo.py          two ranks (--num_processes 4 for more)
+python demo.py                                                  one process: global = local × ranks × accumulation
+"""
+
+import importlib.util
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from lessons.kit import CONFIG, books_of, build, headline, held, launched, open_text, prepare, save_figure, table
+from speedrun.ending import guarded
+from speedrun.optim.policy import parameter_groups
+from strategies.ledger.memory import measure
+from strategies.ledger.predict import predict_memory
+from strategies.ledger.traffic import predict_traffic
+from strategies.ledger.wire import Meter
+from strategies.matrices import Place
+
+STEPS, ACCUMULATION = 10, 2
+BUCKET = 2**19
+"""Bytes of a bucket of the hand-written DDP: small, so that this small model has several."""
+
+
+def main() -> None:
+    launch, strategy = launched()
+    device = strategy.settings.place.device
+    if launch.world_size == 1:
+        print(headline(launch, "DDP"))
+        product_of_three(device)
+        return
+    if launch.strategy != "ddp":
+        raise ValueError(f"this demo compares with DDP, not with {launch.strategy}; launch it with cpu/ddp.yaml.")
+    alone = train_plain(Place(0, 1, device), ACCUMULATION)
+    by_hand = load("by_hand")
+    ddp = by_hand.HandDDP(build().to(device), BUCKET)
+    sent_at = watch(ddp)
+    hand = train_plain(strategy.settings.place, ACCUMULATION, ddp)
+    prepare(strategy, accumulation=ACCUMULATION)
+    torchs = train_strategy(strategy, ACCUMULATION)
+    if launch.rank == 0:
+        report(launch, alone, hand, torchs, sent_at)
+
+
+def load(name: str):
+    """A file beside this one (a folder whose name begins with a digit is no package)."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def micro_batches(data, place: Place, step: int, accumulation: int):
+    """This rank's rows of a step's global batch, in micro-batches, on its device."""
+    rows = data.global_batch // place.world_size
+    size = rows // accumulation
+    for first in range(place.rank * rows, (place.rank + 1) * rows, size):
+        yield tuple(tensor.to(place.device) for tensor in data.batch(step, first, first + size))
+
+
+def train_plain(place: Place, accumulation: int, ddp=None) -> dict:
+    """A plain training loop with torch's AdamW; ddp: the hand-written one, or None for a single process."""
+    data, model = open_text(), ddp.model if ddp else build().to(place.device)
+    named = dict(model.named_parameters())
+    recipe = parameter_groups({name: tuple(p.shape) for name, p in named.items()}, CONFIG.optimizer)
+    optimizer = torch.optim.AdamW([{**g.options, "params": [named[n] for n in g.parameters]} for g in recipe])
+    for step in range(STEPS):
+        with Meter() as meter:
+            for i, (inputs, targets) in enumerate(micro_batches(data, place, step, accumulation)):
+                if ddp:
+                    ddp.sync = i == accumulation - 1
+                (model(inputs, targets) / accumulation).backward()
+            if ddp:
+                ddp.finish()
+        nn.utils.clip_grad_norm_(model.parameters(), CONFIG.optimizer.clip)
+        optimizer.step()
+        memory = measure(
+            {
+                "parameters": list(model.parameters()),
+                "gradients": [p.grad for p in model.parameters()],
+                "optimizer states": [t for state in optimizer.state.values() for t in state.values()],
+            }
+        )
+        ddp.zero_grad() if ddp else optimizer.zero_grad()
+    weights = {name: p.detach().cpu().clone() for name, p in named.items()}
+    return {"weights": weights, "sent": meter.lines(), "held": memory}
+
+
+def train_strategy(strategy, accumulation: int) -> dict:
+    """The same under one of the trainer's strategies: what speedrun/train.py does."""
+    data = open_text()
+    for step in range(STEPS):
+        with Meter() as meter:
+            for i, (inputs, targets) in enumerate(micro_batches(data, strategy.settings.place, step, accumulation)):
+                with strategy.micro_batch(last=i == accumulation - 1):
+                    strategy.backward(strategy.model(inputs, targets))
+            memory = held(strategy)
+            strategy.step()
+    weights = {name: weight.cpu() for name, weight in strategy.optimizer.full_weights().items()}
+    memory["optimizer states"] = held(strategy)["optimizer states"]
+    return {"weights": weights, "sent": meter.lines(), "held": memory}
+
+
+def watch(ddp) -> list[list[float]]:
+    """Note when each bucket of a step is sent, in ms since its first gradient's; the last entry is the end."""
+    steps: list[list[float]] = []
+    arrived, finish = ddp._arrived, ddp.finish
+
+    def note(bucket) -> None:
+        if ddp.sync:
+            if all(b.work is None and b.missing == len(b.parameters) for b in ddp.buckets):
+                steps.append([time.perf_counter()])
+            arrived(bucket)
+            if bucket.work is not None:
+                steps[-1].append(time.perf_counter())
+
+    def end() -> None:
+        steps[-1].append(time.perf_counter())
+        finish()
+        steps[-1].append(time.perf_counter())
+
+    ddp._arrived, ddp.finish = note, end
+    return steps
+
+
+def difference(a: dict, b: dict) -> float:
+    """The largest between two sets of weights."""
+    return max((a["weights"][name] - b["weights"][name]).abs().max().item() for name in a["weights"])
+
+
+def product_of_three(device: torch.device) -> None:
+    """One process: accumulation stands in for ranks."""
+    print(f"\nA global batch of {CONFIG.data.global_batch} rows = local rows × ranks × accumulation, here on one rank:")
+    whole, *others = (train_plain(Place(0, 1, device), accumulation) for accumulation in (1, 2, 4, 8))
+    apart = {f"{16 // 2**i} × 1 × {2**i}": difference(other, whole) for i, other in enumerate(others, start=1)}
+    rows = [["16 × 1 × 1", "(the reference)"], *([name, f"{value:.1e}"] for name, value in apart.items())]
+    print(table(["local × ranks × accumulation", f"largest difference in a weight after {STEPS} steps"], rows))
+    print("\nThe differences are rounding: sums in another order.")
+    print("(For DDP itself launch this on several ranks; README.md has the command.)")
+
+    def draw_differences(figure) -> None:
+        axes = figure.subplots()
+        axes.bar(list(apart), list(apart.values()))
+        axes.set_title("Largest difference in a weight from one micro-batch of 16 rows", loc="left")
+
+    print(save_figure("lesson_04_accumulation", draw_differences))
+
+
+def report(launch, alone, hand, torchs, sent_at) -> None:
+    run = books_of(launch, accumulation=ACCUMULATION)
+    print(headline(launch, "DDP"))
+    print(f"\n{STEPS} steps of the same {CONFIG.data.global_batch} rows, {ACCUMULATION} micro-batches a rank:")
+    names = {"by hand (by_hand.py)": hand, "torch's, as strategies/ddp.py": torchs}
+    lines = []
+    for name, run_ in names.items():
+        sent = [line for line in run_["sent"] if line.purpose == "payload" and line.collective == "all_reduce"]
+        calls, payload = sum(line.calls for line in sent), sum(line.payload_bytes for line in sent)
+        lines.append([name, f"{difference(run_, alone):.1e}", f"{calls}", f"{payload:,}"])
+    booked = [entry for entry in predict_traffic(run, launch.rank) if entry.purpose == "gradients"]
+    lines.append(["the books", "0", "", f"{sum(entry.payload_bytes for entry in booked):,}"])
+    print(table(["", "weights: from one process", "all-reduces", "bytes a step"], lines))
+    print("\nWhat each rank holds before the update (bytes): nothing is saved by DDP")
+    parts = ("parameters", "gradients", "optimizer states")
+    books = predict_memory(run)[launch.rank]["after backward"]
+    rows = {"one process": alone["held"], "by hand": hand["held"], "torch's": torchs["held"], "the books": books}
+    print(table(["", *parts], [[name, *(f"{memory[part]:,}" for part in parts)] for name, memory in rows.items()]))
+    first, *buckets, computed, done = sent_at[-1]
+    print("\nOverlap in the last step, by hand (ms after the first gradient):")
+    print("  buckets sent at " + ", ".join(f"{(t - first) * 1e3:.1f}" for t in buckets), end="; ")
+    print(f"backward ended at {(computed - first) * 1e3:.1f}, the last all-reduce at {(done - first) * 1e3:.1f}")
+    print(save_figure("lesson_04_ddp", lambda figure: draw(figure, sent_at, hand, torchs, alone)))
+
+
+def draw(figure, sent_at, hand, torchs, alone) -> None:
+    left, right = figure.subplots(1, 2)
+    for row, times in enumerate(sent_at[-5:]):
+        first, *buckets, computed, done = ((t - times[0]) * 1e3 for t in times)
+        left.barh(row, computed, color="#0072B2", height=0.6, label="backward" if not row else None)
+        left.barh(row, done - computed, left=computed, color="#D55E00", height=0.6, label=None if row else "waiting")
+        left.plot(buckets, [row] * len(buckets), "k|", markersize=14, label="bucket sent" if not row else None)
+    left.set_title("Backward and all-reduce, last steps (ms)", loc="left")
+    left.legend(frameon=False)
+    kinds = ("parameters", "gradients", "optimizer states")
+    bottom = [0.0] * 3
+    for kind in kinds:
+        values = [memory["held"][kind] / 2**20 for memory in (alone, hand, torchs)]
+        right.bar(["one process", "by hand", "torch's DDP"], values, 0.6, bottom=bottom, label=kind)
+        bottom = [b + v for b, v in zip(bottom, values, strict=True)]
+    right.set_title("What each rank holds (MiB)", loc="left")
+    right.set_ylim(0, 1.3 * max(bottom))
+    right.legend(frameon=False, ncols=3, fontsize=8)
+
+
+if __name__ == "__main__":
+    guarded(main)

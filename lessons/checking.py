@@ -1,0 +1,102 @@
+"""What a lesson's check.py and wrong.py are written with: saying what is wrong, in words.
+
+A check is a function with the exercise's name; it gets the learner's function and returns if all is well. For anything
+else it raises `Wrong` with sentences that name the mistake. In an exercise for several ranks it runs on every rank.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+GB, GIB, MB, MIB = 10**9, 2**30, 10**6, 2**20
+
+Attempt = TypeVar("Attempt", bound=Callable[..., Any])
+
+
+class Wrong(Exception):
+    """The learner's answer is wrong; the message says how, in whole sentences."""
+
+
+def wrong_attempt(exercise: str, says: str) -> Callable[[Attempt], Attempt]:
+    """Mark a function of wrong.py as a wrong solution of `exercise`; its message must contain `says`.
+
+    `shardrun lesson verify` puts it in the place of the exercise and looks at what the learner would be told.
+    """
+
+    def mark(function: Attempt) -> Attempt:
+        function.exercise, function.says = exercise, says  # type: ignore[attr-defined]
+        return function
+
+    return mark
+
+
+def expect(condition: bool, message: str) -> None:
+    """Raise Wrong with `message` unless `condition` holds."""
+    if not condition:
+        raise Wrong(message)
+
+
+def expect_number(found: Any, right: float, what: str, mistakes: dict[str, float] | None = None) -> None:
+    """Compare a learner's number with the right one, to 0.1 %, and recognise the usual mistakes by their values.
+
+    what: the number in words, with its case, for example "the gradients of 1000 parameters, in bytes"; mistakes:
+    message → the value that this mistake gives. The mistakes of units (GiB for GB, bits for bytes) and the factor 2
+    are recognised for every number, after the given ones. The right value itself is never told.
+    """
+    if found is None:
+        raise Wrong(f"Your function returned nothing for {what}. Is the return missing?")
+    if isinstance(found, bool) or not isinstance(found, (int, float)):
+        raise Wrong(f"Your function returned {found!r} for {what}; a plain number is asked for.")
+    if _close(found, right):
+        return
+    start = f"You say {_shown(found)} for {what}. "
+    for message, value in (mistakes or {}).items():
+        if _close(found, value) and not _close(value, right):
+            raise Wrong(start + message)
+    for message, factor in USUAL.items():
+        if _close(found, right * factor):
+            raise Wrong(start + message)
+    raise Wrong(start + f"That is too {'large' if found > right else 'small'}, and no mistake that is known here.")
+
+
+USUAL = {
+    "That is twice as much as it is: a factor 2 too many.": 2.0,
+    "That is half of it: a factor 2 is missing.": 0.5,
+    "That is GiB (2³⁰ bytes) where GB (10⁹ bytes) are asked for.": GB / GIB,
+    "That is GB (10⁹ bytes) where GiB (2³⁰ bytes) are asked for.": GIB / GB,
+    "That is MiB (2²⁰ bytes) where MB (10⁶ bytes) are asked for.": MB / MIB,
+    "That is MB (10⁶ bytes) where MiB (2²⁰ bytes) are asked for.": MIB / MB,
+    "That counts elements; a float32 has 4 bytes.": 0.25,
+    "That is eight times too much: bits in place of bytes?": 8.0,
+    "That is an eighth of it: bits taken for bytes?": 0.125,
+    "That is a thousand times too much: look at the unit.": 1e3,
+    "That is a thousandth of it: look at the unit.": 1e-3,
+    "That is 10⁹ times too much: bytes in place of GB?": 1e9,
+    "That is 10⁻⁹ of it: GB in place of bytes?": 1e-9,
+}
+"""Mistakes that can happen with any number of bytes: message → factor."""
+
+
+def _close(a: float, b: float) -> bool:
+    return math.isclose(a, b, rel_tol=1e-3, abs_tol=1e-12)
+
+
+def _shown(value: float) -> str:
+    return f"{value:,.0f}" if isinstance(value, int) or abs(value) >= 1e5 else f"{value:.6g}"
+
+
+def expect_numbers(found: Any, right: dict[str, float], what: str, mistakes: dict[str, dict[str, float]]) -> None:
+    """`expect_number` for every entry of a dictionary; mistakes: key → message → value."""
+    if not isinstance(found, dict):
+        raise Wrong(f"Your function returned {found!r} for {what}; a dictionary with {_names(right)} is asked for.")
+    for key in right:
+        if key not in found:
+            raise Wrong(f"Your answer for {what} has no entry {key!r}; it needs {_names(right)}.")
+    if extra := [key for key in found if key not in right]:
+        raise Wrong(f"Your answer for {what} has an entry {extra[0]!r} too many; it needs {_names(right)}.")
+    for key, value in right.items():
+        expect_number(found[key], value, f"{key!r} of {what}", mistakes.get(key))
+
+
+def _names(entries: dict[str, float]) -> str:
+    return ", ".join(repr(key) for key in entries)

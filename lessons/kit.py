@@ -1,0 +1,136 @@
+"""What the demos share: a small GPT that trains on the built-in text, under whatever strategy accelerate launched.
+
+A demo reads like a training script, and all that is not its subject is here.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from speedrun.activations import part_of
+from speedrun.config import Config, DataConfig, ModelConfig, OptimizerConfig
+from speedrun.data import Data, open_data
+from speedrun.model import GPT
+from speedrun.optim.policy import parameter_groups
+from speedrun.shapes import parameter_groups as books_groups
+from speedrun.shapes import parameter_shapes
+from strategies import select
+from strategies.base import Strategy
+from strategies.ledger.activations import ActivationBook, measure_activations
+from strategies.ledger.memory import measure
+from strategies.ledger.predict import Run
+from strategies.select import Launch
+
+CONFIG = Config(
+    model=ModelConfig(layers=2, heads=2, width=128, positions="rope", kernels="torch"),
+    # A large eps: AdamW divides by a gradient's size, and with a small one the rounding errors of gradients that are
+    # next to zero would grow into whole steps, in one process already.
+    optimizer=OptimizerConfig(name="adamw", clip=1.0, eps=1e-5),
+    data=DataConfig(sequence_length=64, global_batch=16, eval_tokens=64),
+)
+"""About 0.46M parameters, AdamW everywhere, 1024 tokens a step: some 50 ms on one CPU core."""
+
+
+def open_text(config: Config = CONFIG) -> Data:
+    """The documentation inside Python, as bytes: no download."""
+    return open_data(config.data, config.model.vocab_size, config.seed)
+
+
+def build(config: Config = CONFIG) -> GPT:
+    """The model, with the same weights on every rank."""
+    model = GPT(config.model)
+    model.init_weights(config.seed)
+    return model
+
+
+def prepare(strategy: Strategy, config: Config = CONFIG, accumulation: int = 1) -> None:
+    """Give the strategy a fresh model and its optimizer."""
+    model = build(config)
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    recipe = parameter_groups(shapes, config.optimizer)
+    strategy.prepare(model, recipe, clip=config.optimizer.clip, accumulation=accumulation)
+
+
+def launched() -> tuple[Launch, Strategy]:
+    """What `accelerate launch` (or plain python: one process) asked for, and its strategy, not yet prepared."""
+    launch = select.launched()
+    return launch, select.start(launch)
+
+
+def rows_of(launch: Launch, data: Data, step: int) -> tuple[Tensor, Tensor]:
+    """This rank's rows of a step's global batch: tokens and targets, int64 [rows, length], on the CPU.
+
+    Raises ValueError where the batch does not divide over the ranks.
+    """
+    if data.global_batch % launch.world_size:
+        raise ValueError(
+            f"{data.global_batch} rows do not divide over {launch.world_size} ranks; use 1, 2, 4, 8 or 16 processes."
+        )
+    rows = data.global_batch // launch.world_size
+    return data.batch(step, launch.rank * rows, (launch.rank + 1) * rows)
+
+
+def books_of(launch: Launch, config: Config = CONFIG, accumulation: int = 1) -> Run:
+    """What the predictions need to know: shapes, groups, world size, precision, settings. No live tensor."""
+    shapes, groups = parameter_shapes(config.model), books_groups(config)
+    return Run(launch.strategy, shapes, groups, launch.world_size, launch.precision, accumulation, launch.engine)
+
+
+def held(strategy: Strategy) -> dict[str, int]:
+    """Bytes that this rank holds now, by category, counted from its live tensors."""
+    return measure(strategy.held())
+
+
+def watched_forward(strategy: Strategy, inputs: Tensor, targets: Tensor) -> tuple[Tensor, ActivationBook]:
+    """The loss of a micro-batch, and what autograd keeps of its forward pass, measured."""
+    losses: list[Tensor] = []
+    book = measure_activations(strategy.model, lambda: losses.append(strategy.model(inputs, targets)), part_of)
+    return losses[0], book
+
+
+def with_model(config: Config, **changes: Any) -> Config:
+    """The configuration with other fields of its model."""
+    return replace(config, model=replace(config.model, **changes))
+
+
+def headline(launch: Launch, what: str) -> str:
+    ranks = "1 rank" if launch.world_size == 1 else f"{launch.world_size} ranks"
+    device = "CPU" if launch.cpu else torch.cuda.get_device_name()
+    return f"{what}: {launch.strategy} on {ranks}, {launch.precision}, {device}"
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Plain columns: the first to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in (headings, *rows)) for i in range(len(headings))]
+    lines = [headings, ["─" * width for width in widths], *rows]
+    return "\n".join(
+        "  " + "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        for row in lines
+    )
+
+
+def mib(amount: float) -> str:
+    """Bytes as MiB, or a dash for nothing."""
+    return f"{amount / 2**20:,.2f}" if amount else "–"
+
+
+def save_figure(name: str, draw: Callable[[Any], None], size: tuple[float, float] = (10, 4)) -> str:
+    """Draw on a new matplotlib figure and save it as runs/NAME.png; returns what to say about it."""
+    try:
+        import matplotlib
+    except ImportError:
+        return "No picture: matplotlib is not installed (pip install 'shardrun[plots]')."
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure = plt.figure(figsize=size, layout="constrained")
+    draw(figure)
+    path = Path("runs") / f"{name}.png"
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return f"Picture: {path}"

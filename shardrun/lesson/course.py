@@ -1,0 +1,80 @@
+"""The course: lesson folders, in the order of their numbers, each described by its lesson.toml."""
+
+import re
+import tomllib
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+
+OURS = ("lesson.toml", "check.py", "solution.py", "wrong.py")
+"""Files of a lesson that are not copied to the learner."""
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """A function that the learner writes."""
+
+    name: str
+    about: str
+    hints: tuple[str, ...]
+    accounting: bool = False
+    """A number to compute."""
+    ranks: int = 1
+    """Processes that it runs in; more than one are in a gloo group."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A lesson folder."""
+
+    folder: Path
+    title: str
+    about: str
+    minutes: int
+    prerequisites: tuple[int, ...]
+    exercises: tuple[Exercise, ...]
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @cached_property
+    def number(self) -> int:
+        return int(self.name.partition("_")[0])
+
+    def exercise(self, name: str) -> Exercise:
+        """Raises ValueError for a name that this lesson has not."""
+        for exercise in self.exercises:
+            if exercise.name == name:
+                return exercise
+        names = ", ".join(exercise.name for exercise in self.exercises)
+        raise ValueError(f"lesson {self.number} has no exercise {name!r}; it has {names}.")
+
+
+def course(folder: Path | None = None) -> list[Lesson]:
+    """All lessons of a folder, by default of the installed package. Raises ValueError for a bad lesson.toml."""
+    folder = folder or Path(str(resources.files("lessons")))
+    paths = [path for path in folder.iterdir() if re.match(r"\d\d_", path.name) and (path / "lesson.toml").is_file()]
+    return [_read(path) for path in sorted(paths)]
+
+
+def _read(folder: Path) -> Lesson:
+    path = folder / "lesson.toml"
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        exercises = [Exercise(**{**entry, "hints": tuple(entry["hints"])}) for entry in content.pop("exercise")]
+        content["prerequisites"] = tuple(content["prerequisites"])
+        return Lesson(folder=folder, exercises=tuple(exercises), **content)
+    except (tomllib.TOMLDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no description of a lesson: {error}.") from error
+
+
+def find(number: int) -> Lesson:
+    """Raises ValueError for a lesson there is not."""
+    lessons = course()
+    for lesson in lessons:
+        if lesson.number == number:
+            return lesson
+    numbers = ", ".join(str(lesson.number) for lesson in lessons)
+    raise ValueError(f"there is no lesson {number}; there are {numbers}.")

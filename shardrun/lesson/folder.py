@@ -1,0 +1,120 @@
+"""The learner's folder: copies of the lessons, the accelerate configs, and progress.json.
+
+Nothing in here is ever overwritten or deleted: what exists is left alone, and `reset` keeps what it replaces.
+"""
+
+import json
+import shutil
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from shardrun.lesson.course import OURS, Exercise, Lesson
+
+NAME = "learning"
+PROGRESS = "progress.json"
+SCHEMA = 1
+
+
+@dataclass
+class Folder:
+    """A learner's folder and the progress in it."""
+
+    path: Path
+    current: int | None = None
+    """Number of the lesson that was started or checked last."""
+    solved: dict[str, list[str]] = field(default_factory=dict)
+    """Lesson → its exercises that the last check of them passed."""
+    hints: dict[str, int] = field(default_factory=dict)
+    """lesson/exercise → hints shown."""
+    solutions: list[str] = field(default_factory=list)
+    """lesson/exercise of the solutions shown."""
+
+    @property
+    def exists(self) -> bool:
+        return (self.path / PROGRESS).is_file()
+
+    def lesson(self, lesson: Lesson) -> Path:
+        return self.path / lesson.name
+
+    def attempt(self, lesson: Lesson) -> Path:
+        """The learner's exercise.py. Raises FileNotFoundError where the lesson has not been started."""
+        path = self.lesson(lesson) / "exercise.py"
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} does not exist; begin with: shardrun lesson start {lesson.number}")
+        return path
+
+    def solved_in(self, lesson: Lesson) -> list[Exercise]:
+        return [exercise for exercise in lesson.exercises if exercise.name in self.solved.get(lesson.name, [])]
+
+    def mark(self, lesson: Lesson, exercise: Exercise, passed: bool) -> None:
+        """Note the outcome of a check: one that no longer passes is no longer solved."""
+        names = self.solved.setdefault(lesson.name, [])
+        if passed and exercise.name not in names:
+            names.append(exercise.name)
+        if not passed and exercise.name in names:
+            names.remove(exercise.name)
+
+    def save(self) -> None:
+        content = {key: value for key, value in vars(self).items() if key != "path"}
+        text = json.dumps({"schema": SCHEMA, **content}, indent=2) + "\n"
+        new = self.path / (PROGRESS + ".new")
+        new.write_text(text, encoding="utf-8")
+        new.replace(self.path / PROGRESS)  # never half a file
+
+
+def open_folder(asked: Path | None = None) -> Folder:
+    """The folder that was asked for; else the one that we are in; else `learning` here, whether it exists or not.
+
+    Raises ValueError where its progress.json cannot be read.
+    """
+    path = asked
+    if path is None:
+        path = next((p for p in (Path.cwd(), *Path.cwd().parents) if (p / PROGRESS).is_file()), Path(NAME))
+        if path == Path.cwd():
+            path = Path(".")
+    state = path / PROGRESS
+    if not state.is_file():
+        return Folder(path)
+    try:
+        content: dict[str, Any] = json.loads(state.read_text(encoding="utf-8"))
+        if content.pop("schema") != SCHEMA:
+            raise ValueError("another schema")
+        return Folder(path, **content)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{state} cannot be read ({error}); move it away to begin with no progress.") from error
+
+
+def start(folder: Folder, lesson: Lesson) -> list[Path]:
+    """Copy what the learner works with, and leave alone what is there. Returns the files that were made."""
+    made = []
+    for source in sorted(path for path in lesson.folder.iterdir() if path.is_file() and path.name not in OURS):
+        made += _copy(source, folder.lesson(lesson) / source.name)
+    configs = Path(str(resources.files("accelerate_configs")))
+    for source in sorted(configs.rglob("*.yaml")):
+        _copy(source, folder.path / configs.name / source.relative_to(configs))
+    folder.current = lesson.number
+    folder.save()
+    return made
+
+
+def _copy(source: Path, target: Path) -> list[Path]:
+    if target.exists():
+        return []
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+    return [target]
+
+
+def reset(folder: Folder, lesson: Lesson) -> Path:
+    """Put the unsolved exercise.py back; the learner's becomes exercise.1.py, exercise.2.py … Returns that path."""
+    attempt = folder.attempt(lesson)
+    number = 1
+    while (kept := attempt.with_name(f"exercise.{number}.py")).exists():
+        number += 1
+    attempt.rename(kept)
+    _copy(lesson.folder / "exercise.py", attempt)
+    folder.solved.pop(lesson.name, None)
+    folder.save()
+    return kept

@@ -1,0 +1,163 @@
+"""Checking an attempt: in processes of its own, on as many ranks as the exercise wants, with an end to every hang.
+
+A rank that waits in a collective uses no processor time. So when no rank has for a few seconds, nothing will come any
+more, however slow or busy the machine is; then every rank that is not done tells where it is.
+"""
+
+import multiprocessing
+import os
+import re
+import signal
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from shardrun.lesson.course import Exercise, Lesson
+from shardrun.lesson.rank import ERROR, PASSED, UNSOLVED, WRONG, Job, serve, source_line
+
+HUNG = "hung"
+
+QUIET_SECONDS = 5.0
+"""No rank has used the processor for so long: they wait for each other."""
+QUIET_SHARE = 0.01
+"""So little of a processor counts as none."""
+LONGEST = 90.0
+"""Seconds after which an attempt that is still busy is ended."""
+IN_THE_CHECK = "has left your function and waits for the others in the check"
+
+GRACE = 2.0
+"""Seconds that the other ranks have once one has failed."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """status: passed, unsolved, wrong, error or hung; message: what the learner is told."""
+
+    status: str
+    message: str = ""
+
+    @property
+    def passed(self) -> bool:
+        return self.status == PASSED
+
+
+def judge(lesson: Lesson, exercise: Exercise, attempt: Path, wrong: str = "") -> Outcome:
+    """Check the function in the file `attempt` (or, for `verify`, the function `wrong` of wrong.py in its place)."""
+    job = Job(exercise.name, attempt.resolve(), (lesson.folder / "check.py").resolve(), exercise.ranks, wrong)
+    with tempfile.TemporaryDirectory() as folder:
+        ranks = _start(job, Path(folder))
+        try:
+            return _wait(job, ranks, Path(folder))
+        finally:
+            for process, pipe in ranks:
+                pipe.close()
+                process.kill()
+                process.join()
+
+
+def _start(job: Job, scratch: Path) -> list[tuple[Any, Connection]]:
+    context: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+    if sys.platform == "linux":
+        # Imported once, not once per rank and exercise (an optimizer's first step imports torch._dynamo: seconds).
+        context.set_forkserver_preload(["torch", "torch.distributed", "torch._dynamo"])
+    ranks = []
+    for rank in range(job.ranks):
+        ours, theirs = context.Pipe()
+        process = context.Process(target=serve, args=(job, rank, scratch, theirs), daemon=True)
+        process.start()
+        theirs.close()
+        ranks.append((process, ours))
+    return ranks
+
+
+def _wait(job: Job, ranks: list[tuple[Any, Connection]], scratch: Path) -> Outcome:
+    ready: set[int] = set()
+    answers: dict[int, tuple[str, str]] = {}
+    started = quiet_since = time.monotonic()
+    used, failed_at = 0.0, 0.0
+    while len(answers) < len(ranks):
+        left = {pipe: rank for rank, (_, pipe) in enumerate(ranks) if rank not in answers}
+        arrived: Any = wait(list(left), timeout=0.1)
+        for pipe in arrived:
+            rank = left[pipe]
+            try:
+                said = pipe.recv()
+            except EOFError:
+                said = (ERROR, "The process ended in the middle of the check.")
+            if said == "ready":
+                ready.add(rank)
+            else:
+                answers[rank] = said
+        now = time.monotonic()
+        failed_at = failed_at or (now if any(status != PASSED for status, _ in answers.values()) else 0.0)
+        seconds = _processor_seconds(ranks)
+        if seconds - used > QUIET_SHARE * (now - quiet_since) or len(ready) < len(ranks):
+            used, quiet_since = seconds, now
+        if failed_at and now - failed_at > GRACE:
+            break
+        if now - quiet_since > QUIET_SECONDS or now - started > LONGEST:
+            break
+    waiting = _where(job, ranks, answers, scratch) if len(answers) < len(ranks) else []
+    return _verdict(answers, waiting, job.ranks, busy=time.monotonic() - started > LONGEST)
+
+
+def _processor_seconds(ranks: list[tuple[Any, Connection]]) -> float:
+    total = 0.0
+    for process, _ in ranks:
+        try:
+            times = psutil.Process(process.pid).cpu_times()
+            total += times.user + times.system
+        except psutil.Error:
+            pass
+    return total
+
+
+def _verdict(answers: dict[int, tuple[str, str]], waiting: list[str], ranks: int, busy: bool) -> Outcome:
+    for status in (UNSOLVED, WRONG, ERROR):
+        said = {rank: message for rank, (kind, message) in sorted(answers.items()) if kind == status}
+        if not said:
+            continue
+        rank, message = next(iter(said.items()))
+        if message and len(said) < ranks and ranks > 1:
+            message = f"On rank {rank}: {message}"
+        if status != UNSOLVED:  # what the others are doing in the learner's code belongs to the picture
+            message = "\n".join([message, *(line for line in waiting if not line.endswith(IN_THE_CHECK))])
+        return Outcome(status, message)
+    if waiting:
+        many = "It hangs: the ranks wait for each other." if ranks > 1 else "It hangs."
+        head = f"It is still busy after {LONGEST:.0f} s." if busy else many
+        done = [f"rank {rank} is done" for rank in sorted(answers)] if ranks > 1 else []
+        return Outcome(HUNG, "\n".join([head, *waiting, *done]))
+    return Outcome(PASSED)
+
+
+def _where(job: Job, ranks: list[tuple[Any, Connection]], answers: dict[int, Any], scratch: Path) -> list[str]:
+    """For every rank without an answer: the collective that it waits in, and the learner's line that called it."""
+    left = [rank for rank in range(len(ranks)) if rank not in answers]
+    if not hasattr(signal, "SIGUSR1"):
+        return [f"rank {rank} is not done" for rank in left]
+    for rank in left:
+        if ranks[rank][0].is_alive():
+            os.kill(ranks[rank][0].pid, signal.SIGUSR1)
+    time.sleep(0.5)
+    return [f"rank {rank} {describe((scratch / f'stacks{rank}').read_text(), job)}" for rank in left]
+
+
+def describe(stacks: str, job: Job) -> str:
+    """From faulthandler's stacks (innermost call first) to words: what this rank waits in, and where it was called."""
+    files = (str(job.attempt), str(job.check.with_name("wrong.py")))
+    for thread in re.split(r"\n(?=\S)", stacks):
+        frames = re.findall(r'File "(.+)", line (\d+) in (\S+)', thread)
+        ours = next((i for i, (path, _, _) in enumerate(frames) if path in files), None)
+        if ours is not None:
+            path, line, _ = frames[ours]
+            calls = [name for path, _, name in frames[:ours] if path.endswith("distributed_c10d.py")]
+            place = f"{Path(path).name}, line {line}: `{source_line(path, int(line))}`"
+            return f"waits in {calls[-1]}, {place}" if calls else f"is at {place}"
+    return IN_THE_CHECK

@@ -1,0 +1,104 @@
+"""The process in which an exercise is checked: one per rank, started by shardrun/lesson/judge.py."""
+
+import faulthandler
+import importlib.util
+import linecache
+import os
+import signal
+import sys
+import traceback
+from dataclasses import dataclass
+from datetime import timedelta
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import ModuleType
+
+PASSED, UNSOLVED, WRONG, ERROR = "passed", "unsolved", "wrong", "error"
+
+
+@dataclass(frozen=True)
+class Job:
+    """check.py's function `exercise` on the function of that name in `attempt`, on `ranks` ranks."""
+
+    exercise: str
+    attempt: Path
+    check: Path
+    ranks: int
+    wrong: str = ""
+    """A function of the lesson's wrong.py that takes the exercise's place (for `verify`)."""
+
+
+def serve(job: Job, rank: int, scratch: Path, pipe: Connection) -> None:
+    """Set up this rank, say "ready", check, answer (status, message), and stay until the pipe is closed."""
+    stacks = open(scratch / f"stacks{rank}", "w")  # noqa: SIM115  open as long as the process lives
+    if hasattr(signal, "SIGUSR1"):
+        faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=True)
+    sys.dont_write_bytecode = True  # nothing beside the learner's files, and nothing stale when they change
+    os.environ.update(OMP_NUM_THREADS="1", RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(job.ranks))
+    import torch
+
+    torch.set_num_threads(1)
+    if job.ranks > 1:
+        _join(job.ranks, rank, scratch)
+    pipe.send("ready")
+    pipe.send(_answer(job))
+    try:
+        pipe.recv()  # the others may be in a collective with this rank: do not end before them
+    except EOFError:
+        os._exit(0)
+
+
+def _join(ranks: int, rank: int, scratch: Path) -> None:
+    import torch.distributed as dist
+
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo0" if sys.platform == "darwin" else "lo"
+    store = (scratch / "store").as_uri()
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=ranks, timeout=timedelta(minutes=10))
+    dist.barrier()  # connections are made now, not in the learner's first collective
+
+
+def _answer(job: Job) -> tuple[str, str]:
+    from lessons.checking import Wrong
+
+    try:
+        learner = _load("exercise", job.attempt)
+        if job.wrong:
+            setattr(learner, job.exercise, getattr(_load("wrong", job.check.with_name("wrong.py")), job.wrong))
+        if not hasattr(learner, job.exercise):
+            return WRONG, f"There is no function {job.exercise} in {job.attempt.name} any more; its name must stay."
+        getattr(_load("check", job.check), job.exercise)(getattr(learner, job.exercise))
+    except NotImplementedError:
+        return UNSOLVED, ""
+    except Wrong as wrong:
+        return WRONG, str(wrong)
+    except SyntaxError as error:
+        return ERROR, f"{Path(error.filename or '').name}, line {error.lineno}: {error.msg}."
+    except BaseException as error:  # SystemExit too: a learner's exit() is an error like any other
+        return ERROR, _described(error, job)
+    return PASSED, ""
+
+
+def _load(name: str, path: Path) -> ModuleType:
+    """Import a file by its path: lesson folders begin with a digit and so are no packages."""
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _described(error: BaseException, job: Job) -> str:
+    """What was raised, and the learner's line that led to it."""
+    first = str(error).strip().partition("\n")[0]
+    words = f"{type(error).__name__}: {first}" if first else type(error).__name__
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if frame.filename in (str(job.attempt), str(job.check.with_name("wrong.py"))):
+            return f"{Path(frame.filename).name}, line {frame.lineno}, `{frame.line}` raised {words}"
+    return f"Calling {job.exercise} raised {words}"
+
+
+def source_line(path: str, number: int) -> str:
+    """A line of a file, stripped."""
+    linecache.checkcache(path)
+    return linecache.getline(path, number).strip()

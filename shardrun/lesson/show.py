@@ -1,0 +1,135 @@
+"""What the learner sees: within 100 columns, and 30 lines."""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shardrun.lesson.course import Exercise, Lesson
+from shardrun.lesson.folder import Folder
+from shardrun.plan import table
+
+if TYPE_CHECKING:
+    from shardrun.lesson.judge import Outcome
+
+WIDTH = 98
+SIGNS = {"passed": "✓", "unsolved": "·"}
+
+
+def is_terminal() -> bool:
+    return sys.stdout.isatty()
+
+
+def lessons(all_lessons: list[Lesson], folder: Folder) -> None:
+    """The table of `list`."""
+    rows = []
+    for lesson in all_lessons:
+        needs = ", ".join(map(str, lesson.prerequisites)) or "–"
+        solved = f"{len(folder.solved_in(lesson))} of {len(lesson.exercises)}"
+        here = "←" if folder.current == lesson.number else ""
+        rows.append([lesson.title, str(lesson.number), str(lesson.minutes), needs, solved, here])
+    table("", ["lesson", "N", "minutes", "needs", "solved", ""], rows)
+    print(f"{_next(all_lessons, folder)}")
+
+
+def progress(all_lessons: list[Lesson], folder: Folder) -> None:
+    """A bar per lesson, and what comes next."""
+    done = sum(len(folder.solved_in(lesson)) for lesson in all_lessons)
+    total = sum(len(lesson.exercises) for lesson in all_lessons)
+    print(f"{done} of {total} exercises solved, in {folder.path}\n")
+    for lesson in all_lessons:
+        signs = "".join("█" if e in folder.solved_in(lesson) else "·" for e in lesson.exercises)
+        unsolved = [e.name for e in lesson.exercises if e not in folder.solved_in(lesson)]
+        rest = f"next: {unsolved[0]}" if folder.lesson(lesson).exists() and unsolved else ""
+        print(f"{lesson.number:>3}  {lesson.title:<28} {signs:<9} {rest}".rstrip())
+    print(f"\n{_next(all_lessons, folder)}")
+
+
+def _next(all_lessons: list[Lesson], folder: Folder) -> str:
+    """What to type next: in the current lesson, else the first unsolved one."""
+    ordered = sorted(all_lessons, key=lambda lesson: lesson.number != folder.current)
+    for lesson in ordered:
+        if len(folder.solved_in(lesson)) < len(lesson.exercises):
+            verb = "check" if folder.lesson(lesson).exists() else "start"
+            return f"Next: shardrun lesson {verb} {lesson.number}"
+    return "All is solved."
+
+
+def progress_json(all_lessons: list[Lesson], folder: Folder) -> dict[str, Any]:
+    """The same for programs."""
+    return {
+        "schema": 1,
+        "folder": str(folder.path),
+        "current": folder.current,
+        "lessons": [
+            {
+                "number": lesson.number,
+                "name": lesson.name,
+                "title": lesson.title,
+                "about": lesson.about,
+                "minutes": lesson.minutes,
+                "prerequisites": list(lesson.prerequisites),
+                "started": folder.lesson(lesson).exists(),
+                "exercises": [
+                    {
+                        "name": exercise.name,
+                        "about": exercise.about,
+                        "accounting": exercise.accounting,
+                        "ranks": exercise.ranks,
+                        "solved": exercise in folder.solved_in(lesson),
+                        "hints_shown": folder.hints.get(f"{lesson.name}/{exercise.name}", 0),
+                        "solution_shown": f"{lesson.name}/{exercise.name}" in folder.solutions,
+                    }
+                    for exercise in lesson.exercises
+                ],
+            }
+            for lesson in all_lessons
+        ],
+    }
+
+
+def started(lesson: Lesson, folder: Folder, made: list[Path], all_lessons: list[Lesson]) -> None:
+    """What `start` did, and what to do next."""
+    there = folder.lesson(lesson)
+    head = f"Lesson {lesson.number}: {lesson.title} (about {lesson.minutes} minutes). {lesson.about}"
+    print(textwrap.fill(head, WIDTH) + "\n")
+    if made:
+        print(f"Copied to {there}: {', '.join(path.name for path in made)}")
+    else:
+        print(f"{there} is there already and was left as it is.")
+    for needed in (other for other in all_lessons if other.number in lesson.prerequisites):
+        solved = len(folder.solved_in(needed))
+        if solved < len(needed.exercises):
+            print(f"It builds on lesson {needed.number}, {needed.title}: {solved} of {len(needed.exercises)} solved.")
+    print(f"\n  1. Read       {there / 'README.md'}")
+    print(f"  2. Run        python {there / 'demo.py'}")
+    print(f"  3. Write      {there / 'exercise.py'}")
+    print(f"  4. Check      shardrun lesson check {lesson.number}    (or watch, hint, solution)\n")
+    for exercise in lesson.exercises:
+        ranks = f" (on {exercise.ranks} ranks)" if exercise.ranks > 1 else ""
+        print(f"  · {exercise.name}: {exercise.about}{ranks}")
+
+
+def outcome(exercise: Exercise, result: Outcome) -> None:
+    """An exercise's line, and what is wrong below it."""
+    print(f"  {SIGNS.get(result.status, '✗')} {exercise.name}: {exercise.about}", flush=True)
+    for line in result.message.splitlines():
+        print(textwrap.fill(line, WIDTH, initial_indent="      ", subsequent_indent="      "), flush=True)
+
+
+def after_check(lesson: Lesson, folder: Folder) -> None:
+    solved = len(folder.solved_in(lesson))
+    print(f"{solved} of {len(lesson.exercises)} solved.", end=" ")
+    left = [exercise for exercise in lesson.exercises if exercise not in folder.solved_in(lesson)]
+    print(f"Next: {left[0].name} (a hint: shardrun lesson hint {lesson.number} {left[0].name})" if left else "Done.")
+
+
+def hints(exercise: Exercise, shown: int) -> None:
+    """The first so many hints, the last one new."""
+    for number, hint in enumerate(exercise.hints[:shown], start=1):
+        head = f"{number}. "
+        print(textwrap.fill(hint, WIDTH, initial_indent=head, subsequent_indent=" " * len(head)))
+    left = len(exercise.hints) - shown
+    print(f"({left} more)" if left else "(the last one; what remains is shardrun lesson solution)")

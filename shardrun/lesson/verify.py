@@ -1,0 +1,139 @@
+"""`shardrun lesson verify`: every exercise starts unsolved, every solution passes, every wrong attempt gets a message
+that names its mistake, and every command of a README runs.
+"""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from shardrun.lesson.course import Exercise, Lesson
+from shardrun.lesson.judge import HUNG, Outcome, judge
+from shardrun.lesson.rank import ERROR, UNSOLVED, WRONG
+from shardrun.lesson.source import Command, commands, functions, wrong_attempts
+
+FILES = ("README.md", "demo.py", "exercise.py", "solution.py", "check.py", "wrong.py")
+SECTIONS = ("Goal", "Mental model", "Terms", "Run it", "What to look at", "Exercises", "Questions", "Sources")
+WRONG_ATTEMPTS = 2
+"""So many per exercise at least."""
+EXERCISES = 3
+"""So many per lesson at least, one of them accounting."""
+LONGEST_COMMAND = 600.0
+COLUMNS = 100
+"""Of the terminal that lessons are made for."""
+
+
+def verify(lessons: list[Lesson], commands: bool = True) -> int:
+    """Print what does not hold; returns the exit status."""
+    problems = []
+    for lesson in lessons:
+        started = time.perf_counter()
+        found = _files(lesson) or [*_exercises(lesson), *(_commands(lesson) if commands else [])]
+        seconds = time.perf_counter() - started
+        print(f"lesson {lesson.number}, {lesson.title}: {len(found) or 'no'} problems, {seconds:.0f} s", flush=True)
+        for problem in found:
+            print(f"  ✗ {problem}", flush=True)
+        problems += found
+    return 1 if problems else 0
+
+
+def _files(lesson: Lesson) -> list[str]:
+    """What is missing before anything can run."""
+    missing = [f"{name} is missing" for name in FILES if not (lesson.folder / name).is_file()]
+    if missing:
+        return missing
+    names = [exercise.name for exercise in lesson.exercises]
+    problems = []
+    for name in ("exercise.py", "solution.py", "check.py"):
+        if absent := [e for e in names if e not in functions(lesson.folder / name)]:
+            problems.append(f"{name} has no {', '.join(absent)}")
+    if extra := [e for e in functions(lesson.folder / "exercise.py") if e not in names]:
+        problems.append(f"lesson.toml does not name {', '.join(extra)}")
+    if len(names) < EXERCISES or not any(exercise.accounting for exercise in lesson.exercises):
+        problems.append(f"{EXERCISES} exercises, one of them accounting, are the least")
+    problems += [f"{exercise.name} has no hint" for exercise in lesson.exercises if not exercise.hints]
+    readme = (lesson.folder / "README.md").read_text(encoding="utf-8")
+    headings = re.findall(r"^## (.+)$", readme, re.M)
+    problems += [f"README.md has no section {name!r}" for name in SECTIONS if name not in headings]
+    parts = ("```mermaid", "<details>", "```sh gpu")
+    problems += [f"README.md has no {part!r}" for part in parts if part not in readme]
+    problems += [f"README.md does not mention {name}" for name in names if f"`{name}`" not in readme]
+    return problems
+
+
+def _exercises(lesson: Lesson) -> list[str]:
+    problems = []
+    wrong = wrong_attempts(lesson.folder / "wrong.py")
+    solution = lesson.folder / "solution.py"
+    for exercise in lesson.exercises:
+        first = judge(lesson, exercise, lesson.folder / "exercise.py")
+        if first.status != UNSOLVED:
+            problems.append(f"{exercise.name} does not start unsolved but {first.status}: {first.message}")
+        solved = judge(lesson, exercise, solution)
+        if not solved.passed:
+            problems.append(f"{exercise.name}: its solution is {solved.status}: {solved.message}")
+        attempts = wrong.get(exercise.name, [])
+        if len(attempts) < WRONG_ATTEMPTS:
+            problems.append(f"{exercise.name} has {len(attempts)} wrong attempts, not {WRONG_ATTEMPTS}")
+        for name, says in attempts:
+            problems += _told(exercise, name, says, judge(lesson, exercise, solution, name))
+    return problems
+
+
+def _told(exercise: Exercise, name: str, says: str, outcome: Outcome) -> list[str]:
+    """A wrong attempt must not pass, and must be told what it did."""
+    if outcome.status not in (WRONG, HUNG, ERROR):
+        return [f"{exercise.name}: the wrong attempt {name} is {outcome.status}"]
+    if says not in outcome.message:
+        return [f"{exercise.name}: the wrong attempt {name} is not told {says!r} but: {outcome.message}"]
+    return []
+
+
+def _commands(lesson: Lesson) -> list[str]:
+    """Run a README's commands one after another, in an empty folder, as a learner who solves every exercise would."""
+    root = Path(__file__).parent.parent.parent
+    problems = []
+    with tempfile.TemporaryDirectory() as folder:
+        for command in commands(lesson.folder / "README.md"):
+            if command.gpu:
+                problems += _gpu_command(command, Path(folder))
+                continue
+            _solve(lesson, Path(folder))
+            environment = {
+                **os.environ,
+                "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+                "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]),
+                "COLUMNS": str(COLUMNS),
+            }
+            text = f'shardrun() {{ {shlex.quote(sys.executable)} -m shardrun "$@"; }}\n{command.text}'
+            try:
+                done = subprocess.run(
+                    ["sh", "-c", text], cwd=folder, env=environment, text=True, capture_output=True,
+                    timeout=LONGEST_COMMAND,
+                )  # fmt: skip
+            except subprocess.TimeoutExpired:
+                problems.append(f"`{command.text}` takes more than {LONGEST_COMMAND:.0f} s")
+                continue
+            if done.returncode:
+                end = "\n    ".join((done.stdout + done.stderr).splitlines()[-12:])
+                problems.append(f"`{command.text}` ended with status {done.returncode}:\n    {end}")
+            ours = "lesson" in command.text or "learning/" in command.text
+            if wide := [line for line in done.stdout.splitlines() if ours and len(line) > COLUMNS]:
+                problems.append(f"`{command.text}` prints {len(wide[0])} columns: {wide[0]}")
+    return problems
+
+
+def _gpu_command(command: Command, folder: Path) -> list[str]:
+    """What needs GPUs is not run; but the files that it names must be there."""
+    paths = [word for word in shlex.split(command.text) if word.endswith((".yaml", ".py"))]
+    return [f"`{command.text}`: there is no {path}" for path in paths if not (folder / path).is_file()]
+
+
+def _solve(lesson: Lesson, folder: Path) -> None:
+    attempt = folder / "learning" / lesson.name / "exercise.py"
+    if attempt.is_file():
+        attempt.write_text((lesson.folder / "solution.py").read_text(encoding="utf-8"), encoding="utf-8")

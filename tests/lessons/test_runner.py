@@ -1,0 +1,214 @@
+"""`shardrun lesson`: the learner's folder, what is told about numbers, and checks on ranks, hangs included."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lessons.checking import GB, GIB, Wrong, expect_number, expect_numbers
+from shardrun.__main__ import main
+from shardrun.lesson.course import course, find
+from shardrun.lesson.folder import open_folder
+from shardrun.lesson.judge import describe
+from shardrun.lesson.rank import Job
+from shardrun.lesson.source import commands, function_source, wrong_attempts
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def lesson(*arguments: str) -> int:
+    """The verb's exit status, in this process."""
+    with pytest.raises(SystemExit) as end:
+        main(["lesson", *arguments])
+    return int(end.value.code or 0)
+
+
+def in_a_process(*arguments: str, folder: Path, seconds: float = 200) -> subprocess.CompletedProcess[str]:
+    """The verb where it starts ranks: with a fork server of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
+    command = [sys.executable, "-m", "shardrun", "lesson", *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, text=True, capture_output=True, timeout=seconds)
+
+
+def test_start_copies_and_never_overwrites(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert lesson("start", "4") == 0
+    folder = here / "learning" / "04_ddp"
+    assert {path.name for path in folder.iterdir()} == {"README.md", "by_hand.py", "demo.py", "exercise.py"}
+    assert (here / "learning/accelerate_configs/cpu/ddp.yaml").is_file()
+    (folder / "exercise.py").write_text("mine")
+    (folder / "demo.py").unlink()
+    assert lesson("start", "4") == 0
+    assert (folder / "exercise.py").read_text() == "mine"
+    assert (folder / "demo.py").is_file()
+    printed = capsys.readouterr().out
+    assert "builds on lesson 1, One GPU: 0 of 5 solved" in printed
+    assert max(map(len, printed.splitlines())) <= 100
+
+
+def test_reset_keeps_what_the_learner_wrote(here: Path) -> None:
+    lesson("start", "1")
+    attempt = here / "learning/01_one_gpu/exercise.py"
+    for number in (1, 2):
+        attempt.write_text(f"attempt {number}")
+        assert lesson("reset") == 0
+        assert attempt.with_name(f"exercise.{number}.py").read_text() == f"attempt {number}"
+        assert attempt.read_text() == (find(1).folder / "exercise.py").read_text()
+
+
+def test_hints_come_one_by_one_and_progress_remembers(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lesson("start", "3")
+    capsys.readouterr()
+    lesson("hint")
+    first = capsys.readouterr().out
+    lesson("hint")
+    second = capsys.readouterr().out
+    hints = find(3).exercises[0].hints
+    assert hints[1][:30] not in first
+    assert hints[0][:30] in second and hints[1][:30] in second
+    assert lesson("progress", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    third = next(entry for entry in told["lessons"] if entry["number"] == 3)
+    assert told["current"] == 3 and third["started"]
+    assert third["exercises"][0]["hints_shown"] == 2
+
+
+def test_the_folder_is_found_from_inside_it(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lesson("start", "1")
+    monkeypatch.chdir(here / "learning" / "01_one_gpu")
+    assert open_folder().path.resolve() == (here / "learning").resolve()
+
+
+def test_solution_shows_a_function_with_its_helpers(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert lesson("solution", "3", "all_to_all") == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("def _exchange(") and "def all_to_all(" in shown and "def all_gather(" not in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("start", "99"), "there is no lesson 99; there are 1, 2"),
+        (("check",), "no lesson has been started here; begin with: shardrun lesson start 1"),
+        (("check", "2"), "does not exist; begin with: shardrun lesson start 2"),
+        (("hint", "1", "nothing"), "lesson 1 has no exercise 'nothing'; it has training_bytes"),
+    ],
+)
+def test_mistakes_get_a_sentence(
+    here: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], words: str
+) -> None:
+    assert lesson(*arguments) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_spoilt_progress_file_is_named_and_kept(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lesson("start", "1")
+    state = here / "learning/progress.json"
+    state.write_text("{")
+    assert lesson("list") == 2
+    assert "progress.json cannot be read" in capsys.readouterr().err
+    assert state.read_text() == "{"
+
+
+def test_list_fits_the_terminal_and_loads_no_torch(here: Path) -> None:
+    code = "import sys; from shardrun.__main__ import main\ntry: main(['lesson', 'list'])\nexcept SystemExit: pass\n"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
+    done = subprocess.run(
+        [sys.executable, "-c", code + "assert 'torch' not in sys.modules"],
+        cwd=here, env=environment, text=True, capture_output=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) <= 30 and max(map(len, lines)) <= 100
+    assert "Next: shardrun lesson start 1" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (None, "Is the return missing"),
+        ("512", "a plain number"),
+        (True, "a plain number"),
+        (1024e9, "twice as much"),
+        (256e9, "no moments"),
+        (512e9 * GB / GIB, "GiB"),
+        (512e9 * 8, "bits"),
+        (1.3e12, "too large, and no mistake that is known"),
+        (float("nan"), "too small"),
+    ],
+)
+def test_numbers_are_told_apart(found: object, words: str) -> None:
+    with pytest.raises(Wrong, match=words):
+        expect_number(found, 512e9, "a model, in bytes", {"no moments": 256e9})
+
+
+def test_right_numbers_pass() -> None:
+    expect_number(512 * 10**9, 512e9, "a model")
+    expect_numbers({"a": 1, "b": 2.0}, {"a": 1, "b": 2}, "two", {})
+    with pytest.raises(Wrong, match="no entry 'b'"):
+        expect_numbers({"a": 1}, {"a": 1, "b": 2}, "two", {})
+
+
+def test_every_lesson_is_described() -> None:
+    """What `verify` needs at least; the slow test runs it whole."""
+    for each in course():
+        wrong = wrong_attempts(each.folder / "wrong.py")
+        assert all(len(wrong[exercise.name]) >= 2 for exercise in each.exercises), each.name
+        assert any(exercise.accounting for exercise in each.exercises)
+        assert all(function_source(each.folder / "solution.py", exercise.name) for exercise in each.exercises)
+        assert any(command.gpu for command in commands(each.folder / "README.md"))
+        assert all(number < each.number for number in each.prerequisites)
+
+
+def test_stacks_become_words(tmp_path: Path) -> None:
+    attempt = tmp_path / "exercise.py"
+    attempt.write_text("a\nb\n    dist.send(x, 1)\n")
+    stacks = (
+        'Thread 0x1 (most recent call first):\n  File "/lib/socket.py", line 5 in read\n\n'
+        "Current thread 0x2 (most recent call first):\n"
+        '  File "/torch/distributed/distributed_c10d.py", line 9 in send\n'
+        f'  File "/torch/distributed/c10d_logger.py", line 83 in wrapper\n  File "{attempt}", line 3 in ring\n'
+    )
+    job = Job("ring", attempt, tmp_path / "check.py", 2)
+    assert describe(stacks, job) == "waits in send, exercise.py, line 3: `dist.send(x, 1)`"
+
+
+@pytest.mark.ranks
+def test_checks_tell_what_is_wrong_on_ranks_and_end_hangs(tmp_path: Path) -> None:
+    in_a_process("start", "3", folder=tmp_path)
+    attempt = tmp_path / "learning/03_collectives/exercise.py"
+    solution = (find(3).folder / "solution.py").read_text()
+    attempt.write_text(
+        solution.replace("request = dist.isend(outgoing.contiguous(), to)", "dist.send(outgoing.contiguous(), to)")
+        .replace("    request.wait()\n", "")
+        .replace("return 2 * (world_size - 1)", "return (world_size - 1)")
+    )
+    done = in_a_process("check", "3", "ring_bytes", folder=tmp_path)
+    assert done.returncode == 1
+    assert "The all-gather sends as much again" in done.stdout
+    done = in_a_process("check", "3", "all_gather", folder=tmp_path)
+    assert done.returncode == 1
+    for rank in range(3):
+        assert f"rank {rank} waits in send, exercise.py, line " in done.stdout
+    attempt.write_text(solution)
+    done = in_a_process("check", "3", "all_gather", folder=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads((tmp_path / "learning/progress.json").read_text())["solved"]["03_collectives"] == ["all_gather"]
+
+
+@pytest.mark.ranks
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("number", [each.number for each in course()])
+def test_verify(number: int, tmp_path: Path) -> None:
+    """Unsolved at first, solutions pass, wrong attempts are told what they did, every command of the README runs."""
+    done = in_a_process("verify", str(number), folder=tmp_path, seconds=580)
+    assert done.returncode == 0, done.stdout + done.stderr

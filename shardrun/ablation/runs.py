@@ -94,8 +94,9 @@ class Runs:
         return result_of(folder, label, seed, diverged)
 
     def _keep(self, key: str, result: Result) -> None:
-        """The file is replaced as a whole: whoever kills this process leaves the old one or the new one."""
-        self.results[key] = result
+        """The file is replaced as a whole: whoever kills this process leaves the old one or the new one. What another
+        process has added meanwhile is taken over."""
+        self.results = {**read(self.file), **self.results, key: result}
         content = {"schema": SCHEMA, "runs": {key: dataclasses.asdict(r) for key, r in self.results.items()}}
         partial = self.file.with_suffix(".partial")
         partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,255 @@
+"""Checks of lesson 13."""
+
+import torch
+import torch.distributed as dist
+
+from lessons.checking import Wrong, expect, expect_number, expect_numbers
+
+QUINTIC = (3.4445, -4.7750, 2.0315)
+
+
+def _matrix(rows, columns, seed=0):
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+
+
+def _svd(matrix):
+    u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
+    return u @ vh
+
+
+def _iterated(matrix, steps, norm=None):
+    a, b, c = QUINTIC
+    x = matrix / (matrix.norm() if norm is None else norm)
+    for _ in range(steps):
+        product = x @ x.T
+        x = a * x + (b * product + c * product @ product) @ x
+    return x
+
+
+def _same(a, b, tolerance=2e-3):
+    return bool(torch.allclose(a, b, rtol=tolerance, atol=tolerance))
+
+
+def _tensor(found, like):
+    expect(isinstance(found, torch.Tensor), f"Your function returned {found!r}; a tensor is asked for.")
+    if found.shape != like.shape and found.shape == like.T.shape:
+        raise Wrong(f"Your result is transposed: {tuple(found.shape)} for a matrix of {tuple(like.shape)}.")
+    expect(found.shape == like.shape, f"Your result is {tuple(found.shape)} for a matrix of {tuple(like.shape)}.")
+
+
+def orthogonal(theirs):
+    for rows, columns in ((6, 6), (8, 3), (3, 8)):
+        matrix = _matrix(rows, columns)
+        try:
+            found = theirs(matrix.clone())
+        except NotImplementedError:
+            raise
+        except RuntimeError as error:
+            raise Wrong(
+                f"With a matrix of {rows} × {columns}: {error}. full_matrices=False makes U and Vᵀ fit together."
+            ) from error
+        _tensor(found, matrix)
+        if _same(found, _svd(matrix)):
+            continue
+        u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
+        if rows == columns and _same(found, u @ vh.T):
+            raise Wrong("That is U·V. torch.linalg.svd returns Vᵀ, already transposed: do not transpose it again.")
+        if _same(found, matrix):
+            raise Wrong("That is the gradient itself, put together again: the singular values S have to go.")
+        values = torch.linalg.svdvals(found)
+        if _same(found / found.norm(), matrix / matrix.norm()):
+            raise Wrong(
+                f"That is the gradient, scaled. Its singular values still differ, {values.min():.2f} to "
+                f"{values.max():.2f}; all have to be one."
+            )
+        raise Wrong(
+            f"With {rows} × {columns}: your singular values go from {values.min():.2f} to {values.max():.2f}, and the "
+            f"result is {(found - _svd(matrix)).norm() / _svd(matrix).norm():.0%} away from U·Vᵀ."
+        )
+
+
+def newton_schulz(theirs):
+    for rows, columns in ((6, 10), (10, 6)):
+        matrix = 30 * _matrix(rows, columns)
+        for steps in (1, 3, 5):
+            found = theirs(matrix.clone(), steps)
+            _tensor(found, matrix)
+            right = _iterated(matrix, steps)
+            if _same(found, right):
+                continue
+            if not found.isfinite().all() or found.abs().max() > 100:
+                raise Wrong(
+                    "It explodes: the polynomial is made for singular values of at most one. Divide by the Frobenius "
+                    "norm first."
+                )
+            if _same(found, _iterated(matrix, steps, torch.linalg.matrix_norm(matrix, 2))):
+                raise Wrong(
+                    "You divide by the largest singular value. That works, but it takes an SVD to know it; the "
+                    "Frobenius norm is asked for."
+                )
+            if steps != 5 and _same(found, _iterated(matrix, 5)):
+                raise Wrong(f"You always make five steps; here {steps} are asked for.")
+            if _same(found, _cubic(matrix, steps)):
+                raise Wrong("c belongs to A² = A·A, the fifth power of X. Yours stands with A, the third.")
+            values = torch.linalg.svdvals(right)
+            raise Wrong(
+                f"After {steps} steps with {rows} × {columns} your result is "
+                f"{(found - right).norm() / right.norm():.0%} away. Its singular values should go from "
+                f"{values.min():.2f} to {values.max():.2f}; yours go from {torch.linalg.svdvals(found).min():.2f} to "
+                f"{torch.linalg.svdvals(found).max():.2f}."
+            )
+
+
+def _cubic(matrix, steps):
+    a, b, c = QUINTIC
+    x = matrix / matrix.norm()
+    for _ in range(steps):
+        x = a * x + (b + c) * x @ x.T @ x
+    return x
+
+
+def uses_muon(theirs):
+    cases = {
+        "blocks.0.attention.q.weight": ((768, 768), True, "It is a matrix inside a block: what Muon is for."),
+        "blocks.11.mlp.down.weight": ((768, 3072), True, "It is a matrix inside a block: what Muon is for."),
+        "embed.weight": (
+            (50304, 768),
+            False,
+            "An embedding's rows are looked up one by one, not multiplied with: its singular values mean nothing.",
+        ),
+        "head.weight": (
+            (50304, 768),
+            False,
+            "The head makes logits: each row belongs to one token, and how long it is says how frequent the token is.",
+        ),
+        "blocks.0.norm.weight": ((768,), False, "A vector has no singular vectors to keep; it needs a matrix."),
+    }
+    for name, (shape, right, why) in cases.items():
+        found = theirs(name, shape)
+        expect(isinstance(found, bool), f"Your function returned {found!r} for {name}; True or False is asked for.")
+        expect(found == right, f"You give {name} {shape} to {'Muon' if found else 'AdamW'}. {why}")
+
+
+@torch.no_grad()
+def muon_step(theirs):
+    lr, mu = 0.1, 0.9
+    for rows, columns in ((4, 6), (9, 4)):
+        gradients = [_matrix(rows, columns, seed) for seed in (1, 2, 3)]
+        weight, buffer = _matrix(rows, columns), torch.zeros(rows, columns)
+        start = weight.clone()
+        for gradient in gradients:
+            theirs(weight, gradient.clone(), buffer, lr, mu, _svd)
+        right, momentum = _trained(start, gradients, lr, mu)
+        if _same(weight, right) and _same(buffer, momentum):
+            continue
+        expect(not torch.equal(weight, start), "The weight has not changed: update it in place (sub_).")
+        shown = f"({rows} × {columns}, three steps)"
+        if _same(weight, 2 * start - right):
+            raise Wrong("The weights go up where they should go down: weight − lr · …")
+        if not buffer.any():
+            raise Wrong("The buffer is still zero: the momentum has to stay in it, in place (lerp_ or mul_ and add_).")
+        if _same(weight, _trained(start, gradients, lr, mu, nesterov=False)[0]):
+            raise Wrong(f"Nesterov's look-ahead is missing: you orthogonalise the buffer alone {shown}.")
+        if _same(weight, _trained(start, gradients, lr, mu, scaled=False)[0]):
+            raise Wrong(f"The factor √max(1, rows / columns) is missing: a tall matrix moves too little {shown}.")
+        if _same(buffer, _orthogonal_momentum(gradients, mu)):
+            raise Wrong(
+                "You orthogonalise each gradient and then take the momentum of that. The momentum comes first: a sum "
+                "of orthogonal matrices is not orthogonal."
+            )
+        if not _same(buffer, momentum):
+            raise Wrong(f"The buffer is not the running mean of the gradients: μ·buffer + (1 − μ)·gradient {shown}.")
+        raise Wrong(f"The buffer is right; the weight is up to {(weight - right).abs().max():.2g} off {shown}.")
+
+
+def _trained(start, gradients, lr, mu, nesterov=True, scaled=True):
+    weight, buffer = start.clone(), torch.zeros_like(start)
+    for gradient in gradients:
+        buffer = mu * buffer + (1 - mu) * gradient
+        update = _svd(mu * buffer + (1 - mu) * gradient if nesterov else buffer)
+        weight -= lr * (max(1, start.shape[0] / start.shape[1]) ** 0.5 if scaled else 1) * update
+    return weight, buffer
+
+
+def _orthogonal_momentum(gradients, mu):
+    buffer = torch.zeros_like(gradients[0])
+    for gradient in gradients:
+        buffer = mu * buffer + (1 - mu) * _svd(gradient)
+    return buffer
+
+
+def state_bytes(theirs):
+    m, o = 84_934_656, 38_633_472  # 12 blocks of width 768; embedding of 50304 rows
+    mistakes = {
+        "adamw": {
+            "AdamW keeps two moments for every element, in float32; that is one.": 4 * (m + o),
+            "That includes master weights. In float32 the weights are their own master.": 12 * (m + o),
+        },
+        "muon": {
+            "That is AdamW's: Muon has no second moment.": 8 * (m + o),
+            "Only the matrices inside the blocks go to Muon; embeddings, head and vectors stay with AdamW.": 4
+            * (m + o),
+            "The parameters that stay with AdamW have moments too.": 4 * m,
+            "The two are exchanged: 4 bytes for Muon's matrices, 8 for AdamW's parameters.": 8 * m + 4 * o,
+        },
+    }
+    right = {"adamw": 8 * (m + o), "muon": 4 * m + 8 * o}
+    expect_numbers(theirs(m, o), right, f"{m:,} elements of block matrices and {o:,} others, in bytes", mistakes)
+
+
+def exchange_bytes(theirs):
+    for world_size in (8, 4):
+        n = 64_000_000
+        shard = 4 * n // world_size
+        others = world_size - 1
+        mistakes = {
+            "all_gather": {
+                "That is the whole of all matrices. A rank has its own shard already: nobody sends it that.": 4 * n,
+                "That is one shard, sent once. In a ring a rank passes on the shards of all others.": shard,
+                "That also sends the result. Here every rank orthogonalises everything itself: one gather is all.": 2
+                * shard
+                * others,
+            },
+            "all_to_all": {
+                "That is one way. The result has to come back to those who hold the weights.": shard
+                * others
+                // world_size,
+                "That sends the part for oneself as well: of its shards a rank owns 1 / world_size, which stay.": 2
+                * shard,
+                "That sends every shard to every rank; each goes to its owner alone.": 2 * shard * others,
+            },
+        }
+        right = {"all_gather": shard * others, "all_to_all": 2 * shard * others // world_size}
+        found = theirs(n, world_size)
+        expect_numbers(found, right, f"{n:,} elements on {world_size} ranks, in bytes sent by a rank", mistakes)
+    expect_number(theirs(n, 1)["all_to_all"], 0, "one rank")
+
+
+def sharded_update(theirs):
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    whole = _matrix(4 * world_size, 6)
+    shard = whole.chunk(world_size)[rank].clone()
+    found = theirs(shard.clone(), _svd)
+    result = _svd(whole)
+    right = result.chunk(world_size)[rank]
+    _shape(found, shard, result)
+    if _same(found, right):
+        return
+    if _same(found, _svd(shard)):
+        raise Wrong(
+            f"You orthogonalise the shard by itself. It has singular vectors of its own; the result is "
+            f"{(found - right).norm() / right.norm():.0%} away from this rank's rows of the whole matrix's."
+        )
+    for other in range(world_size):
+        if _same(found, result.chunk(world_size)[other]):
+            raise Wrong(f"Those are rank {other}'s rows of the right matrix, not rank {rank}'s.")
+    if _same(found, _svd(sum(whole.chunk(world_size)))):
+        raise Wrong("You add the shards up. They are different rows of one matrix: put them one below the other.")
+    raise Wrong(f"Your rows are {(found - right).norm() / right.norm():.0%} away from the whole matrix's.")
+
+
+def _shape(found, shard, result):
+    expect(isinstance(found, torch.Tensor), f"Your function returned {found!r}; a tensor is asked for.")
+    if found.shape == result.shape:
+        raise Wrong("You return the whole matrix. This rank holds, and updates, only its own rows: cut them out.")
+    expect(found.shape == shard.shape, f"Your result is {tuple(found.shape)}, the shard {tuple(shard.shape)}.")

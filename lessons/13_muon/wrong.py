@@ -1,0 +1,147 @@
+"""Wrong attempts at lesson 13, and what their message must say."""
+
+import torch
+import torch.distributed as dist
+
+from lessons.checking import wrong_attempt
+
+
+@wrong_attempt("orthogonal", says="do not transpose it again")
+def transposed_twice(gradient):
+    u, _, vh = torch.linalg.svd(gradient, full_matrices=False)
+    return u @ vh.T
+
+
+@wrong_attempt("orthogonal", says="the gradient, scaled")
+def only_normalised(gradient):
+    return gradient / gradient.norm()
+
+
+@wrong_attempt("orthogonal", says="full_matrices=False")
+def full_matrices(gradient):
+    u, _, vh = torch.linalg.svd(gradient)
+    return u @ vh
+
+
+def _iterate(x, steps, power=2):
+    for _ in range(steps):
+        a = x @ x.T
+        x = 3.4445 * x + (-4.7750 * a + 2.0315 * (a @ a if power == 2 else a)) @ x
+    return x
+
+
+@wrong_attempt("newton_schulz", says="Frobenius")
+def not_normalised(gradient, steps):
+    return _iterate(gradient, steps)
+
+
+@wrong_attempt("newton_schulz", says="always make five steps")
+def always_five(gradient, steps):
+    return _iterate(gradient / gradient.norm(), 5)
+
+
+@wrong_attempt("newton_schulz", says="c belongs to A²")
+def third_power(gradient, steps):
+    return _iterate(gradient / gradient.norm(), steps, power=1)
+
+
+@wrong_attempt("newton_schulz", says="transposed")
+def stays_wide(gradient, steps):
+    x = gradient.T if gradient.shape[0] > gradient.shape[1] else gradient
+    return _iterate(x / x.norm(), steps)
+
+
+@wrong_attempt("uses_muon", says="looked up one by one")
+def every_matrix(name, shape):
+    return len(shape) == 2
+
+
+@wrong_attempt("uses_muon", says="The head makes logits")
+def without_embeddings(name, shape):
+    return len(shape) == 2 and "embed" not in name
+
+
+@wrong_attempt("uses_muon", says="A vector has no singular vectors")
+def whole_blocks(name, shape):
+    return name.startswith("blocks.")
+
+
+def _step(weight, gradient, buffer, lr, momentum, orthogonalize, nesterov=True, scaled=True, sign=-1):
+    buffer.lerp_(gradient, 1 - momentum)
+    update = orthogonalize(gradient.lerp(buffer, momentum) if nesterov else buffer)
+    factor = max(1, weight.shape[0] / weight.shape[1]) ** 0.5 if scaled else 1
+    weight.add_(sign * lr * factor * update)
+
+
+@wrong_attempt("muon_step", says="look-ahead is missing")
+def without_nesterov(*arguments):
+    _step(*arguments, nesterov=False)
+
+
+@wrong_attempt("muon_step", says="a tall matrix moves too little")
+def without_factor(*arguments):
+    _step(*arguments, scaled=False)
+
+
+@wrong_attempt("muon_step", says="go up")
+def uphill(*arguments):
+    _step(*arguments, sign=1)
+
+
+@wrong_attempt("muon_step", says="The momentum comes first")
+def orthogonalised_first(weight, gradient, buffer, lr, momentum, orthogonalize):
+    _step(weight, orthogonalize(gradient), buffer, lr, momentum, lambda matrix: matrix)
+
+
+@wrong_attempt("state_bytes", says="has no second moment")
+def all_adamw(block_matrices, others):
+    return {"adamw": 8 * (block_matrices + others), "muon": 8 * (block_matrices + others)}
+
+
+@wrong_attempt("state_bytes", says="stay with AdamW")
+def all_muon(block_matrices, others):
+    return {"adamw": 8 * (block_matrices + others), "muon": 4 * (block_matrices + others)}
+
+
+@wrong_attempt("exchange_bytes", says="nobody sends it that")
+def whole_matrices(elements, world_size):
+    return {"all_gather": 4 * elements, "all_to_all": 8 * elements // world_size}
+
+
+@wrong_attempt("exchange_bytes", says="has to come back")
+def one_way(elements, world_size):
+    shard = 4 * elements // world_size
+    return {"all_gather": shard * (world_size - 1), "all_to_all": shard * (world_size - 1) // world_size}
+
+
+@wrong_attempt("exchange_bytes", says="the part for oneself")
+def with_ones_own(elements, world_size):
+    shard = 4 * elements // world_size
+    return {"all_gather": shard * (world_size - 1), "all_to_all": 2 * shard}
+
+
+def _gathered(shard):
+    shards = [torch.empty_like(shard) for _ in range(dist.get_world_size())]
+    dist.all_gather(shards, shard)
+    return shards
+
+
+@wrong_attempt("sharded_update", says="the shard by itself")
+def local(shard, orthogonalize):
+    return orthogonalize(shard)
+
+
+@wrong_attempt("sharded_update", says="return the whole matrix")
+def not_cut(shard, orthogonalize):
+    return orthogonalize(torch.cat(_gathered(shard)))
+
+
+@wrong_attempt("sharded_update", says="add the shards up")
+def summed(shard, orthogonalize):
+    dist.all_reduce(shard)
+    return orthogonalize(shard)
+
+
+@wrong_attempt("sharded_update", says="rank 0's rows")
+def always_first(shard, orthogonalize):
+    return orthogonalize(torch.cat(_gathered(shard))).chunk(dist.get_world_size())[0]

@@ -223,7 +223,7 @@ class CheckpointConfig:
     """When the run is saved, into `checkpoints/` of its folder, and what is kept."""
 
     every: int = 0
-    """Save after every so many steps, at the end and on Ctrl-C; 0: never."""
+    """Save after every so many steps, at the end, on Ctrl-C and on SIGTERM; 0: never."""
     keep: int = 2
     """How many of the newest checkpoints stay."""
     keep_best: bool = False

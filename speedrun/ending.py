@@ -25,18 +25,33 @@ LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pi
 """What gloo and NCCL say in a rank whose peer has ended."""
 
 
+PREEMPTED, INTERRUPTED = 1, 1 << 16
+"""What a rank has been asked to do by SIGTERM and by Ctrl-C. The mean over ranks still tells which: at most 1 where no
+rank saw a Ctrl-C, which counts for more, as a person is behind it."""
+
+
 class Stopped(KeyboardInterrupt):
     """Ctrl-C, after which all ranks have agreed to stop: raised on every rank after the same step."""
 
 
+class Preempted(Stopped):
+    """SIGTERM, by which machines are taken back, after which all ranks have agreed to stop, and saved."""
+
+
 def guarded(job: Callable[[], None]) -> None:
-    """Run a rank's job and end this process: with status 0, 2 after a user's mistake, 130 after Ctrl-C, 1 otherwise."""
+    """Run a rank's job and end this process: with status 0, 2 after a user's mistake, 130 after Ctrl-C, 143 after
+    SIGTERM, 1 otherwise.
+    """
     # DeepSpeed calls collectives by names that torch 2.13 deprecates, at every step and on every rank.
     deprecated = r"`torch\.distributed\.(all_gather_into_tensor|reduce_scatter_tensor)` is deprecated"
     warnings.filterwarnings("ignore", deprecated, FutureWarning)
     status, together = 0, True
     try:
         job()
+    except Preempted:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a cluster sends it to the launcher too, which passes it on
+        status = 143
+        say_once("shardrun: preempted; a run with checkpoint.every has saved its last step; --resume auto goes on.")
     except KeyboardInterrupt as interrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # torchrun may pass on what the terminal has sent already
         status, together = 130, isinstance(interrupt, Stopped)
@@ -87,26 +102,43 @@ def speaks_first(what: str) -> bool:
 
 
 class Interruptible:
-    """While it is open, Ctrl-C only sets `asked`: the loop goes on until all ranks have agreed to stop after the same
-    step. One that stopped by itself would leave the others in a collective that it never joins.
+    """While it is open, Ctrl-C and SIGTERM only set `asked`: the loop goes on until all ranks have agreed to stop after
+    the same step. One that stopped by itself would leave the others in a collective that it never joins.
 
-    A second Ctrl-C, more than a second after the first, interrupts at once.
+    A second Ctrl-C, more than a second after the first, interrupts at once. SIGTERM never does: whoever sends it kills
+    what has not ended in time (torchrun after 30 s).
     """
 
     def __enter__(self) -> "Interruptible":
-        self.asked = False
+        self.asked = 0
         self._since = 0.0
-        self._before = signal.signal(signal.SIGINT, self._handle)
+        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGINT, self._before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.asked and time.monotonic() - self._since > 1:
+        if number == signal.SIGTERM:
+            self.asked = max(self.asked, PREEMPTED)
+            return
+        if self.asked == INTERRUPTED and time.monotonic() - self._since > 1:
             raise KeyboardInterrupt
-        if not self.asked:
-            self.asked, self._since = True, time.monotonic()
+        if self.asked < INTERRUPTED:
+            self.asked, self._since = INTERRUPTED, time.monotonic()
+
+
+def stop(asked: float) -> Stopped:
+    """What to raise where the mean of `asked` over all ranks is not 0."""
+    return Preempted() if asked <= PREEMPTED else Stopped()
+
+
+def outcome(error: BaseException) -> str:
+    """The status that a run's summary gets."""
+    if isinstance(error, KeyboardInterrupt):
+        return "preempted" if isinstance(error, Preempted) else "interrupted"
+    return "failed"
 
 
 def leave_for_torchrun(message: str) -> None:

@@ -4,7 +4,8 @@
     environment.json  versions, machine, command line, commit
     metrics.jsonl     one line per step, flushed at once, so that a killed run is readable up to its last step
     ledger.json       what every rank holds, in bytes, by category
-    summary.json      how it ended: 'running', 'finished', 'interrupted' or 'failed', and the last figures
+    summary.json      how it ended: 'running', 'finished', 'interrupted' (Ctrl-C), 'preempted' (SIGTERM) or
+                      'failed', and the last figures
     record.txt, curves.png   of a run with a target: the record in the form of the public ones (speedrun/logbook.py)
 
 Every file carries `schema`. Only rank 0 writes.

@@ -22,7 +22,7 @@ from speedrun.checkpoints import Checkpoints, Resumed, find_checkpoint
 from speedrun.compiling import compile_blocks
 from speedrun.config import PRESETS, Config
 from speedrun.data import Data, open_data, prefetch
-from speedrun.ending import Interruptible, Stopped, guarded, leave_for_torchrun, speaks_first
+from speedrun.ending import Interruptible, guarded, leave_for_torchrun, outcome, speaks_first, stop
 from speedrun.evaluate import Validation, evaluate
 from speedrun.kernels import choose
 from speedrun.ledger import Books, counted_step
@@ -147,7 +147,7 @@ def train(preset: str, config: Config, launch: Launch) -> None:
             progress.say(f"run: {record.folder}")
     except BaseException as error:
         if record:
-            record.finish("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", error)
+            record.finish(outcome(error), error)
         raise
     finally:
         progress.close()
@@ -264,7 +264,7 @@ def _loop(
             reached = target is not None and bool(validation) and validation["val_loss"] <= target
             checkpoints.after_step(metrics, ending=bool(interrupted) or last or reached)
             if interrupted:
-                raise Stopped
+                raise stop(interrupted)
             if reached:
                 progress.say(f"reached the target validation loss {target} at step {done}")
                 break

@@ -10,14 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from speedrun.ending import Interruptible, Stopped, guarded, say_once, speaks_first
+from speedrun.ending import Interruptible, Preempted, Stopped, guarded, say_once, speaks_first, stop
 
 
 @pytest.fixture(autouse=True)
 def restored_signal() -> Iterator[None]:
-    before = signal.getsignal(signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def raising(error: BaseException) -> Callable[[], None]:
@@ -35,6 +36,7 @@ def raising(error: BaseException) -> Callable[[], None]:
         (FloatingPointError("the loss is nan."), 2, "shardrun: error: the loss is nan.\n"),
         (KeyboardInterrupt(), 130, "shardrun: interrupted;"),
         (Stopped(), 130, "shardrun: interrupted;"),
+        (Preempted(), 143, "shardrun: preempted;"),
         (RuntimeError("[gloo/pair.cc:553] Connection closed by peer [::1]:1"), 1, "shardrun: another rank has ended,"),
     ],
 )
@@ -116,3 +118,21 @@ def test_the_first_interrupt_is_noted_and_a_later_one_ends_at_once() -> None:
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(1)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_sigterm_is_noted_and_a_ctrl_c_of_any_rank_counts_for_more() -> None:
+    with Interruptible() as interruption:
+        for _ in range(2):  # a cluster's to the rank, and the launcher's
+            os.kill(os.getpid(), signal.SIGTERM)
+        interruption._since -= 2
+        os.kill(os.getpid(), signal.SIGTERM)  # never interrupts at once
+        preempted = interruption.asked
+        os.kill(os.getpid(), signal.SIGINT)
+        interrupted = interruption.asked
+    for asked, kind in (
+        ((preempted, preempted), Preempted),
+        ((preempted, 0, 0, 0), Preempted),
+        ((0, interrupted, 0, 0), Stopped),
+        ((preempted, preempted, interrupted), Stopped),
+    ):
+        assert type(stop(sum(asked) / len(asked))) is kind

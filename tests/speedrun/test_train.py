@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from speedrun.config import PRESETS, Config, DataConfig
+from speedrun.config import PRESETS, CheckpointConfig, Config, DataConfig
 from speedrun.ending import Stopped
 from strategies.base import Precision
+from strategies.checkpoint.folder import checkpoints
 from tests.ranks import RankPool
 from tests.speedrun.runs import STRATEGIES, in_folder, metrics, read, small, train_here
 
@@ -112,7 +113,7 @@ def test_a_run_ends_at_its_target_or_its_token_budget(ranks: RankPool, tmp_path:
     assert last["step"] == 3 and "val_loss" in last
 
 
-def train_until_interrupted(name: str, config: Config, interrupted_rank: int) -> tuple[str, float]:
+def train_until_signal(name: str, config: Config, interrupted_rank: int, number: int) -> tuple[str, float]:
     """On a rank: how a run ends that one rank is told to stop, and the seconds from then on."""
     began = [0.0]
 
@@ -122,26 +123,36 @@ def train_until_interrupted(name: str, config: Config, interrupted_rank: int) ->
             time.sleep(0.02)
         began[0] = time.monotonic()
         if dist.get_rank() == interrupted_rank:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
 
     threading.Thread(target=interrupt, daemon=True).start()
     try:
         train_here(name, config)
-    except Stopped:
+    except Stopped as end:
         dist.barrier()  # all ranks have left the run at the same place
-        return "stopped", time.monotonic() - began[0]
+        return type(end).__name__, time.monotonic() - began[0]
     return "went on to its end", 0.0
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("name", ("ddp", "zero3"))
-def test_all_ranks_stop_after_the_same_step_when_one_is_interrupted(ranks: RankPool, tmp_path: Path, name: str) -> None:
-    config = small(out=str(tmp_path), steps=100_000, eval_every=0)
-    for ending, seconds in ranks.run(2, train_until_interrupted, name, config, 1):
-        assert ending == "stopped" and seconds < 10
+@pytest.mark.parametrize(
+    ("name", "number", "end", "status"),
+    [
+        ("ddp", signal.SIGINT, "Stopped", "interrupted"),
+        ("zero3", signal.SIGINT, "Stopped", "interrupted"),
+        ("ddp", signal.SIGTERM, "Preempted", "preempted"),
+    ],
+)
+def test_all_ranks_save_and_stop_after_the_same_step_when_one_is_told_to(
+    ranks: RankPool, tmp_path: Path, name: str, number: int, end: str, status: str
+) -> None:
+    config = small(out=str(tmp_path), steps=100_000, eval_every=0, checkpoint=CheckpointConfig(every=100_000))
+    for ending, seconds in ranks.run(2, train_until_signal, name, config, 1, number):
+        assert ending == end and seconds < 10
     lines = metrics(tmp_path / "run")
     summary = read(tmp_path / "run", "summary.json")
-    assert summary["status"] == "interrupted" and summary["step"] == lines[-1]["step"] >= 3
+    assert summary["status"] == status and summary["step"] == lines[-1]["step"] >= 3
+    assert list(checkpoints(tmp_path / "run/checkpoints")) == [summary["step"]]
 
 
 @pytest.mark.ranks

@@ -71,6 +71,8 @@ def report(launch, moments, losses) -> None:
             lines.append(["", "predicted", *(mib(predicted[moment].get(column, 0)) for column in COLUMNS)])
     print(f"What rank {launch.rank} holds, in MiB:")
     print(table(["moment", "", *COLUMNS], lines))
+    if not launch.cpu:
+        print("(The predicted activations are those of torch's CPU kernels; on a GPU some kernels keep other things.)")
     if launch.strategy == "ddp":
         print("(DDP's buckets, in which gradients lie, cannot be seen from Python before the first backward pass.)")
     per = {name: moments["after backward"].get(name, 0) / run.parameters for name in STATES}

@@ -34,6 +34,8 @@ def main() -> None:
         return
     if launch.strategy != "ddp":
         raise ValueError(f"this demo compares with DDP, not with {launch.strategy}; launch it with cpu/ddp.yaml.")
+    if launch.precision != "fp32":
+        raise ValueError("this demo compares weights, and bf16 would hide its answer; add --mixed_precision no.")
     alone = train_plain(Place(0, 1, device), ACCUMULATION)
     by_hand = load("by_hand")
     ddp = by_hand.HandDDP(build().to(device), BUCKET)

@@ -196,6 +196,7 @@ def test_checks_tell_what_is_wrong_on_ranks_and_end_hangs(tmp_path: Path) -> Non
     assert "The all-gather sends as much again" in done.stdout
     done = in_a_process("check", "3", "all_gather", folder=tmp_path)
     assert done.returncode == 1
+    assert "It hangs: the ranks wait for each other." in done.stdout, "seen by its quiet, not by the clock"
     for rank in range(3):
         assert f"rank {rank} waits in send, exercise.py, line " in done.stdout
     attempt.write_text(solution)

@@ -99,6 +99,8 @@ def _wait(job: Job, ranks: list[tuple[Any, Connection]], scratch: Path) -> Outco
         seconds = _processor_seconds(ranks)
         if seconds - used > QUIET_SHARE * (now - quiet_since) or len(ready) < len(ranks):
             used, quiet_since = seconds, now
+        if len(ready) < len(ranks):
+            started = now  # the clock is the attempt's, not that of imports on a busy machine
         if failed_at and now - failed_at > GRACE:
             break
         if now - quiet_since > QUIET_SECONDS or now - started > LONGEST:

@@ -74,6 +74,19 @@ def rows_of(launch: Launch, data: Data, step: int) -> tuple[Tensor, Tensor]:
     return data.batch(step, launch.rank * rows, (launch.rank + 1) * rows)
 
 
+def run_steps(strategy: Strategy, launch: Launch, data: Data, steps: int) -> list[float]:
+    """Train a prepared strategy, one micro-batch a step. Returns this rank's loss of every step."""
+    losses = []
+    for step in range(steps):
+        inputs, targets = (tensor.to(strategy.optimizer.place.device) for tensor in rows_of(launch, data, step))
+        with strategy.micro_batch(last=True):
+            loss = strategy.model(inputs, targets)
+            strategy.backward(loss)
+        strategy.step()
+        losses.append(loss.item())
+    return losses
+
+
 def books_of(launch: Launch, config: Config = CONFIG, accumulation: int = 1) -> Run:
     """What the predictions need to know: shapes, groups, world size, precision, settings. No live tensor."""
     shapes, groups = parameter_shapes(config.model), books_groups(config)

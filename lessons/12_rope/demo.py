@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 
 import speedrun.model.attention as attention
-from lessons.kit import CONFIG, headline, launched, open_text, prepare, rows_of, save_figure, table, with_model
+from lessons.kit import CONFIG, headline, launched, open_text, prepare, run_steps, save_figure, table, with_model
 from speedrun.ending import guarded
 from speedrun.model.rope import rope_tables, rotate
 from strategies import select
@@ -46,16 +46,8 @@ def rotated_twice(on: bool):
 def train(launch, settings, data, config=CONFIG, twice: bool = False) -> list[float]:
     strategy = select.make(launch.strategy, settings)
     prepare(strategy, config)
-    losses = []
     with rotated_twice(twice):
-        for step in range(STEPS):
-            inputs, targets = (tensor.to(strategy.optimizer.place.device) for tensor in rows_of(launch, data, step))
-            with strategy.micro_batch(last=True):
-                loss = strategy.model(inputs, targets)
-                strategy.backward(loss)
-            strategy.step()
-            losses.append(loss.item())
-    return losses
+        return run_steps(strategy, launch, data, STEPS)
 
 
 def score(i: int, j: int, times: int = 1, rotate_k: bool = True) -> float:

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import torch
 
-from lessons.kit import CONFIG, books_of, headline, launched, open_text, prepare, rows_of, save_figure, table
+from lessons.kit import CONFIG, books_of, headline, launched, open_text, prepare, rows_of, run_steps, save_figure, table
 from speedrun.ending import guarded
 from speedrun.optim.orthogonalize import newton_schulz, polar_express
 from strategies import select
@@ -125,15 +125,7 @@ def embeddings(gradient) -> None:
 def train(launch, settings, data, name: str, rate: float) -> list[float]:
     strategy = select.make(launch.strategy, settings)
     prepare(strategy, configured(name, rate))
-    losses = []
-    for step in range(STEPS):
-        inputs, targets = (tensor.to(strategy.optimizer.place.device) for tensor in rows_of(launch, data, step))
-        with strategy.micro_batch(last=True):
-            loss = strategy.model(inputs, targets)
-            strategy.backward(loss)
-        strategy.step()
-        losses.append(loss.item())
-    return losses
+    return run_steps(strategy, launch, data, STEPS)
 
 
 def ending(losses: list[float]) -> float:

@@ -2,7 +2,7 @@
 
 import math
 
-from speedrun.config import ModelConfig
+from speedrun.config import GATE_CHANNELS, ModelConfig
 
 
 def padded_vocabulary(config: ModelConfig) -> int:
@@ -33,6 +33,7 @@ def skip_sources(config: ModelConfig) -> dict[int, int]:
 
 def check(config: ModelConfig) -> None:
     """Raises ValueError where two fields of the configuration cannot both be as they are."""
+    check_attention(config)
     layers = config.layers
     if config.unet_skips and config.block_skip:
         raise ValueError(
@@ -77,3 +78,39 @@ def check(config: ModelConfig) -> None:
     for feature, on in (("smear", config.smear), ("value_embeddings", bool(config.value_embeddings))):
         if on and config.width < 12:
             raise ValueError(f"model.{feature} has gates that read 12 channels, but model.width = {config.width}")
+
+
+def check_attention(config: ModelConfig) -> None:
+    """Raise ValueError where options of attention conflict or name what is not there."""
+    for name in ("long_layers", "paired_head_layers"):
+        for layer in getattr(config, name):
+            if not 0 <= layer < config.layers:
+                raise ValueError(f"model.{name} names layer {layer}, but model.layers = {config.layers} has none such")
+    for name in ("window_short", "window_long", "attention_scale"):
+        if getattr(config, name) < 0:
+            raise ValueError(f"model.{name} = {getattr(config, name)} is negative; 0 switches it off")
+    if config.window_long and not config.long_layers:
+        raise ValueError(f"model.window_long = {config.window_long} has no layer: name some in model.long_layers")
+    if config.paired_head_layers and config.heads % 2:
+        raise ValueError(f"model.paired_head_layers needs an even number of heads, and model.heads = {config.heads}")
+    if config.partial_key_offset:
+        if config.positions != "half_rope":
+            raise ValueError(
+                "model.partial_key_offset shifts the channels that carry no position, which only model.positions = "
+                f"half_rope has, not {config.positions}"
+            )
+        if not config.long_layers:
+            raise ValueError("model.partial_key_offset acts on model.long_layers, which names none")
+        if both := set(config.long_layers) & set(config.paired_head_layers):
+            raise ValueError(
+                f"model.partial_key_offset acts on model.long_layers, and layer {min(both)} of them is in "
+                "model.paired_head_layers too, where the position before is the same token: take it out of one"
+            )
+    if config.attention_gate and config.width < GATE_CHANNELS:
+        raise ValueError(
+            f"model.attention_gate reads {GATE_CHANNELS} channels, and model.width = {config.width} has fewer"
+        )
+    if config.yarn and config.positions == "learned":
+        raise ValueError("model.yarn changes RoPE's frequencies, and model.positions = learned has none")
+    if config.yarn and not config.window_long:
+        raise ValueError("model.yarn follows the long window, and model.window_long = 0 is none")

@@ -10,6 +10,7 @@ from speedrun.model.attend import attend
 from speedrun.model.masks import Mask, View
 from speedrun.model.norm import rms_norm
 from speedrun.model.rope import rope_tables, rotate, yarn_scale
+from speedrun.wiring import check_attention
 
 
 class Attention(nn.Module):
@@ -35,7 +36,7 @@ class Attention(nn.Module):
                 f"model.positions = {config.positions} rotates channels in pairs and needs a head dimension (width / "
                 f"heads) divisible by {multiple}, but it is {self.head_dim}: change model.width or model.heads"
             )
-        check(config)
+        check_attention(config)
         self.rotated_channels = {"rope": self.head_dim, "half_rope": self.head_dim // 2, "learned": 0}[config.positions]
         self.rope_base = config.rope_base
         self.qk_norm = config.qk_norm
@@ -122,39 +123,3 @@ def offset_keys(k: Tensor, rotated_channels: int, continues: Tensor | None) -> T
     if continues is not None:
         before = torch.where(continues[:, :, None, None], before, still)
     return torch.cat((rotated, before), dim=-1)
-
-
-def check(config: ModelConfig) -> None:
-    """Raise ValueError where options of attention conflict or name what is not there."""
-    for name in ("long_layers", "paired_head_layers"):
-        for layer in getattr(config, name):
-            if not 0 <= layer < config.layers:
-                raise ValueError(f"model.{name} names layer {layer}, but model.layers = {config.layers} has none such")
-    for name in ("window_short", "window_long", "attention_scale"):
-        if getattr(config, name) < 0:
-            raise ValueError(f"model.{name} = {getattr(config, name)} is negative; 0 switches it off")
-    if config.window_long and not config.long_layers:
-        raise ValueError(f"model.window_long = {config.window_long} has no layer: name some in model.long_layers")
-    if config.paired_head_layers and config.heads % 2:
-        raise ValueError(f"model.paired_head_layers needs an even number of heads, and model.heads = {config.heads}")
-    if config.partial_key_offset:
-        if config.positions != "half_rope":
-            raise ValueError(
-                "model.partial_key_offset shifts the channels that carry no position, which only model.positions = "
-                f"half_rope has, not {config.positions}"
-            )
-        if not config.long_layers:
-            raise ValueError("model.partial_key_offset acts on model.long_layers, which names none")
-        if both := set(config.long_layers) & set(config.paired_head_layers):
-            raise ValueError(
-                f"model.partial_key_offset acts on model.long_layers, and layer {min(both)} of them is in "
-                "model.paired_head_layers too, where the position before is the same token: take it out of one"
-            )
-    if config.attention_gate and config.width < GATE_CHANNELS:
-        raise ValueError(
-            f"model.attention_gate reads {GATE_CHANNELS} channels, and model.width = {config.width} has fewer"
-        )
-    if config.yarn and config.positions == "learned":
-        raise ValueError("model.yarn changes RoPE's frequencies, and model.positions = learned has none")
-    if config.yarn and not config.window_long:
-        raise ValueError("model.yarn follows the long window, and model.window_long = 0 is none")

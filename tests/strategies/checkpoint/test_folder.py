@@ -1,5 +1,6 @@
 """Complete or not there: kills, full disks, what stays and what goes."""
 
+import dataclasses
 import os
 import random
 import signal
@@ -149,14 +150,15 @@ def test_a_folder_without_checkpoints_is_named(tmp_path: Path) -> None:
 
 def save_for_ever(folder: Path) -> None:
     """In a process of its own: checkpoint after checkpoint of a model that moves, until it is killed."""
-    strategy = start("single")
+    endless = dataclasses.replace(CASE, steps=100_000)  # a schedule that no machine is fast enough to reach the end of
+    strategy = start("single", case=endless)
     last = max(checkpoints(folder), default=0)
     if last:
         load(find(folder), read_index(find(folder)), strategy)
         assert strategy.optimizer.full_state()["embed.weight"]["exp_avg"].abs().max() > 0
     one = Saver(folder, "single", "fp32", strategy.optimizer, keep=1)
-    for step in range(last, last + 100_000):
-        train(strategy, step, step + 1)
+    for step in range(last, endless.steps):
+        train(strategy, step, step + 1, endless)
         one.save(step + 1, {"losses": CASE.rows})
         print(step + 1, flush=True)
 

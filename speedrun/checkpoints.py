@@ -26,7 +26,17 @@ from strategies.select import Launch
 HOW_NOT_WHAT = ("model.checkpointing", "model.kernels", "model.attention")
 """Fields of the model that say how something is computed and not what: they may change between two parts of a run."""
 
-NOT_SHOWN = ("name", "out", "log", "progress", "resume", "checkpoint", "data.source")
+NOT_SHOWN = (
+    "name",
+    "out",
+    "log",
+    "progress",
+    "resume",
+    "checkpoint",
+    "data.source",
+    "on_nonfinite",
+    "collective_timeout",
+)
 """Fields whose change nobody needs to be told of."""
 
 

@@ -252,6 +252,13 @@ class Config:
     """Validate every so many steps and at the end; 0: at the end only."""
     compile: bool = False
     """torch.compile every block, under any strategy but ZeRO-3. Needs a C++ compiler on a CPU."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """Where the loss or the gradient's norm is NaN or infinite, or the loss spikes: end the run, or leave the step out
+    on all ranks, with weights and optimizer state as they were. Either way the first such tensor is named."""
+    spike: float = 0.0
+    """A loss above so many times the median of the last 32 steps' is a spike; 0: none is. Costs a wait per step."""
+    collective_timeout: float = 600.0
+    """Seconds that ranks wait in a collective for one that hangs; then all end. More than the longest compilation."""
     untimed_steps: int = 2
     """Warm-up steps on each stage's first batch before the clock starts; weights and optimizer state are restored."""
     seed: int = 1

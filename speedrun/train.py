@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from speedrun.config import PRESETS, Config
 from speedrun.data import Data, open_data, prefetch
 from speedrun.ending import Interruptible, guarded, leave_for_torchrun, outcome, speaks_first, stop
 from speedrun.evaluate import Validation, evaluate
+from speedrun.faults import Faults, first_nonfinite
 from speedrun.kernels import choose
 from speedrun.ledger import Books, counted_step
 from speedrun.model import GPT
@@ -129,7 +131,7 @@ def train(preset: str, config: Config, launch: Launch) -> None:
     fp8 = {"triton": ", head and MLP in FP8", "torch": ", head and MLP in emulated FP8, which is slow"}[kernels]
     progress.say(f"kernels: {kernels} ({why})" + (fp8 if config.model.fp8 else ""))
     try:
-        strategy = select.start(launch)
+        strategy = select.start(launch, config.collective_timeout)
         strategy.prepare(model, recipe, clip=config.optimizer.clip, accumulation=batches[0].accumulation)
         if config.model.attention == "auto":
             dtype = torch.bfloat16 if launch.precision == "bf16" else torch.float32
@@ -195,6 +197,7 @@ def _loop(
             total += loss.detach() / len(batch)
         return total
 
+    faults = Faults(config, progress.say)
     start = resumed.step if resumed else 0
     counted_at = counted_step(steps, config.eval_every, start)
     cut, section = cut_at(counted_at), section_at(sections, counted_at)
@@ -219,6 +222,7 @@ def _loop(
             started = time.perf_counter()
             batch = next(upcoming)
             fetched = time.perf_counter()
+            interruption.step = step + 1
             section = section_at(sections, step)
             if step == section.first and step:
                 enter(section)
@@ -229,10 +233,11 @@ def _loop(
                 total = forward_and_backward(batch, step, books.forward if watched else strategy.model)
                 if watched:
                     books.note("after backward")
-                norm = strategy.step()
+                if faults.early:
+                    norm = strategy.step(update=not faults.refuses(mean_over_ranks(total, 0.0)[0]))
+                else:
+                    norm = strategy.step()
             loss, interrupted = mean_over_ranks(total, float(interruption.asked))
-            if not math.isfinite(loss):
-                raise FloatingPointError(f"the loss is {loss} at step {step + 1}: lower the learning rates or clip.")
             ended = time.perf_counter()
             train_time += ended - started
             if counted:
@@ -242,6 +247,8 @@ def _loop(
                     record.ledger(ranks)
 
             done = step + 1
+            repeat = partial(first_nonfinite, strategy, partial(forward_and_backward, batch, step))
+            counts = faults.after_step(done, loss, norm, repeat)
             last = done == steps
             validation = {}
             if not interrupted and (last or (config.eval_every and done % config.eval_every == 0)):
@@ -249,10 +256,11 @@ def _loop(
             metrics = {
                 "step": done,
                 "tokens": tokens_before(sections, done),
-                "train_loss": loss,
+                "train_loss": loss if math.isfinite(loss) else None,
                 **validation,
                 "lr": multiplier,
-                "grad_norm": norm,
+                "grad_norm": norm if counts else None,
+                **({} if counts else {"skipped": True}),
                 "train_time_ms": train_time * 1e3,
                 "step_avg_ms": train_time * 1e3 / done,
                 "data_time_ms": (fetched - started) * 1e3,

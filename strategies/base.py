@@ -63,9 +63,13 @@ class Strategy(Protocol):
     def backward(self, loss: Tensor) -> None:
         """Backward pass of a micro-batch's mean loss; divides by the number of micro-batches, once."""
 
-    def step(self) -> float:
+    def step(self, update: bool = True) -> float:
         """Reduce what is not reduced yet, clip by the true global norm, update, clear gradients. Returns that norm,
-        before clipping, of the gradient averaged over all ranks and micro-batches."""
+        before clipping, of the gradient averaged over all ranks and micro-batches.
+
+        Where update is False, or the norm is not finite, on all ranks alike, the step is left out: weights and
+        optimizer state stay to the bit what they were. DeepSpeed then says that the norm is inf, whatever it was.
+        """
 
     def publish_weights(self) -> None:
         """After the optimizer's weights were written from outside: bring the copies that the model computes with up to

@@ -15,6 +15,7 @@ Sends per step: an all-reduce of AdamW's gradients, a reduce-scatter and an all-
 for the global norm of what Muon's owners hold.
 """
 
+import math
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -77,7 +78,7 @@ class DDP:
     def backward(self, loss: Tensor) -> None:
         (loss / self.accumulation).backward()  # DDP averages over ranks, not over micro-batches
 
-    def step(self) -> float:
+    def step(self, update: bool = True) -> float:
         mine = self._reduce_matrices()
         if self.optimizer.observe:
             self.optimizer.observe("reduce", self.optimizer.gradients(self.optimizer.all_slices()))
@@ -90,12 +91,14 @@ class DDP:
             )
         else:  # every rank holds every reduced gradient: nothing to add up
             norm = nn.utils.get_total_norm(list(gradients.values()))
-        clip_gradients(list(gradients.values()), norm, self.clip)
         # DDP keeps its buckets when the gradients in them are cleared. C++ holds them, without a name in Python.
         self.buckets = [weakref.ref(gradient) for name, gradient in gradients.items() if name not in mine]
-        self.optimizer.step()
+        value = norm.item()
+        if update and math.isfinite(value):
+            clip_gradients(list(gradients.values()), norm, self.clip)
+            self.optimizer.step()
         self.optimizer.zero_grad()
-        return norm.item()
+        return value
 
     @torch.no_grad()
     def _reduce_matrices(self) -> set[str]:

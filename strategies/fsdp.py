@@ -12,6 +12,7 @@ Sends per step: all-gather of all parameters in forward and, when resharded, aga
 one reduce-scatter of gradients; for Muon at most 2/N of the block matrices by all-to-all.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -78,15 +79,17 @@ class FSDP:
     def backward(self, loss: Tensor) -> None:
         (loss / self.accumulation).backward()  # FSDP averages over ranks, not over micro-batches
 
-    def step(self) -> float:
+    def step(self, update: bool = True) -> float:
         if self.optimizer.observe:
             self.optimizer.observe("reduce", self.optimizer.gradients(self.optimizer.all_slices()))
         gradients = [local(p.grad) for p in self.shards if p.grad is not None]
         norm = global_norm(gradients, [], self.settings.place)
-        clip_gradients(gradients, norm, self.clip)
-        self.optimizer.step()
+        value = norm.item()
+        if update and math.isfinite(value):
+            clip_gradients(gradients, norm, self.clip)
+            self.optimizer.step()
         self.optimizer.zero_grad()
-        return norm.item()
+        return value
 
     def publish_weights(self) -> None:
         pass  # the optimizer's weights are the model's own

@@ -22,8 +22,8 @@ from strategies.zero import import_deepspeed
 
 NAMES = ("single", "ddp", "fsdp", "zero1", "zero2", "zero3")
 
-COLLECTIVE_TIMEOUT = timedelta(minutes=10)
-"""A collective that a rank never joins ends with an error after this."""
+COLLECTIVE_TIMEOUT = 600.0
+"""Seconds after which a collective that a rank never joins ends with an error."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,10 @@ def launched() -> Launch:
     )
 
 
-def start(launch: Launch) -> Strategy:
+def start(launch: Launch, timeout: float = COLLECTIVE_TIMEOUT) -> Strategy:
     """Start the process group as launched and return the strategy, not yet prepared.
+
+    timeout: seconds that a collective waits for a rank that hangs, before all end.
 
     Raises RuntimeError where the process group is not the one that was asked for.
     """
@@ -98,7 +100,7 @@ def start(launch: Launch) -> Strategy:
     if launch.strategy == "single":
         state = PartialState(cpu=launch.cpu)
     else:
-        state = PartialState(cpu=launch.cpu, timeout=COLLECTIVE_TIMEOUT)
+        state = PartialState(cpu=launch.cpu, timeout=timedelta(seconds=timeout))
     backend = "gloo" if launch.cpu else "nccl"
     if launch.world_size != state.num_processes or launch.rank != state.process_index:
         raise RuntimeError(

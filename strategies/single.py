@@ -4,6 +4,7 @@ Holds all of everything: 4 bytes of parameters, 4 of gradients and 8 of AdamW's 
 parameter, in float32; under bf16 the same, because autocast casts weights for the moment of their use only.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -43,15 +44,17 @@ class Single:
     def backward(self, loss: Tensor) -> None:
         (loss / self.accumulation).backward()
 
-    def step(self) -> float:
+    def step(self, update: bool = True) -> float:
         if self.optimizer.observe:
             self.optimizer.observe("reduce", self.optimizer.gradients(self.optimizer.all_slices()))
         gradients = self.held()["gradients"]
         norm = nn.utils.get_total_norm(gradients)
-        clip_gradients(gradients, norm, self.clip)
-        self.optimizer.step()
+        value = norm.item()
+        if update and math.isfinite(value):
+            clip_gradients(gradients, norm, self.clip)
+            self.optimizer.step()
         self.optimizer.zero_grad()
-        return norm.item()
+        return value
 
     def publish_weights(self) -> None:
         pass  # the optimizer's weights are the model's own

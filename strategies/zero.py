@@ -16,6 +16,7 @@ of parameters; ZeRO-3 all-gathers in forward and backward and a reduce-scatter, 
 """
 
 import logging
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -98,11 +99,22 @@ class ZeRO:
     def backward(self, loss: Tensor) -> None:
         self.engine.backward(loss)  # divides by the accumulation itself: doing it here too would scale twice
 
-    def step(self) -> float:
+    def step(self, update: bool = True) -> float:
         if self.optimizer.observe:
             self.optimizer.observe("reduce", self._reduced_gradients())
+        if not update:
+            # DeepSpeed's own way of leaving a step out, which it takes by the all-reduced norm: every stage's optimizer
+            # lets go of its gradients and changes nothing where that norm is not finite.
+            for flat in self._flat_gradients():
+                flat.fill_(math.inf)
         self.engine.step()
         return float(self.engine.get_global_grad_norm())
+
+    def _flat_gradients(self) -> list[Tensor]:
+        """Where this rank's part of the reduced gradient lies."""
+        if hasattr(self.zero, "fp32_groups_gradient_flat_partition"):
+            return list(self.zero.fp32_groups_gradient_flat_partition)
+        return [g for group in self.zero.averaged_gradients.values() for g in group or []]
 
     def _reduced_gradients(self) -> dict[str, Tensor]:
         """This rank's part of the reduced, unclipped gradient by parameter: what DeepSpeed is about to clip."""

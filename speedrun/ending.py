@@ -9,12 +9,13 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
+from types import FrameType, TracebackType
 
 import torch.distributed as dist
 
@@ -28,6 +29,20 @@ LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pi
 PREEMPTED, INTERRUPTED = 1, 1 << 16
 """What a rank has been asked to do by SIGTERM and by Ctrl-C. The mean over ranks still tells which: at most 1 where no
 rank saw a Ctrl-C, which counts for more, as a person is behind it."""
+
+
+TIMED_OUT = ("Timed out waiting", "Timed out after", "timeout")
+"""What they say in a rank whose peer has not joined a collective in time."""
+
+ANSWER = 3.0
+"""Seconds in which every rank that still goes on has noticed that a collective failed, and said so to the others."""
+
+ORPHANED = 25.0
+"""Seconds in which a rank whose launcher is gone must have saved and ended."""
+
+
+class LostRank(RuntimeError):
+    """A collective failed: the sentence names the ranks that have ended or hang, and the step."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -45,6 +60,7 @@ def guarded(job: Callable[[], None]) -> None:
     # DeepSpeed calls collectives by names that torch 2.13 deprecates, at every step and on every rank.
     deprecated = r"`torch\.distributed\.(all_gather_into_tensor|reduce_scatter_tensor)` is deprecated"
     warnings.filterwarnings("ignore", deprecated, FutureWarning)
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), name="parent", daemon=True).start()
     status, together = 0, True
     try:
         job()
@@ -58,6 +74,9 @@ def guarded(job: Callable[[], None]) -> None:
         say_once("shardrun: interrupted; a run that had begun holds everything up to its last step.")
     except USER_ERRORS as error:
         status, together = 2, False
+        say_once(f"shardrun: error: {error}")
+    except LostRank as error:
+        status, together = 1, False
         say_once(f"shardrun: error: {error}")
     except Exception as error:
         status, together = 1, False
@@ -111,13 +130,20 @@ class Interruptible:
 
     def __enter__(self) -> "Interruptible":
         self.asked = 0
+        self.step = 0
         self._since = 0.0
         self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:  # torchrun sends SIGTERM to those whom a rank has left behind: they have something to say first
+            if isinstance(error, RuntimeError) and any(words in str(error) for words in LOST_PEER + TIMED_OUT):
+                raise LostRank(_who_is_lost(self.step)) from error
+        finally:
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGTERM:
@@ -127,6 +153,30 @@ class Interruptible:
             raise KeyboardInterrupt
         if self.asked < INTERRUPTED:
             self.asked, self._since = INTERRUPTED, time.monotonic()
+
+
+def _who_is_lost(step: int) -> str:
+    """Every rank that still goes on meets the failure too and leaves a note; those who leave none are the cause."""
+    store, rank = dist.distributed_c10d._get_default_store(), dist.get_rank()
+    others = range(dist.get_world_size())
+    key = "shardrun/noticed/" + os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    try:
+        store.set(f"{key}/{rank}", str(step))
+        time.sleep(ANSWER)
+        lost = [str(other) for other in others if not store.check([f"{key}/{other}"])]
+    except RuntimeError:  # the store went with the launcher, or with rank 0
+        lost = []
+    who = f"rank{'s' if len(lost) > 1 else ''} {', '.join(lost)}" if lost else "another rank"
+    return f"{who} ended or hung in step {step}, and so all end; --resume auto goes on from the last checkpoint."
+
+
+def _end_with_parent(parent: int) -> None:
+    """In a thread: when the launcher is gone, nobody else would end this rank. As after SIGTERM, and then at once."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(ORPHANED)
+    os._exit(143)
 
 
 def stop(asked: float) -> Stopped:

@@ -100,6 +100,8 @@ def start(launch: Launch, timeout: float = COLLECTIVE_TIMEOUT) -> Strategy:
     if launch.strategy == "single":
         state = PartialState(cpu=launch.cpu)
     else:
+        if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" and not torch.distributed.is_initialized():
+            _start_again("gloo" if launch.cpu else "nccl", launch, timeout)
         state = PartialState(cpu=launch.cpu, timeout=timedelta(seconds=timeout))
     backend = "gloo" if launch.cpu else "nccl"
     if launch.world_size != state.num_processes or launch.rank != state.process_index:
@@ -111,6 +113,18 @@ def start(launch: Launch, timeout: float = COLLECTIVE_TIMEOUT) -> Strategy:
         raise RuntimeError(f"backend {backend} was asked for, but {torch.distributed.get_backend()} is running")
     place = Place(launch.rank, launch.world_size, state.device)
     return make(launch.strategy, Settings(place, launch.precision, launch.engine))
+
+
+def _start_again(backend: str, launch: Launch, timeout: float) -> None:
+    """The process group of a restart by torchrun, whose store still holds the addresses of the ranks that ended: under
+    names of its own, or the new ranks would call the old ones."""
+    store, rank, world_size = next(torch.distributed.rendezvous("env://", launch.rank, launch.world_size))
+    store = torch.distributed.PrefixStore(f"attempt_{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    if not launch.cpu:
+        torch.cuda.set_device(launch.local_rank)
+    torch.distributed.init_process_group(
+        backend, store=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=timeout)
+    )
 
 
 def make(name: str, settings: Settings) -> Strategy:

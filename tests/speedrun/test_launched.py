@@ -25,13 +25,13 @@ pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 
 
 @contextmanager
-def launch(config: str, out: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+def launch(config: str, out: Path, *arguments: str, options: tuple[str, ...] = ()) -> Iterator[subprocess.Popen[str]]:
     """`accelerate launch` in a session of its own, with its output piped; nothing of it outlives the block."""
     environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"),
-            *("--config_file", f"accelerate_configs/cpu/{config}.yaml", "-m", "speedrun.train", *arguments),
+            *("--config_file", f"accelerate_configs/cpu/{config}.yaml", *options, "-m", "speedrun.train", *arguments),
             *("--out", str(out)),
         ],
         cwd=ROOT,
@@ -139,3 +139,28 @@ def test_ctrl_c_ends_all_ranks_and_leaves_a_readable_record(tmp_path: Path) -> N
     assert errors.count("shardrun: interrupted; a run that had begun holds everything up to its last step.") == 1
     summary = read(tmp_path / "run", "summary.json")
     assert summary["status"] == "interrupted" and summary["step"] == metrics(tmp_path / "run")[-1]["step"] >= 4
+
+
+def losses(folder: Path) -> dict[int, float]:
+    return {line["step"]: line["train_loss"] for line in metrics(folder) if line["step"]}
+
+
+def test_a_killed_rank_ends_all_and_the_restart_resumes_by_itself(tmp_path: Path) -> None:
+    """kill -9 of rank 1 in mid-run, under torchrun's --max_restarts: the curve is the uninterrupted run's."""
+    arguments = ["tiny", "--steps", "40", "--checkpoint.every", "3", "--resume", "auto", *SMALL]
+    with launch("ddp", tmp_path / "whole", *arguments) as process:
+        finish(process, 200)
+    restarts = ("--max_restarts", "1", "--monitor_interval", "1")
+    with launch("ddp", tmp_path / "killed", *arguments, options=restarts) as process:
+        lines, deadline = tmp_path / "killed/run/metrics.jsonl", time.monotonic() + 120
+        while not (lines.is_file() and lines.read_text().count("\n") > 8) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        first = [p for p in _processes(process.pid) if p.environ().get("RANK")]
+        next(p for p in first if p.environ()["RANK"] == "1").kill()
+        _, alive = psutil.wait_procs(first, timeout=30)
+        assert not alive, "a rank outlived the one that was killed by 30 s"
+        output, errors = finish(process, 200)
+    assert process.returncode == 0, errors
+    assert "rank 1 ended or hung in step" in errors
+    assert read(tmp_path / "killed/run", "config.json")["resumed_at"] >= 3
+    assert losses(tmp_path / "killed/run") == losses(tmp_path / "whole/run")

@@ -162,6 +162,7 @@ class Checkpoints:
         folder: Path | None,
     ):
         self.every, self.about, self.say = config.checkpoint.every, about, say
+        self.stops, self.failed = config.checkpoint.on_failure == "stop", False
         self.about |= {"config": dataclasses.asdict(config)}
         self.about["parameters"] = sum(math.prod(piece.shape) for piece in strategy.optimizer.all_slices())
         self.saver: Saver | None = None
@@ -179,16 +180,26 @@ class Checkpoints:
         """Save where it is due: every so many steps, and when the run ends or is stopped. All ranks call it alike."""
         if self.saver and (ending or metrics["step"] % self.every == 0):
             self.wait()
+            self.failed = False
             figures = {key: value if _is_json(value) else None for key, value in metrics.items()}
             self.saver.save(metrics["step"], {**self.about, "metrics": figures}, metrics.get("val_loss"))
 
     def wait(self) -> None:
-        """Until the last save is done, and say so where it did not succeed: the run goes on without it."""
+        """Until the last save is done, and say so where it did not succeed."""
         if self.saver:
             self.saver.wait()
-            if self.saver.failure:
-                self.say(f"warning: {self.saver.failure}")
-                self.saver.failure = None
+            self._look()
+
+    def give_up(self) -> bool:
+        """Whether the run is to end because a save has failed. Only rank 0 knows of all ranks' failures."""
+        if self.saver and self.saver.done:
+            self._look()
+        return self.failed and self.stops
+
+    def _look(self) -> None:
+        if self.saver and self.saver.failure:
+            self.say(f"warning: {self.saver.failure}")
+            self.saver.failure, self.failed = None, True
 
     def __enter__(self) -> "Checkpoints":
         return self

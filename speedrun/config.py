@@ -228,6 +228,8 @@ class CheckpointConfig:
     """How many of the newest checkpoints stay."""
     keep_best: bool = False
     """Also keep the one with the lowest validation loss (`every` must be a multiple of `eval_every`)."""
+    on_failure: Literal["warn", "stop"] = "warn"
+    """Where a checkpoint cannot be written (a full disk): say so and train on, or end the run. The one before stays."""
 
 
 @dataclass(frozen=True)

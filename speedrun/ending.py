@@ -30,6 +30,8 @@ PREEMPTED, INTERRUPTED = 1, 1 << 16
 """What a rank has been asked to do by SIGTERM and by Ctrl-C. The mean over ranks still tells which: at most 1 where no
 rank saw a Ctrl-C, which counts for more, as a person is behind it."""
 
+NOT_SAVED = 1 << 30
+"""Rank 0's, where a checkpoint was not saved and the run is to end for that: its share of the mean counts for most."""
 
 TIMED_OUT = ("Timed out waiting", "Timed out after", "timeout")
 """What they say in a rank whose peer has not joined a collective in time."""
@@ -53,9 +55,13 @@ class Preempted(Stopped):
     """SIGTERM, by which machines are taken back, after which all ranks have agreed to stop, and saved."""
 
 
+class NotSaved(Stopped):
+    """A checkpoint could not be written, and the run was told to end then."""
+
+
 def guarded(job: Callable[[], None]) -> None:
     """Run a rank's job and end this process: with status 0, 2 after a user's mistake, 130 after Ctrl-C, 143 after
-    SIGTERM, 1 otherwise.
+    SIGTERM, 1 otherwise (a lost rank, a checkpoint that could not be saved, a defect).
     """
     # DeepSpeed calls collectives by names that torch 2.13 deprecates, at every step and on every rank.
     deprecated = r"`torch\.distributed\.(all_gather_into_tensor|reduce_scatter_tensor)` is deprecated"
@@ -68,6 +74,9 @@ def guarded(job: Callable[[], None]) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a cluster sends it to the launcher too, which passes it on
         status = 143
         say_once("shardrun: preempted; a run with checkpoint.every has saved its last step; --resume auto goes on.")
+    except NotSaved as error:
+        status = 1
+        say_once(f"shardrun: error: {error}")
     except KeyboardInterrupt as interrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # torchrun may pass on what the terminal has sent already
         status, together = 130, isinstance(interrupt, Stopped)
@@ -181,12 +190,17 @@ def _end_with_parent(parent: int) -> None:
 
 def stop(asked: float) -> Stopped:
     """What to raise where the mean of `asked` over all ranks is not 0."""
+    if asked > INTERRUPTED:
+        return NotSaved(
+            "a checkpoint could not be saved (the warning above says why), and checkpoint.on_failure is stop: make "
+            "room, then go on from the last one with --resume auto."
+        )
     return Preempted() if asked <= PREEMPTED else Stopped()
 
 
 def outcome(error: BaseException) -> str:
     """The status that a run's summary gets."""
-    if isinstance(error, KeyboardInterrupt):
+    if isinstance(error, KeyboardInterrupt) and not isinstance(error, NotSaved):
         return "preempted" if isinstance(error, Preempted) else "interrupted"
     return "failed"
 

@@ -18,6 +18,7 @@ import os
 import platform
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from importlib import metadata
@@ -32,6 +33,9 @@ from speedrun.logbook import write_record
 from strategies.select import Launch
 
 SCHEMA = 1
+
+WANDB_FINISH = 60
+"""Seconds to wait at the end until it has everything."""
 
 WANDB_TIMEOUT = 20
 """Seconds to wait for Weights & Biases before the run goes on offline."""
@@ -80,6 +84,7 @@ class Record:
             partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
             os.replace(partial, lines)
         self._metrics = open(lines, "a" if kept else "w", encoding="utf-8")  # noqa: SIM115
+        self._unwritten = False
         self._wandb = _start_wandb(config, launch, name) if config.log == "wandb" else None
         self.last: dict[str, Any] = {}
         for line in kept:
@@ -88,8 +93,15 @@ class Record:
 
     def step(self, metrics: dict[str, Any]) -> None:
         """Append a step's metrics."""
-        self._metrics.write(json.dumps({"schema": SCHEMA, **metrics}) + "\n")
-        self._metrics.flush()
+        try:
+            self._metrics.write(json.dumps({"schema": SCHEMA, **metrics}) + "\n")
+            self._metrics.flush()
+        except OSError as error:  # what could not be written stays in the buffer until a later step's flush
+            if not self._unwritten:
+                print(f"warning: {self._metrics.name} cannot be written ({error}); the run goes on, and tries again.")
+            self._unwritten = True
+        else:
+            self._unwritten = False
         self.last |= {key: value for key, value in metrics.items() if value is not None}
         if self._wandb:
             shown = {key: value for key, value in metrics.items() if value is not None and key != "step"}
@@ -114,10 +126,7 @@ class Record:
             if self.target is not None and self.last:
                 write_record(self.folder, self.target)
             if self._wandb:
-                self._wandb.finish(exit_code=0 if status == "finished" else 1)
-                import wandb
-
-                wandb.teardown()  # waits until wandb's own process has written everything
+                _finish_wandb(self._wandb, 0 if status == "finished" else 1)
 
     def _write(self, name: str, content: dict[str, Any]) -> None:
         """Write a JSON file whole or not at all."""
@@ -193,12 +202,37 @@ def _start_wandb(config: Config, launch: Launch, name: str) -> Any:
     if _wandb_key(wandb) or os.environ.get("WANDB_MODE"):
         try:
             return wandb.init(**settings, settings=wandb.Settings(silent=True, init_timeout=WANDB_TIMEOUT))
-        except wandb.Error as error:
+        except Exception as error:  # wandb.Error, or what a library below it raises
             reason = str(error).partition("\n")[0]
             print(f"Weights & Biases cannot be reached ({reason}): logging offline; wandb sync sends it later.")
     else:
         print("No Weights & Biases key (wandb login, or WANDB_API_KEY): logging offline; wandb sync sends it later.")
-    return wandb.init(**settings, mode="offline", settings=wandb.Settings(silent=True))
+    try:
+        return wandb.init(**settings, mode="offline", settings=wandb.Settings(silent=True))
+    except Exception as error:
+        print(f"Weights & Biases cannot start ({error}): this run is logged to its folder only.")
+        return None
+
+
+def _finish_wandb(run: Any, exit_code: int) -> None:
+    """Send what has not been sent; a connection that is gone costs the run's end a bounded time and nothing else."""
+    failures: list[Exception] = []
+
+    def finish() -> None:
+        try:
+            import wandb
+
+            run.finish(exit_code=exit_code)
+            wandb.teardown()  # waits until wandb's own process has written everything
+        except Exception as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=finish, name="wandb", daemon=True)
+    thread.start()
+    thread.join(WANDB_FINISH)
+    if thread.is_alive() or failures:
+        why = failures[0] if failures else f"no answer in {WANDB_FINISH} s"
+        print(f"Weights & Biases did not get the end of this run ({why}); wandb sync sends what is kept in wandb/.")
 
 
 def _wandb_key(wandb: Any) -> bool:

@@ -23,7 +23,7 @@ from speedrun.checkpoints import Checkpoints, Resumed, find_checkpoint
 from speedrun.compiling import compile_blocks
 from speedrun.config import PRESETS, Config
 from speedrun.data import Data, open_data, prefetch
-from speedrun.ending import Interruptible, guarded, leave_for_torchrun, outcome, speaks_first, stop
+from speedrun.ending import NOT_SAVED, Interruptible, guarded, leave_for_torchrun, outcome, speaks_first, stop
 from speedrun.evaluate import Validation, evaluate
 from speedrun.faults import Faults, first_nonfinite
 from speedrun.kernels import choose
@@ -144,6 +144,8 @@ def train(preset: str, config: Config, launch: Launch) -> None:
                 *(strategy, model, config, launch, data, sections, batches),
                 *(record, progress, interruption, checkpoints, resumed),
             )
+        if checkpoints.give_up():  # on the last one
+            raise stop(NOT_SAVED)
         if record:
             record.finish("finished")
             progress.say(f"run: {record.folder}")
@@ -237,7 +239,8 @@ def _loop(
                     norm = strategy.step(update=not faults.refuses(mean_over_ranks(total, 0.0)[0]))
                 else:
                     norm = strategy.step()
-            loss, interrupted = mean_over_ranks(total, float(interruption.asked))
+            asked = NOT_SAVED if checkpoints.give_up() else interruption.asked
+            loss, interrupted = mean_over_ranks(total, float(asked))
             ended = time.perf_counter()
             train_time += ended - started
             if counted:

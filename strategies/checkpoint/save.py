@@ -103,6 +103,11 @@ class Saver:
         self._thread.daemon = True  # a run that fails does not wait for it
         self._thread.start()
 
+    @property
+    def done(self) -> bool:
+        """Whether nothing is being written at this moment."""
+        return self._thread is None or not self._thread.is_alive()
+
     def wait(self) -> None:
         """Until what this rank has to do for the last save is done: on rank 0 the whole checkpoint."""
         if self._thread:

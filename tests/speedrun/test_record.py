@@ -1,7 +1,9 @@
 """What a run leaves on disk and at Weights & Biases."""
 
 import json
+import resource
 import sys
+import time
 from argparse import Namespace
 from importlib.util import find_spec
 from pathlib import Path
@@ -76,6 +78,24 @@ def test_a_run_is_not_written_over(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError, match="run holds a run already; give this one another --name"):
         record(tmp_path)
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+
+
+def test_a_full_disk_does_not_stop_the_run_and_no_line_is_lost(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    open_record = record(tmp_path)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    open_record.step({**STEP, "step": 0})
+    size = (tmp_path / "run" / "metrics.jsonl").stat().st_size
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size + 30, before[1]))  # room for a part of the next line
+        for step in (1, 2, 3):
+            open_record.step({**STEP, "step": step})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    open_record.step({**STEP, "step": 4})
+    assert capsys.readouterr().out.count("metrics.jsonl cannot be written") == 1
+    assert [line["step"] for line in metrics(tmp_path / "run")] == [0, 1, 2, 3, 4]
 
 
 class FakeWandb:
@@ -163,6 +183,28 @@ def test_a_failing_log_does_not_stop_the_run(
     assert [step for step, _ in wandb.logged] == [0]
     assert len(metrics(tmp_path / "run")) == 3
     assert capsys.readouterr().out.count("stopped logging (disk full)") == 1
+
+
+@pytest.mark.parametrize("end", ("hangs", "fails"))
+def test_the_end_of_a_run_does_not_hang_on_a_lost_connection(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, no_key: None, capsys: pytest.CaptureFixture[str], end: str
+) -> None:
+    wandb = FakeWandb()
+
+    def finish(exit_code: int) -> None:
+        if end == "fails":
+            raise ConnectionError("connection lost")
+        time.sleep(5)
+        wandb.ended = exit_code
+
+    monkeypatch.setattr(wandb, "finish", finish)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)  # type: ignore[arg-type]
+    monkeypatch.setattr("speedrun.record.WANDB_FINISH", 0.2)
+    open_record = record(tmp_path, log="wandb")
+    open_record.finish("finished")
+    assert read(tmp_path / "run", "summary.json")["status"] == "finished" and wandb.ended is None
+    why = "connection lost" if end == "fails" else "no answer in 0.2 s"
+    assert f"did not get the end of this run ({why})" in capsys.readouterr().out
 
 
 def test_without_wandb_the_folder_is_all_there_is(

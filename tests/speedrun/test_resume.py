@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch.distributed as dist
 
 from speedrun.checkpoints import find_checkpoint
 from speedrun.config import CheckpointConfig, Config, DataConfig, Stage
+from speedrun.ending import NotSaved
+from strategies.checkpoint import save as saving
 from strategies.checkpoint.folder import checkpoints
 from strategies.checkpoint.format import read_index
 from tests.ranks import RankPool
@@ -96,6 +99,43 @@ def test_a_run_goes_on_elsewhere_under_another_strategy(ranks: RankPool, tmp_pat
         entries = [entry for moment in books["memory"].values() for entry in moment.values()] + books["traffic"]
         exact = [entry for entry in entries if "why" not in entry]  # those with a reason are estimates
         assert exact and all(entry["remainder"] == 0 for entry in exact)
+
+
+def full_disk(name: str, config: Config) -> str:
+    """On a rank: the run, in which rank 1's disk is full from step 3 on; returns how it ended."""
+    with pytest.MonkeyPatch.context() as patch:
+
+        def write_shard(path: Path, tensors: Any) -> Any:
+            if dist.get_rank() == 1 and "step_00000002" not in str(path):
+                raise OSError(28, "No space left on device")
+            return original(path, tensors)
+
+        original = saving.write_shard
+        patch.setattr(saving, "write_shard", write_shard)
+        try:
+            train_here(name, config)
+        except NotSaved as error:
+            return str(error)
+    return "finished"
+
+
+@pytest.mark.ranks
+def test_a_full_disk_warns_or_stops_as_asked_and_the_old_checkpoint_stays(ranks: RankPool, tmp_path: Path) -> None:
+    config = small(out=str(tmp_path), steps=40, checkpoint=SAVE, name="warn")
+    assert ranks.run(2, full_disk, "fsdp", config) == ["finished", "finished"]
+    assert read(tmp_path / "warn", "summary.json")["status"] == "finished"
+    assert list(checkpoints(tmp_path / "warn/checkpoints")) == [2]
+    config = dataclasses.replace(config, name="stop", checkpoint=dataclasses.replace(SAVE, on_failure="stop"))
+    ends = ranks.run(2, full_disk, "fsdp", config)
+    assert ends[0] == ends[1] and "a checkpoint could not be saved" in ends[0]
+    summary = read(tmp_path / "stop", "summary.json")
+    assert summary["status"] == "failed" and "could not be saved" in summary["error"]
+    assert 4 <= summary["step"] < 40
+    assert list(checkpoints(tmp_path / "stop/checkpoints")) == [2]
+    # The last save of a run, which no later step would notice.
+    late = dataclasses.replace(config, name="late", steps=4)
+    assert "could not be saved" in ranks.run(2, full_disk, "fsdp", late)[0]
+    assert read(tmp_path / "late", "summary.json")["status"] == "failed"
 
 
 @pytest.mark.ranks

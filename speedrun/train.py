@@ -114,6 +114,7 @@ def train(preset: str, config: Config, launch: Launch) -> None:
         )
     kernels, why = choose(config.model.kernels, "cpu" if launch.cpu else "cuda", launch.precision)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, kernels=kernels))
+    torch.manual_seed(config.seed)  # nothing of ours draws from it, but its state is part of a checkpoint
     model = GPT(config.model, document_start=data.document_start)
     model.init_weights(config.seed)
     if config.compile:

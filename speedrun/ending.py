@@ -39,7 +39,7 @@ TIMED_OUT = ("Timed out waiting", "Timed out after", "timeout")
 ANSWER = 3.0
 """Seconds in which every rank that still goes on has noticed that a collective failed, and said so to the others."""
 
-ORPHANED = 25.0
+ORPHANED = 20.0
 """Seconds in which a rank whose launcher is gone must have saved and ended."""
 
 
@@ -179,9 +179,21 @@ def _who_is_lost(step: int) -> str:
     return f"{who} ended or hung in step {step}, and so all end; --resume auto goes on from the last checkpoint."
 
 
+def _may_be_launcher(parent: int) -> bool:
+    """Whether a rank of torchrun still has it as its parent: it may have been killed while this rank still imported,
+    and then the parent has been another from the beginning. True where this cannot be told."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return True
+    try:
+        command = Path(f"/proc/{parent}/cmdline").read_bytes()
+    except OSError:  # no Linux
+        return True
+    return any(name in command for name in (b"python", b"accelerate", b"torchrun"))
+
+
 def _end_with_parent(parent: int) -> None:
     """In a thread: when the launcher is gone, nobody else would end this rank. As after SIGTERM, and then at once."""
-    while os.getppid() == parent:
+    while os.getppid() == parent and _may_be_launcher(parent):
         time.sleep(1)
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(ORPHANED)

@@ -37,6 +37,8 @@ def open_shard(path: Path) -> np.ndarray:
     Raises:
         ValueError: the header or the file's length is wrong; the sentence names the file and the numbers.
     """
+    if not path.is_file():
+        raise ValueError(f"Shard {path} is not a file (a folder, or a link to nothing): take it away.")
     size = path.stat().st_size
     if size < HEADER_BYTES:
         raise ValueError(

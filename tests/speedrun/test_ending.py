@@ -3,14 +3,17 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
-from speedrun.ending import Interruptible, Preempted, Stopped, guarded, say_once, speaks_first, stop
+from speedrun.ending import Interruptible, Preempted, Stopped, _may_be_launcher, guarded, say_once, speaks_first, stop
 
 
 @pytest.fixture(autouse=True)
@@ -136,3 +139,34 @@ def test_sigterm_is_noted_and_a_ctrl_c_of_any_rank_counts_for_more() -> None:
         ((preempted, preempted, interrupted), Stopped),
     ):
         assert type(stop(sum(asked) / len(asked))) is kind
+
+
+ORPHAN = """
+import os, subprocess, sys, time
+os.environ["TORCHELASTIC_RUN_ID"] = "1"
+rank = "import time; time.sleep(2); from speedrun.ending import guarded; guarded(lambda: time.sleep(60))"
+print(subprocess.Popen([sys.executable, "-c", rank], stdout=subprocess.DEVNULL).pid, flush=True)
+time.sleep(float(sys.argv[1]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher_lives", (0.0, 8.0))
+def test_a_rank_ends_when_its_launcher_has_gone_also_while_it_still_imported(launcher_lives: float) -> None:
+    if launcher_lives == 0 and _may_be_launcher_under_torchrun(1):
+        pytest.skip("process 1 of this machine, which orphans go to, looks like a launcher, or cannot be seen")
+    launcher = [sys.executable, "-c", ORPHAN, str(launcher_lives)]
+    root = Path(__file__).parents[2]
+    printed = subprocess.run(launcher, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    rank = psutil.Process(int(printed.stdout))
+    try:
+        rank.wait(timeout=40)  # it imports torch first
+    finally:
+        if rank.is_running():
+            rank.kill()
+
+
+def _may_be_launcher_under_torchrun(parent: int) -> bool:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCHELASTIC_RUN_ID", "1")
+        return _may_be_launcher(parent)

@@ -145,13 +145,14 @@ def losses(folder: Path) -> dict[int, float]:
     return {line["step"]: line["train_loss"] for line in metrics(folder) if line["step"]}
 
 
-def test_a_killed_rank_ends_all_and_the_restart_resumes_by_itself(tmp_path: Path) -> None:
+@pytest.mark.parametrize("strategy", ("ddp", "fsdp", "zero3"))
+def test_a_killed_rank_ends_all_and_the_restart_resumes_by_itself(tmp_path: Path, strategy: str) -> None:
     """kill -9 of rank 1 in mid-run, under torchrun's --max_restarts: the curve is the uninterrupted run's."""
     arguments = ["tiny", "--steps", "40", "--checkpoint.every", "3", "--resume", "auto", *SMALL]
-    with launch("ddp", tmp_path / "whole", *arguments) as process:
+    with launch(strategy, tmp_path / "whole", *arguments) as process:
         finish(process, 200)
     restarts = ("--max_restarts", "1", "--monitor_interval", "1")
-    with launch("ddp", tmp_path / "killed", *arguments, options=restarts) as process:
+    with launch(strategy, tmp_path / "killed", *arguments, options=restarts) as process:
         lines, deadline = tmp_path / "killed/run/metrics.jsonl", time.monotonic() + 120
         while not (lines.is_file() and lines.read_text().count("\n") > 8) and time.monotonic() < deadline:
             time.sleep(0.05)

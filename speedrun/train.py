@@ -134,6 +134,7 @@ def train(preset: str, config: Config, launch: Launch) -> None:
     try:
         strategy = select.start(launch, config.collective_timeout)
         strategy.prepare(model, recipe, clip=config.optimizer.clip, accumulation=batches[0].accumulation)
+        select.bound_collectives(config.collective_timeout)
         if config.model.attention == "auto":
             dtype = torch.bfloat16 if launch.precision == "bf16" else torch.float32
             progress.say("attention: {} ({})".format(*choose_attention("auto", strategy.optimizer.place.device, dtype)))

@@ -115,6 +115,16 @@ def start(launch: Launch, timeout: float = COLLECTIVE_TIMEOUT) -> Strategy:
     return make(launch.strategy, Settings(place, launch.precision, launch.engine))
 
 
+def bound_collectives(timeout: float) -> None:
+    """Give every process group of this rank the timeout of the first: DeepSpeed makes groups of its own, with torch's
+    default of half an hour. Call it when the strategy is prepared. timeout: seconds.
+    """
+    groups = torch.distributed.distributed_c10d
+    for group in list(groups._world.pg_map) if torch.distributed.is_initialized() else ():
+        if torch.distributed.get_rank(group) >= 0:
+            groups._set_pg_timeout(timedelta(seconds=timeout), group)
+
+
 def _start_again(backend: str, launch: Launch, timeout: float) -> None:
     """The process group of a restart by torchrun, whose store still holds the addresses of the ranks that ended: under
     names of its own, or the new ranks would call the old ones."""

@@ -165,3 +165,18 @@ def test_a_killed_rank_ends_all_and_the_restart_resumes_by_itself(tmp_path: Path
     assert "rank 1 ended or hung in step" in errors
     assert read(tmp_path / "killed/run", "config.json")["resumed_at"] >= 3
     assert losses(tmp_path / "killed/run") == losses(tmp_path / "whole/run")
+
+
+def test_a_rank_that_hangs_is_named_after_the_collective_timeout(tmp_path: Path) -> None:
+    """Rank 1 is stopped, not killed. Under ZeRO-2, whose engine makes process groups with timeouts of their own."""
+    arguments = ["tiny", "--steps", "100000", "--collective-timeout", "5", *SMALL]
+    with launch("zero2", tmp_path, *arguments) as process:
+        lines, deadline = tmp_path / "run/metrics.jsonl", time.monotonic() + 120
+        while not (lines.is_file() and lines.read_text().count("\n") > 4) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        stopped = next(p for p in _processes(process.pid) if p.environ().get("RANK") == "1")
+        stopped.suspend()
+        output, errors = finish(process, 120)  # torchrun gives the one that cannot answer 30 s before it kills it
+    assert process.returncode != 0
+    assert errors.count("shardrun: error: rank 1 ended or hung in step ") == 1
+    assert read(tmp_path / "run", "summary.json")["status"] == "failed"

@@ -1,0 +1,38 @@
+"""What the tests of the hand-written strategies (lessons 6 to 8) share."""
+
+from pathlib import Path
+from types import ModuleType
+
+import torch
+import torch.distributed as dist
+
+from lessons import compared
+from strategies.ledger.predict import Run, predict_memory
+from strategies.ledger.traffic import predict_traffic
+from strategies.matrices import Place
+
+LESSONS = Path(__file__).parent.parent.parent / "lessons"
+STEPS = 6
+
+
+def by_hand(lesson: str) -> ModuleType:
+    """The by_hand.py of a lesson's folder."""
+    return compared.load_beside(str(LESSONS / lesson / "demo.py"), "by_hand")
+
+
+def place() -> Place:
+    """Of this rank in the pool's world."""
+    return Place(dist.get_rank(), dist.get_world_size(), torch.device("cpu"))
+
+
+def alone() -> compared.Trained:
+    return compared.train_alone(torch.device("cpu"), STEPS)
+
+
+def assert_is_the_books(found: compared.Trained, books: Run, rank: int) -> None:
+    """Bytes held before the update, by category, and bytes sent in a step, by collective."""
+    predicted = predict_memory(books)[rank]["after backward"]
+    assert found.held == {category: predicted[category] for category in found.held}
+    entries = [entry for entry in predict_traffic(books, rank) if entry.purpose != "bookkeeping"]
+    sent = {s.collective: s.payload_bytes for s in found.sent if s.purpose == "payload"}
+    assert sent == {entry.collective: entry.payload_bytes for entry in entries}

@@ -1,5 +1,6 @@
 """What the tests of the hand-written strategies (lessons 6 to 8) share."""
 
+import functools
 from pathlib import Path
 from types import ModuleType
 
@@ -25,7 +26,9 @@ def place() -> Place:
     return Place(dist.get_rank(), dist.get_world_size(), torch.device("cpu"))
 
 
+@functools.cache
 def alone() -> compared.Trained:
+    """One process without any framework."""
     return compared.train_alone(torch.device("cpu"), STEPS)
 
 

@@ -1,0 +1,151 @@
+"""Wrong attempts at lesson 7, and what their message must say."""
+
+import math
+
+import torch
+import torch.distributed as dist
+from torch.nn.functional import pad
+
+from lessons.checking import wrong_attempt
+
+
+@wrong_attempt("rank_bytes", says="That is ZeRO-2")
+def whole_parameters(parameters, ranks):
+    return 2 * parameters + 14 * parameters / ranks
+
+
+@wrong_attempt("rank_bytes", says="master weights are missing")
+def no_masters(parameters, ranks):
+    return 12 * parameters / ranks
+
+
+@wrong_attempt("rank_bytes", says="for a moment only")
+def gathered_too(parameters, ranks):
+    return 2 * parameters + 16 * parameters / ranks
+
+
+@wrong_attempt("wire_bytes", says="That is one micro-batch")
+def accumulation_ignored(parameters, ranks, accumulation, keep):
+    return (2 if keep else 3) * (ranks - 1) / ranks * 2 * parameters
+
+
+@wrong_attempt("wire_bytes", says="gathered again for backward")
+def always_kept(parameters, ranks, accumulation, keep):
+    return accumulation * 2 * (ranks - 1) / ranks * 2 * parameters
+
+
+@wrong_attempt("wire_bytes", says="no room for whole ones")
+def reduced_once(parameters, ranks, accumulation, keep):
+    return (accumulation * (1 if keep else 2) + 1) * (ranks - 1) / ranks * 2 * parameters
+
+
+@wrong_attempt("wire_bytes", says="gathered once per micro-batch")
+def never_kept(parameters, ranks, accumulation, keep):
+    return accumulation * 3 * (ranks - 1) / ranks * 2 * parameters
+
+
+@wrong_attempt("most_gathered", says="none were let go")
+def all_of_them(numels, ahead):
+    return sum(numels)
+
+
+@wrong_attempt("most_gathered", says="at the same time")
+def the_largest(numels, ahead):
+    return max(numels)
+
+
+@wrong_attempt("most_gathered", says="Only neighbours")
+def the_largest_ones(numels, ahead):
+    return sum(sorted(numels)[-ahead - 1 :])
+
+
+@wrong_attempt("most_gathered", says="one module too many")
+def not_yet_freed(numels, ahead):
+    return max(sum(numels[i : i + ahead + 2]) for i in range(len(numels)))
+
+
+@wrong_attempt("cut", says="Round the part up")
+def rounded_down(parameter, rank, world_size):
+    part = parameter.numel() // world_size
+    return parameter.flatten()[rank * part : (rank + 1) * part].clone()
+
+
+@wrong_attempt("cut", says="want equal parts")
+def not_padded(parameter, rank, world_size):
+    part = math.ceil(parameter.numel() / world_size)
+    return parameter.flatten()[rank * part : (rank + 1) * part].clone()
+
+
+@wrong_attempt("cut", says="flatten the parameter first")
+def by_rows(parameter, rank, world_size):
+    rows = math.ceil(len(parameter) / world_size)
+    return parameter[rank * rows : (rank + 1) * rows].clone()
+
+
+@wrong_attempt("cut", says="never be freed")
+def a_view(parameter, rank, world_size):
+    part = math.ceil(parameter.numel() / world_size)
+    flat = pad(parameter.flatten(), (0, part * world_size - parameter.numel()))
+    return flat[rank * part : (rank + 1) * part]
+
+
+def _gathered(mine):
+    parts = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, mine)
+    return torch.cat(parts)
+
+
+@wrong_attempt("whole", says="padding at the end")
+def with_padding(mine, shape):
+    return _gathered(mine)
+
+
+@wrong_attempt("whole", says="should be [5, 2]")
+def flat(mine, shape):
+    return _gathered(mine)[: math.prod(shape)]
+
+
+@wrong_attempt("whole", says="in another order")
+def interleaved(mine, shape):
+    parts = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, mine)
+    return torch.stack(parts, dim=1).flatten()[: math.prod(shape)].view(shape)
+
+
+def _weight(mine, shape):
+    flat = _gathered(mine)
+    return flat[: math.prod(shape)].view(shape), flat.numel()
+
+
+@wrong_attempt("linear_backward", says="times too large")
+def summed(x, upstream, mine, shape):
+    weight, size = _weight(mine, shape)
+    gradient, part = upstream.T @ x, torch.empty_like(mine)
+    padded = pad(gradient.flatten(), (0, size - gradient.numel()))
+    dist.reduce_scatter(part, list(padded.chunk(dist.get_world_size())))
+    return upstream @ weight, part
+
+
+@wrong_attempt("linear_backward", says="nothing was reduced")
+def own_rows(x, upstream, mine, shape):
+    weight, size = _weight(mine, shape)
+    gradient = upstream.T @ x
+    padded = pad(gradient.flatten(), (0, size - gradient.numel()))
+    return upstream @ weight, padded.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+@wrong_attempt("linear_backward", says="an all-reduce brings")
+def all_reduced(x, upstream, mine, shape):
+    weight, size = _weight(mine, shape)
+    gradient = upstream.T @ x / dist.get_world_size()
+    dist.all_reduce(gradient)
+    padded = pad(gradient.flatten(), (0, size - gradient.numel()))
+    return upstream @ weight, padded.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+@wrong_attempt("linear_backward", says="keeps no more")
+def whole_gradient(x, upstream, mine, shape):
+    weight, _ = _weight(mine, shape)
+    gradient = upstream.T @ x / dist.get_world_size()
+    dist.all_reduce(gradient)
+    return upstream @ weight, gradient

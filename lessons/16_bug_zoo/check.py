@@ -1,0 +1,184 @@
+"""Checks of lesson 16. The learner's tests are tried on healthy trainers, and on the animals that they have to kill."""
+
+import sys
+from functools import partial
+from pathlib import Path
+
+from lessons.checking import Wrong, expect, expect_numbers
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from animals import ANIMALS  # noqa: E402
+from zoo import DIAGNOSES, Trainer, run  # noqa: E402
+
+KILLS = {
+    "test_learns": ("lynx", "dingo"),
+    "test_one_process": ("badger", "egret", "gecko", "heron", "jackal", "koala", "marmot"),
+    "test_memory": ("crane", "dingo"),
+    "test_validation": ("ferret", "ibis"),
+}
+"""Every animal is killed by some test."""
+
+ANSWERS = {
+    "badger": "local clip norm",
+    "crane": "untied",
+    "dingo": "optimizer first",
+    "egret": "data repeated",
+    "ferret": "no_grad missing",
+    "gecko": "accumulation scaled twice",
+    "heron": "parameter reduced",
+    "ibis": "one rank validates",
+    "jackal": "seeds differ",
+    "koala": "gradient summed",
+    "lynx": "target off by one",
+    "marmot": "shards orthogonalised",
+}
+
+WOULD_SHOW = {
+    "target off by one": "A model that has to say what it is given gets to a loss next to zero, below the entropy.",
+    "gradient summed": "Sums over the ranks are exactly world_size times the mean: 2.00 times the norm on two ranks.",
+    "parameter reduced": "Each rank would step along a gradient of its own rows: noisier norms, all rows read.",
+    "accumulation scaled twice": "The norm would be exactly 1/accumulation of what it is alone.",
+    "shards orthogonalised": "The momentum would not have to be gathered: fewer bytes in all_gather.",
+    "optimizer first": "The weights would never change, and the optimizer would never make a state.",
+    "untied": "There would be a parameter more: in the bytes held, in the bytes sent.",
+    "seeds differ": "The ranks' weights would be apart before the first step.",
+    "data repeated": "There would be fewer different rows in a step.",
+    "local clip norm": "The ranks would clip by different norms, and nothing would be all-reduced.",
+    "no_grad missing": "The bytes of the graph would grow with every validation.",
+    "one rank validates": "The ranks would part at the first validation.",
+}
+
+LOOK = {
+    "lynx": "its loss comes far below what the data allow, ln 4",
+    "dingo": "its loss never falls, and its optimizer has no states at all. (Half of nothing is nothing: if you "
+    "compare ranks with each other, compare them also with what they should hold)",
+    "badger": "its ranks clip by different norms. Look at grad_norms, and on every rank",
+    "egret": "its norms and its weights are not those of one process",
+    "gecko": "its norm is half of what it should be, but AdamW and Muon do not notice a factor: its weights are right. "
+    "Compare grad_norms, and with one process that does not accumulate: one that accumulates as well has the same bug",
+    "heron": "its norms and its weights are not those of one process",
+    "jackal": "its ranks begin with different weights. One process has one seed",
+    "koala": "its norm is twice what it should be, but AdamW and Muon do not notice a factor: its weights are right. "
+    "Compare grad_norms",
+    "marmot": "only its inner matrices, up and down, differ from those of one process. Compare all weights, after the "
+    "first step and later",
+    "crane": 'look at "embed" and "head" after training, or at the bytes of its parameters',
+    "ferret": "after its validations autograd keeps something for a backward pass: Report.graph",
+    "ibis": "it does not come to its end: Report.stuck. Its validations are no list of results on every rank",
+}
+
+HEALTHY = {
+    "test_learns": "It falls by more than one nat in thirty steps and ends between ln 4 and 2.3, not below ln 4; a "
+    "loss goes up from one step to the next now and then, as every step has other rows.",
+    "test_one_process": "Sums in another order round differently, so compare with a tolerance (1e-3 of the norm, 1e-4 "
+    "of a weight). And a rank's losses are those of its own rows: only their mean is that of one process.",
+    "test_memory": "Parameters are whole on every rank; optimizer states are of the rank's rows alone.",
+    "test_validation": "It validates after every fifth step, and the number of steps is yours.",
+}  # fmt: skip
+
+
+def diagnose(theirs):
+    found = theirs()
+    expect(isinstance(found, dict), f"Your function returned {found!r}; a dictionary animal → diagnosis is asked for.")
+    for animal, claim in found.items():
+        expect(animal in ANSWERS, f"There is no {animal!r} in the zoo; there are {', '.join(ANSWERS)}.")
+        expect(claim in DIAGNOSES, f"{claim!r} is no key of DIAGNOSES in zoo.py; they are {', '.join(DIAGNOSES)}.")
+    if missing := [animal for animal in ANSWERS if animal not in found]:
+        raise Wrong(f"There is no diagnosis for {', '.join(missing)}.")
+    claims = list(found.values())
+    if twice := next((claim for claim in claims if claims.count(claim) > 1), ""):
+        sick = " and ".join(animal for animal, claim in found.items() if claim == twice)
+        raise Wrong(f"You have {twice!r} more than once ({sick}); each bug is in the zoo once. {WOULD_SHOW[twice]}")
+    right = sum(found[animal] == answer for animal, answer in ANSWERS.items())
+    for animal, answer in ANSWERS.items():
+        if (claim := found[animal]) != answer:
+            raise Wrong(f"{right} of {len(ANSWERS)} are right. {animal} is not {claim!r}: {WOULD_SHOW[claim]}")
+
+
+def step_bytes(theirs):
+    for embedding, inner, ranks in ((38_633_472, 84_934_656, 8), (2048, 4096, 2)):
+        once = (ranks - 1) / ranks * 4
+        everything = embedding + inner
+        mistakes = {
+            "reduce_scatter": {
+                "That is an all-reduce, two passes of the ring; each rank needs only its rows.": 2 * once * everything,
+                "That is the payload; a ring sends (N − 1)/N of it.": 4 * everything,
+                "AdamW's gradients are reduced too.": once * inner,
+            },
+            "all_gather": {
+                "Muon's momentum is missing: it is gathered so that matrices are orthogonalised whole.": once
+                * everything,
+                "AdamW treats every number alone; only Muon's momentum has to be gathered.": 2 * once * everything,
+                "The new parameters are missing.": once * inner,
+                "That is the payload; a ring sends (N − 1)/N of it.": 4 * (everything + inner),
+            },
+            "all_reduce": {
+                "The norm needs one number of every rank; that is none.": 0,
+                "That is the payload; a ring sends 2 (N − 1)/N of it.": 4,
+                "Gradients are reduce-scattered here; only the norm is all-reduced.": 2 * once * everything,
+            },
+        }
+        right = {
+            "reduce_scatter": once * everything,
+            "all_gather": once * (everything + inner),
+            "all_reduce": 2 * once,
+        }
+        what = f"{embedding:,} elements of embedding and {inner:,} of inner matrices on {ranks} ranks, in bytes"
+        expect_numbers(theirs(embedding, inner, ranks), right, what, mistakes)
+
+
+def test_learns(theirs):
+    _try_out("test_learns", theirs)
+
+
+def test_one_process(theirs):
+    _try_out("test_one_process", theirs)
+
+
+def test_memory(theirs):
+    _try_out("test_memory", theirs)
+
+
+def test_validation(theirs):
+    _try_out("test_validation", theirs)
+
+
+def _try_out(name, theirs):
+    """It must let the healthy live, whatever their seed, and kill all that it is for."""
+    calls = []
+
+    def trained(trainer, seed, **settings):
+        calls.append(settings)
+        return run(trainer, **settings, seed=seed)
+
+    for seed in (0, 1):
+        try:
+            theirs(partial(trained, Trainer, seed))
+        except AssertionError as error:
+            other = " with another seed, which has other numbers; test what must hold for all" if seed else ""
+            raise Wrong(f"Your test kills the healthy trainer{other} ({_said(error)}). {HEALTHY[name]}") from error
+        expect(bool(calls), "Your test never calls run: it would pass whatever the trainer does.")
+    lived = [animal for animal in KILLS[name] if not _killed(animal, theirs, partial(trained, ANIMALS[animal], 2))]
+    if lived:
+        rest = f" (So do {' and '.join(lived[1:])}.)" if lived[1:] else ""
+        raise Wrong(f"Your test lets {lived[0]} live: {LOOK[lived[0]]}.{rest}")
+
+
+def _killed(animal, test, run):
+    try:
+        test(run)
+    except AssertionError:
+        return True
+    except NotImplementedError:
+        raise
+    except Exception as error:
+        raise Wrong(
+            f"On {animal} your test does not fail but breaks: {type(error).__name__}: {error}. A test says by assert "
+            "what is wrong, also where lists are shorter than expected."
+        ) from error
+    return False
+
+
+def _said(error):
+    return f"it says: {error}" if str(error) else "it says nothing: give your assert a message"

@@ -252,6 +252,8 @@ class Config:
     """The run ends at the first validation at or below this loss (nats per token)."""
     eval_every: int = 50
     """Validate every so many steps and at the end; 0: at the end only."""
+    books_every: int = 0
+    """Keep the books again every so many steps, for whoever watches the run; such a step takes longer. 0: once."""
     compile: bool = False
     """torch.compile every block, under any strategy but ZeRO-3. Needs a C++ compiler on a CPU."""
     on_nonfinite: Literal["stop", "skip"] = "stop"

@@ -3,7 +3,7 @@
 Measured in one step of the run, the third or the next one that does not follow a validation: the optimizer's state
 exists by then, and engines have settled (in their second step DDP agrees on its buckets and ZeRO-3 on the order of
 modules, which it forgets in a validation). Predicted from the configuration alone. That one step takes longer, since a
-dispatch mode sees its every operator; no other step pays anything.
+dispatch mode sees its every operator; no other step pays anything. (`books_every` asks for further ones: a live view.)
 
 A remainder that is no surprise says `why`: above all the peak's, whose prediction is a closed form of one of two
 moments (strategies/ledger/passes.py).
@@ -96,13 +96,13 @@ class Books:
         self.held: dict[str, Held] = {}
         self.states: dict[str, int] = {}
         self.allocator: dict[str, dict[str, int]] = {}
-        self.meter = Meter()
         self.activations: ActivationBook | None = None
         self.peak: Replay | None = None
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Around the counted step: every collective, allocation and release is noted. Nothing else of a run pays."""
+        """Around a counted step: every collective, allocation and release is noted. Nothing else of a run pays."""
+        self.meter = Meter()
         device = self.strategy.optimizer.place.device
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)  # from here on it is this step's
@@ -255,6 +255,14 @@ def counted_step(steps: int, eval_every: int, start: int = 0) -> int:
     wants it.
     """
     return next((step for step in range(start + 2, steps) if not eval_every or step % eval_every), steps - 1)
+
+
+def and_again(first: int, last: int, eval_every: int, every: int) -> list[int]:
+    """The counted step, and where `every` is not 0 every so many steps after it, up to `last`, the end of its stage.
+    One that follows a validation is left out.
+    """
+    later = range(first + every, last, every) if every else ()
+    return [first, *(step for step in later if not eval_every or step % eval_every)]
 
 
 def state_by_group(strategy: Strategy) -> dict[str, int]:

@@ -111,9 +111,9 @@ class Record:
                 print(f"Weights & Biases stopped logging ({error}); the run goes on, and its folder holds everything.")
                 self._wandb = None
 
-    def ledger(self, ranks: list[dict[str, Any]]) -> None:
-        """Write what every rank holds."""
-        self._write("ledger.json", {"ranks": ranks})
+    def ledger(self, step: int, ranks: list[dict[str, Any]]) -> None:
+        """Write what every rank held and sent in that step, in the place of what an earlier one did."""
+        self._write("ledger.json", {"step": step, "ranks": ranks})
 
     def finish(self, status: str, error: BaseException | None = None) -> None:
         """Write how the run stands; called at its start too, so that a killed run says 'running'."""

@@ -27,7 +27,7 @@ from speedrun.ending import NOT_SAVED, Interruptible, guarded, leave_for_torchru
 from speedrun.evaluate import Validation, evaluate
 from speedrun.faults import Faults, first_nonfinite
 from speedrun.kernels import choose
-from speedrun.ledger import Books, counted_step
+from speedrun.ledger import Books, and_again, counted_step
 from speedrun.model import GPT
 from speedrun.model.attend import choose_attention
 from speedrun.optim.policy import parameter_groups
@@ -205,6 +205,7 @@ def _loop(
     start = resumed.step if resumed else 0
     counted_at = counted_step(steps, config.eval_every, start)
     cut, section = cut_at(counted_at), section_at(sections, counted_at)
+    counted_steps = and_again(counted_at, section.last, config.eval_every, config.books_every)
     books = Books(config, launch, cut.accumulation, strategy, cut.rows // cut.accumulation, section)
     books.note("after prepare")
     # A resumed run has at least one: engines settle in a process's first step, and the interrupted run's had.
@@ -231,7 +232,7 @@ def _loop(
             if step == section.first and step:
                 enter(section)
             multiplier = set_schedules(strategy, config, step, steps, section)
-            counted = step == counted_at
+            counted = step in counted_steps
             with books.step() if counted else nullcontext():
                 watched = counted and step > 0  # the first step has no optimizer state before it
                 total = forward_and_backward(batch, step, books.forward if watched else strategy.model)
@@ -249,7 +250,7 @@ def _loop(
                 books.note("after step")
                 ranks = books.gather()
                 if record:
-                    record.ledger(ranks)
+                    record.ledger(step + 1, ranks)
 
             done = step + 1
             repeat = partial(first_nonfinite, strategy, partial(forward_and_backward, batch, step))

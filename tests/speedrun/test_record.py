@@ -24,7 +24,7 @@ def record(folder: Path, **fields: Any) -> Record:
 def test_every_file_says_its_schema_and_a_killed_run_says_running(tmp_path: Path) -> None:
     open_record = record(tmp_path)
     open_record.step({**STEP, "val_bits_per_byte": None})
-    open_record.ledger([{"rank": 0, "measured": {"parameters": 4}}])
+    open_record.ledger(3, [{"rank": 0, "measured": {"parameters": 4}}])
     folder = tmp_path / "run"
     assert {path.name for path in folder.iterdir()} == {
         *("config.json", "environment.json", "metrics.jsonl", "ledger.json", "summary.json"),
@@ -36,6 +36,7 @@ def test_every_file_says_its_schema_and_a_killed_run_says_running(tmp_path: Path
     config = read(folder, "config.json")
     assert config["launch"]["strategy"] == "ddp" and config["launch"]["world_size"] == 2
     assert config["run"]["data"]["global_batch"] == 12 and config["data_hash"] == "abc" and config["parameters"] == 123
+    assert read(folder, "ledger.json")["step"] == 3
     assert read(folder, "ledger.json")["ranks"] == [{"rank": 0, "measured": {"parameters": 4}}]
     open_record.finish("finished")
     summary = read(folder, "summary.json")

@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from speedrun.config import PRESETS, CheckpointConfig, Config, DataConfig
 from speedrun.ending import Stopped
+from speedrun.ledger import and_again
 from strategies.base import Precision
 from strategies.checkpoint.folder import checkpoints
 from tests.ranks import RankPool
@@ -78,6 +79,21 @@ def test_a_run_leaves_the_same_record_under_every_strategy(ranks: RankPool, tmp_
     for curve in curves.values():
         for ours, reference in zip(curve, curves["single", 1], strict=True):
             assert ours == pytest.approx(reference, rel=2e-5)
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("name", ("ddp", "fsdp", "zero2", "zero3"))
+def test_books_kept_again_are_the_same_books(ranks: RankPool, tmp_path: Path, name: str) -> None:
+    """One step like another: nothing is added up, and the step that follows the validation is left out."""
+    kept = {}
+    for every in (0, 1):
+        out = tmp_path / str(every)
+        ranks.run(2, train_here, name, in_folder(small(steps=7, eval_every=5, books_every=every), out))
+        kept[every] = read(out / "run", "ledger.json")
+    assert (kept[0]["step"], kept[1]["step"]) == (3, 7)
+    assert and_again(2, 7, 5, 1) == [2, 3, 4, 6] and and_again(2, 7, 0, 2) == [2, 4, 6] and and_again(2, 7, 5, 0) == [2]
+    for once, again in zip(kept[0]["ranks"], kept[1]["ranks"], strict=True):
+        assert once["memory"] == again["memory"] and once["traffic"] == again["traffic"]
 
 
 @pytest.mark.ranks

@@ -9,6 +9,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -55,17 +56,35 @@ def launch(
     seconds. When this process is interrupted or the time is up (subprocess.TimeoutExpired), so is everything that was
     started.
     """
-    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", *(options or [])]
-    command += ["--config_file", str(config), "-m", module, *arguments]
-    environment = {"OMP_NUM_THREADS": "1", **os.environ}
-    with open(output or os.devnull, "w", encoding="utf-8") as file:
-        streams = {"stdout": file, "stderr": subprocess.STDOUT} if output else {}
-        process = subprocess.Popen(command, env=environment, start_new_session=True, **streams)  # type: ignore[call-overload]
+    with running(launching(config, ["-m", module, *arguments], options), output) as process:
+        return process.wait(timeout)
+
+
+def launching(config: Path, what: list[str], options: list[str] | None = None) -> list[str]:
+    """The command that launches `-m MODULE …` or a script, with the Python that we are in."""
+    launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", *(options or [])]
+    return [*launcher, "--config_file", str(config), *what]
+
+
+@contextlib.contextmanager
+def running(
+    command: list[str], output: Path | None = None, errors: Path | None = None, added: dict[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A process, in a session of its own, and all that it starts; whatever of it is left at the end is ended.
+
+    output, errors: files for what it prints (errors: by default with the output), or None to let it through; added: to
+    the environment.
+    """
+    with contextlib.ExitStack() as files:
+        out = files.enter_context(open(output, "wb")) if output else None
+        err = files.enter_context(open(errors, "wb")) if errors else out and subprocess.STDOUT
+        environment = {"OMP_NUM_THREADS": "1", **os.environ, **(added or {})}
+        process = subprocess.Popen(command, env=environment, start_new_session=True, stdout=out, stderr=err)
         try:
-            return process.wait(timeout)
-        except BaseException:
-            _end(process)
-            raise
+            yield process
+        finally:
+            if process.poll() is None:
+                _end(process)
 
 
 GRACE = 20
@@ -80,13 +99,16 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     import psutil
 
     ranks = psutil.Process(process.pid).children(recursive=True)
-    os.killpg(process.pid, signal.SIGINT)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(GRACE)
-    for rank in ranks:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            rank.kill()
-    process.kill()
+    try:
+        os.killpg(process.pid, signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE)
+    finally:  # also when the wait itself is interrupted: a second Ctrl-C
+        for rank in ranks:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                rank.kill()
+        process.kill()
+        process.wait()
 
 
 def what_went_wrong(log: Path) -> str:

@@ -25,6 +25,16 @@ class Exercise:
 
 
 @dataclass(frozen=True)
+class Live:
+    """What `shardrun demo` runs on ranks."""
+
+    config: str
+    """A shipped accelerate config, for example cpu/zero2: demo.py and the training run are launched with it."""
+    arguments: tuple[str, ...] = ()
+    """Of speedrun.train, for the run that is watched; none: there is no such run, only demo.py."""
+
+
+@dataclass(frozen=True)
 class Lesson:
     """A lesson folder."""
 
@@ -34,6 +44,8 @@ class Lesson:
     minutes: int
     prerequisites: tuple[int, ...]
     exercises: tuple[Exercise, ...]
+    live: Live | None = None
+    """None: `shardrun demo` runs demo.py in one process."""
 
     @property
     def name(self) -> str:
@@ -65,8 +77,11 @@ def _read(folder: Path) -> Lesson:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
         exercises = [Exercise(**{**entry, "hints": tuple(entry["hints"])}) for entry in content.pop("exercise")]
         content["prerequisites"] = tuple(content["prerequisites"])
+        if "live" in content:
+            arguments = tuple(content["live"].pop("arguments", ()))
+            content["live"] = Live(arguments=arguments, **content["live"])
         return Lesson(folder=folder, exercises=tuple(exercises), **content)
-    except (tomllib.TOMLDecodeError, KeyError, TypeError) as error:
+    except (tomllib.TOMLDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is no description of a lesson: {error}.") from error
 
 

@@ -1,0 +1,172 @@
+"""The figures of a demo, for the terminal and the page alike: events in, numbers and bars out. Bytes are integers."""
+
+import statistics
+from dataclasses import dataclass, field
+from typing import Any
+
+from shardrun.demo.record import Event
+
+
+@dataclass(frozen=True)
+class Category:
+    """What bytes are held for; `letter` fills its part of a bar in the terminal, `colour` in the page too."""
+
+    name: str
+    letter: str
+    colour: str
+    """Of Okabe and Ito's palette, which colour-blind readers can tell apart."""
+
+
+CATEGORIES = (
+    Category("parameters", "P", "#0072B2"),
+    Category("master parameters", "M", "#56B4E9"),
+    Category("gradients", "G", "#E69F00"),
+    Category("optimizer states", "O", "#009E73"),
+    Category("communication buffers", "B", "#999999"),
+    Category("activations", "A", "#CC79A7"),
+    Category("other", "x", "#D55E00"),
+)
+"""Those of the books, as strategies/base.py and speedrun/ledger.py name them, in the order in which bars stack them."""
+
+MOMENTS = ("after backward", "after forward", "peak", "after step", "after prepare")
+"""Those of the books, the most telling first: where there is room for some only, it is for these."""
+
+IN_TIME = ("after prepare", "after forward", "peak", "after backward", "after step")
+"""The same in the order in which they come."""
+
+MIB = 2**20
+
+
+@dataclass
+class Training:
+    """What is known of a training run so far."""
+
+    about: Event = field(default_factory=dict)
+    steps: list[Event] = field(default_factory=list)
+    books: Event = field(default_factory=dict)
+    """The newest; empty before the first."""
+    counted: set[int] = field(default_factory=set)
+    """The steps whose books were kept."""
+
+    def take(self, event: Event) -> None:
+        if event["kind"] == "run":
+            self.about = event
+        elif event["kind"] == "step":
+            self.steps.append(event)
+        elif event["kind"] == "books":
+            self.books = event
+            self.counted.add(event["step"])
+
+    @property
+    def ranks(self) -> list[dict[str, Any]]:
+        return self.books.get("ranks", [])
+
+    @property
+    def losses(self) -> list[tuple[int, float]]:
+        """(step, training loss) of every step that has one."""
+        return [(line["step"], line["train_loss"]) for line in self.steps if line.get("train_loss") is not None]
+
+    @property
+    def step_ms(self) -> float | None:
+        """The median of the steps whose books were not kept."""
+        times = [
+            line["data_time_ms"] + line["compute_time_ms"]
+            for line in self.steps
+            if "compute_time_ms" in line and line["step"] not in self.counted
+        ]
+        return statistics.median(times) if times else None
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What a rank held at a moment: bytes by category, measured."""
+
+    rank: int
+    moment: str
+    bytes: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        return sum(self.bytes.values())
+
+
+def bars(ranks: list[dict[str, Any]], moments: tuple[str, ...] = IN_TIME) -> list[Bar]:
+    """A bar for every rank and moment that its books have."""
+    return [
+        Bar(rank["rank"], moment, {name: line["measured"] for name, line in rank["memory"][moment].items()})
+        for rank in ranks
+        for moment in moments
+        if moment in rank["memory"]
+    ]
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the books: predicted and measured, in bytes; `why` where a remainder is no surprise."""
+
+    rank: int
+    what: str
+    predicted: int
+    measured: int
+    remainder: int
+    why: str = ""
+
+
+def memory_lines(rank: dict[str, Any], moment: str = "after backward") -> list[Line]:
+    """What a rank held at a moment, by category; categories of which there is nothing are left out."""
+    held = rank["memory"].get(moment, {})
+    return [_line(rank, name, entry) for name, entry in held.items() if entry["predicted"] or entry["measured"]]
+
+
+def summary_lines(rank: dict[str, Any]) -> list[Line]:
+    """By category just before the update; then the activations after the forward pass, and the peak as a whole."""
+    lines = memory_lines(rank)
+    if activations := rank["memory"].get("after forward", {}).get("activations"):
+        lines.append(_line(rank, "activations, after forward", activations))
+    if peak := rank["memory"].get("peak"):
+        whole = {key: sum(entry[key] for entry in peak.values()) for key in ("predicted", "measured", "remainder")}
+        why = next((entry["why"] for entry in peak.values() if "why" in entry), "")
+        lines.append(_line(rank, "everything, at the peak", {**whole, "why": why if whole["remainder"] else ""}))
+    return lines
+
+
+def traffic_lines(rank: dict[str, Any]) -> list[Line]:
+    """What a rank handed to collectives in the counted step: payload, with its calls in the name."""
+    return [_line(rank, collective_name(entry), entry) for entry in rank["traffic"]]
+
+
+def collective_name(entry: dict[str, Any]) -> str:
+    small = " (norm, flags)" if entry["purpose"] == "bookkeeping" else ""
+    return f"{entry['collective']} ×{entry['calls']}{small}"
+
+
+def unexplained(ranks: list[dict[str, Any]]) -> list[str]:
+    """Every line of the books whose prediction is not what was measured, and that does not say why."""
+    lines = [
+        (f"{moment}, {line.what}", line)
+        for rank in ranks
+        for moment in rank["memory"]
+        for line in memory_lines(rank, moment)
+    ]
+    lines += [(f"sent: {line.what}", line) for rank in ranks for line in traffic_lines(rank)]
+    return [
+        f"rank {line.rank}, {what}: {line.remainder:+,} bytes"
+        for what, line in lines
+        if line.remainder and not line.why
+    ]
+
+
+def verdict(ranks: list[dict[str, Any]]) -> str:
+    """What the remainders come to, in a sentence."""
+    left = unexplained(ranks)
+    if left:
+        return "NOT EXPLAINED, a mistake in the code or in our understanding: " + "; ".join(left)
+    return "Every line of all books: predicted = measured, to the byte, but for those that say why."
+
+
+def mib(amount: float) -> str:
+    return f"{amount / MIB:,.2f}"
+
+
+def _line(rank: dict[str, Any], what: str, entry: dict[str, Any]) -> Line:
+    return Line(rank["rank"], what, entry["predicted"], entry["measured"], entry["remainder"], entry.get("why", ""))

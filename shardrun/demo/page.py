@@ -1,0 +1,215 @@
+"""The page of a demo: one HTML file with everything in it, for a phone as for a projector, without a script.
+
+Bars and curves are inline SVG that is stretched to the width there is; all words and numbers are HTML beside it, so
+that they keep their size.
+"""
+
+import base64
+import mimetypes
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+from shardrun.demo.figures import (
+    CATEGORIES,
+    IN_TIME,
+    Bar,
+    Training,
+    bars,
+    memory_lines,
+    mib,
+    traffic_lines,
+    verdict,
+)
+from shardrun.demo.readme import Readme
+from shardrun.demo.record import Event
+from shardrun.lesson.course import Lesson
+
+NAME = "page.html"
+
+
+def write_page(folder: Path, lesson: Lesson, readme: Readme, output: Event, training: Training | None) -> Path:
+    """Write the page into a demo's folder. output: of demo.py; training: None for a lesson that has none."""
+    head = f"Lesson {lesson.number}: {lesson.title}"
+    parts = [
+        f"<h1>{escape(head)}</h1><p class=about>{escape(lesson.about)}</p>",
+        _section("Goal", _html(readme.goal)),
+        _section("Mental model", _html(readme.model)),
+        _section("Terms", _html(readme.terms)),
+        _section("The demo", _output(folder, output)),
+        _section("What to look at", _html(readme.look)),
+    ]
+    if training and training.about:
+        parts += [_section("The training", _training(training))]
+        if training.ranks:
+            parts += [_section("What every rank holds", _memory(training)), _section("The books", _books(training))]
+    questions = (
+        f"<details><summary>{escape(question.text)}</summary>{_html(question.answer)}</details>"
+        for question in readme.questions
+    )
+    parts.append(_section("Questions", "\n".join(questions)))
+    style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
+    page = (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(head)}</title>\n<style>\n{style}</style></head>\n<body><main>\n"
+        + "\n".join(parts)
+        + f"\n<footer>Made by <code>shardrun demo {lesson.number}</code>.</footer>\n</main></body></html>\n"
+    )
+    path = folder / NAME
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def _section(title: str, content: str) -> str:
+    return f"<section><h2>{escape(title)}</h2>\n{content}\n</section>"
+
+
+def _html(markdown: str) -> str:
+    """Links stay text: the page needs nothing from elsewhere."""
+    from markdown_it import MarkdownIt
+
+    reader = MarkdownIt("commonmark", {"html": False}).enable("table").disable(["link", "image", "autolink"])
+    return (
+        reader.render(markdown)
+        .replace("<table>", '<div class=wide><table class="text">')
+        .replace("</table>", "</table></div>")
+    )
+
+
+def _output(folder: Path, output: Event) -> str:
+    pictures = "".join(_picture(folder / name) for name in output["figures"])
+    return f"<p class=command>$ {escape(output['command'])}</p><pre>{escape(output['text'])}</pre>{pictures}"
+
+
+def _picture(path: Path) -> str:
+    """An image with its bytes in the page; a sentence where the file has gone."""
+    if not path.is_file():
+        return f"<p>(The picture {escape(path.name)} is not in the recording any more.)</p>"
+    kind = mimetypes.guess_type(path.name)[0] or "image/png"
+    data = base64.b64encode(path.read_bytes()).decode()
+    return f'<img alt="{escape(path.stem)}" src="data:{kind};base64,{data}">'
+
+
+def _training(training: Training) -> str:
+    about = training.about
+    ranks = f"{about['world_size']} rank" + ("s" if about["world_size"] > 1 else "")
+    facts = [
+        f"{about['strategy']} on {ranks}, {about['precision']}, {'CPU' if about['cpu'] else 'GPU'}",
+        f"{about['parameters']:,} parameters",
+    ]
+    if training.step_ms is not None:
+        facts.append(f"{training.step_ms:.0f} ms a step (median of those whose books were not kept)")
+    rows = [[f"{step}", f"{loss:.6f}"] for step, loss in training.losses]
+    return (
+        f"<p class=command>$ {escape(about['command'])}</p><p>{escape('; '.join(facts))}.</p>"
+        + _curve(training.losses)
+        + f"<details><summary>Every step</summary>{_table(['step', 'training loss'], rows)}</details>"
+    )
+
+
+def _curve(losses: Sequence[tuple[int, float]]) -> str:
+    """The training loss by steps."""
+    if len(losses) < 2:
+        return ""
+    values = [loss for _, loss in losses]
+    low, high = min(values), max(values)
+    span = high - low or 1.0
+    first, last = losses[0][0], losses[-1][0]
+    points = " ".join(
+        f"{(step - first) / (last - first) * 1000:.1f},{(high - loss) / span * 300:.1f}" for step, loss in losses
+    )
+    label = f"Training loss, {values[0]:.3f} at step {first}, {values[-1]:.3f} at step {last}"
+    return (
+        f"<figure><div class=curve><div class=axis><span>{high:.2f}</span><span>{low:.2f}</span></div>"
+        f'<svg viewBox="0 -6 1000 312" preserveAspectRatio="none" role="img" aria-label="{label}">'
+        f'<polyline points="{points}" fill="none" stroke="#0072B2" stroke-width="3" '
+        'vector-effect="non-scaling-stroke"/>'
+        f"</svg></div><figcaption>{label}.</figcaption></figure>"
+    )
+
+
+def _memory(training: Training) -> str:
+    found = bars(training.ranks)
+    most = max(bar.total for bar in found)
+    held = {name for bar in found for name, amount in bar.bytes.items() if amount}
+    legend = "".join(
+        f'<li><svg viewBox="0 0 1 1" aria-hidden="true"><rect width="1" height="1" fill="{category.colour}"/></svg>'
+        f"{category.name}</li>"
+        for category in CATEGORIES
+        if category.name in held
+    )
+    parts = [f"<p>Measured in step {training.books['step']}, in MiB.</p><ul class=legend>{legend}</ul>"]
+    for moment in IN_TIME:
+        rows = [_bar(bar, most) for bar in found if bar.moment == moment]
+        if rows:
+            parts.append(f"<h3>{escape(moment[0].upper() + moment[1:])}</h3>" + "\n".join(rows))
+    return "\n".join(parts)
+
+
+def _bar(bar: Bar, most: int) -> str:
+    rects, start = [], 0.0
+    for category in CATEGORIES:
+        if amount := bar.bytes.get(category.name, 0):
+            width = amount / most * 1000
+            rects.append(
+                f'<rect x="{start:.2f}" width="{width:.2f}" height="10" fill="{category.colour}">'
+                f"<title>{category.name}: {amount:,} bytes</title></rect>"
+            )
+            start += width
+    label = f"rank {bar.rank}, {bar.moment}: {mib(bar.total)} MiB"
+    svg = (
+        f'<svg viewBox="0 0 1000 10" preserveAspectRatio="none" role="img" aria-label="{label}">{"".join(rects)}</svg>'
+    )
+    return f"<div class=bar><span>rank {bar.rank}</span>{svg}<b>{mib(bar.total)}</b></div>"
+
+
+def _books(training: Training) -> str:
+    """Every line of every rank's books."""
+    numbers = ["predicted", "measured", "remainder"]
+    parts = [f"<p>{escape(verdict(training.ranks))}</p>", "<h3>Memory, in bytes</h3>"]
+    rows = [
+        [
+            f"{rank['rank']}",
+            moment,
+            line.what,
+            f"{line.predicted:,}",
+            f"{line.measured:,}",
+            _remainder(line.remainder, line.why),
+        ]
+        for moment in IN_TIME
+        for rank in training.ranks
+        for line in memory_lines(rank, moment)
+    ]
+    parts.append(_table(["rank", "moment", "what", *numbers], rows, words=3))
+    rows = [
+        [
+            f"{rank['rank']}",
+            line.what,
+            f"{line.predicted:,}",
+            f"{line.measured:,}",
+            _remainder(line.remainder, line.why),
+            f"{entry['ring_bytes']:,.0f}",
+        ]
+        for rank in training.ranks
+        for line, entry in zip(traffic_lines(rank), rank["traffic"], strict=True)
+    ]
+    if rows:
+        parts.append("<h3>What a rank hands to collectives in a step, in bytes</h3>")
+        parts.append(_table(["rank", "collective × calls", *numbers, "on a ring"], rows, words=2))
+    return "\n".join(parts)
+
+
+def _remainder(amount: int, why: str) -> str:
+    return (f"{amount:+,}" if amount else "0") + (f" ({why})" if why else "")
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], words: int = 0) -> str:
+    """words: so many columns from the left hold no numbers."""
+
+    def row(cells: Sequence[str], kind: str) -> str:
+        marks = (f"<{kind}{' class=word' if i < words else ''}>{escape(cell)}</{kind}>" for i, cell in enumerate(cells))
+        return f"<tr>{''.join(marks)}</tr>"
+
+    body = "\n".join(row(cells, "td") for cells in rows)
+    return f"<div class=wide><table><thead>{row(headings, 'th')}</thead><tbody>\n{body}\n</tbody></table></div>"

@@ -14,6 +14,7 @@ from shardrun.demo.figures import (
     CATEGORIES,
     IN_TIME,
     Bar,
+    Line,
     Training,
     bars,
     memory_lines,
@@ -165,43 +166,33 @@ def _bar(bar: Bar, most: int) -> str:
 
 
 def _books(training: Training) -> str:
-    """Every line of every rank's books."""
-    numbers = ["predicted", "measured", "remainder"]
-    parts = [f"<p>{escape(verdict(training.ranks))}</p>", "<h3>Memory, in bytes</h3>"]
-    rows = [
-        [
-            f"{rank['rank']}",
-            moment,
-            line.what,
-            f"{line.predicted:,}",
-            f"{line.measured:,}",
-            _remainder(line.remainder, line.why),
-        ]
-        for moment in IN_TIME
-        for rank in training.ranks
-        for line in memory_lines(rank, moment)
-    ]
-    parts.append(_table(["rank", "moment", "what", *numbers], rows, words=3))
-    rows = [
-        [
-            f"{rank['rank']}",
-            line.what,
-            f"{line.predicted:,}",
-            f"{line.measured:,}",
-            _remainder(line.remainder, line.why),
-            f"{entry['ring_bytes']:,.0f}",
-        ]
-        for rank in training.ranks
-        for line, entry in zip(traffic_lines(rank), rank["traffic"], strict=True)
-    ]
+    """Every line of every rank's books, a table for each moment and one for what is sent."""
+    headings = ["rank", "what", "predicted", "measured", "remainder"]
+    parts = [f"<p>{escape(verdict(training.ranks))} In bytes.</p>"]
+    for moment in IN_TIME:
+        lines = [line for rank in training.ranks for line in memory_lines(rank, moment)]
+        if lines:
+            rows, notes = _rows(lines)
+            parts.append(f"<h3>{escape(moment[0].upper() + moment[1:])}</h3>{_table(headings, rows, words=2)}{notes}")
+    rows, notes = _rows([line for rank in training.ranks for line in traffic_lines(rank)])
     if rows:
-        parts.append("<h3>What a rank hands to collectives in a step, in bytes</h3>")
-        parts.append(_table(["rank", "collective × calls", *numbers, "on a ring"], rows, words=2))
+        ring = [f"{entry['ring_bytes']:,.0f}" for rank in training.ranks for entry in rank["traffic"]]
+        rows = [[*row, on_ring] for row, on_ring in zip(rows, ring, strict=True)]
+        parts.append("<h3>Handed to collectives in a step</h3>")
+        parts.append(_table([*headings, "on a ring"], rows, words=2) + notes)
     return "\n".join(parts)
 
 
-def _remainder(amount: int, why: str) -> str:
-    return (f"{amount:+,}" if amount else "0") + (f" ({why})" if why else "")
+def _rows(lines: Sequence[Line]) -> tuple[list[list[str]], str]:
+    """A table's rows, and below it why some remainders are no surprise, marked by stars."""
+    reasons = list(dict.fromkeys(line.why for line in lines if line.why))
+    rows = []
+    for line in lines:
+        star = "*" * (reasons.index(line.why) + 1) if line.why else ""
+        remainder = (f"{line.remainder:+,}" if line.remainder else "0") + star
+        rows.append([f"{line.rank}", line.what, f"{line.predicted:,}", f"{line.measured:,}", remainder])
+    notes = (f"<p class=note>{'*' * number} {escape(why)}</p>" for number, why in enumerate(reasons, start=1))
+    return rows, "".join(notes)
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], words: int = 0) -> str:

@@ -25,7 +25,7 @@ BAR_ROWS = 10
 """Lines that the bars take at most."""
 COLLECTIVE_ROWS = 6
 LEVELS = "▁▂▃▄▅▆▇█"
-NAMES, AMOUNTS = 24, 11
+NAMES, AMOUNTS = 24, 10
 """Columns to the left of a bar, and to its right."""
 
 

@@ -178,22 +178,31 @@ def cross_entropy_cases() -> list[Case]:
     from speedrun.kernels import cross_entropy as module
 
     hidden, weight = random(TOKENS, WIDTH).requires_grad_(), random(WORDS, WIDTH, scale=0.05).requires_grad_()
-    targets = torch.randint(0, 50_257, (TOKENS,), device="cuda")
     compiled = torch.compile(module.cross_entropy_reference)
+    cases = []
+    for name, cap, form, future in (
+        ("cross-entropy from hidden states, forward and backward", 15.0, "tanh", ()),
+        ("the same of three tokens to come, the softcap's sigmoid form", 23.0, "sigmoid", (0.5, 0.25)),
+    ):
+        targets = torch.randint(0, 50_257, (TOKENS, 1 + len(future)), device="cuda")
+        further = {"form": form, "future": future}
 
-    def run(function: Callable[..., Tensor]) -> Callable[[], list[Tensor]]:
-        return with_gradients(lambda h, w: function(h, w, targets, 50_257, 15.0, "mean"), hidden, weight)
+        def run(
+            function: Callable[..., Tensor], targets: Tensor = targets, cap: float = cap, further: Any = further
+        ) -> Callable[[], list[Tensor]]:
+            return with_gradients(lambda h, w: function(h, w, targets, 50_257, cap, "mean", **further), hidden, weight)
 
-    return [
-        Case(
-            "cross-entropy from hidden states, forward and backward",
-            run(module.cross_entropy),
-            {"compiled": run(compiled)},
-            6 * TOKENS * WIDTH * WORDS,
-            6 * (TOKENS + WORDS) * WIDTH,
-            memory=True,
+        cases.append(
+            Case(
+                name,
+                run(module.cross_entropy),
+                {"compiled": run(compiled)},
+                6 * TOKENS * WIDTH * WORDS,
+                6 * (TOKENS + WORDS) * WIDTH,
+                memory=True,
+            )
         )
-    ]
+    return cases
 
 
 def fp8_cases() -> list[Case]:

@@ -12,6 +12,10 @@ GATE_CHANNELS = 12
 """Channels of the stream that a gate reads: enough to tell kinds of tokens apart, and nearly free."""
 
 
+SIGMOID_MIDDLE, SIGMOID_SCALE = -5.0, 7.5
+"""Of the softcap's sigmoid form (`ModelConfig.softcap_form`)."""
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """The shape of the GPT and which of its parts are on."""

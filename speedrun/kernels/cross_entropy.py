@@ -7,12 +7,15 @@ What stays for backward is these two; backward multiplies them by the gradient o
 is a scalar, so that this is exact (an outer factor, a mean over micro-batches or ranks, an optimizer's loss scaling).
 """
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from speedrun.config import SIGMOID_MIDDLE, SIGMOID_SCALE
 from speedrun.kernels import compute_dtype
 from speedrun.kernels.fp8 import E4M3, E5M2, product, quantize
 from speedrun.kernels.fp8_linear import HEAD_INPUT_SCALE, HEAD_WEIGHT_SCALE, fp8_gradients
@@ -22,16 +25,35 @@ ROWS = 4096
 COLUMNS = 4096
 """Columns of its row that a program takes at a time."""
 
+NONE, TANH, SIGMOID = (tl.constexpr(form) for form in range(3))
+"""The softcap's forms."""
+MIDDLE, SCALE = tl.constexpr(SIGMOID_MIDDLE), tl.constexpr(SIGMOID_SCALE)
+
 
 def cross_entropy_reference(
-    hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, softcap: float, reduction: str
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    vocab_size: int,
+    softcap: float,
+    reduction: str,
+    form: str = "tanh",
+    future: tuple[float, ...] = (),
 ) -> Tensor:
     """As `cross_entropy`, from logits that exist as a whole."""
     logits = F.linear(hidden, weight)[..., :vocab_size]
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    if softcap:
+    if softcap and form == "sigmoid":
+        logits = softcap * torch.sigmoid((logits - SIGMOID_MIDDLE) / SIGMOID_SCALE)
+    elif softcap:
         logits = softcap * torch.tanh(logits / softcap)
-    return F.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=-1, reduction=reduction)
+    rows, words = logits.flatten(0, -2), targets.reshape(-1, 1 + len(future))
+    losses = [
+        weight * F.cross_entropy(rows, words[:, k], ignore_index=-1, reduction="sum")
+        for k, weight in enumerate((1.0, *future))
+    ]
+    total = torch.stack(losses).sum()
+    return total / (words[:, 0] != -1).sum() if reduction == "mean" else total
 
 
 def cross_entropy(
@@ -42,16 +64,24 @@ def cross_entropy(
     softcap: float,
     reduction: str = "mean",
     fp8: bool = False,
+    form: Literal["tanh", "sigmoid"] = "tanh",
+    future: tuple[float, ...] = (),
 ) -> Tensor:
-    """The cross-entropy of softcap·tanh(hidden·Wᵀ/softcap) (or of hidden·Wᵀ where softcap is 0) in nats, float32.
+    """The cross-entropy of the softly capped logits hidden·Wᵀ (`speedrun.model.loss.softcap`; 0: as they are) in nats,
+    float32.
 
     hidden [..., width]; weight [rows, width], of which the first vocab_size are words and the others padding without
     probability or gradient; targets int64 [...], −1 where there is nothing to predict; reduction 'mean' over the other
     targets (nan where there is none) or 'sum'. A target that is no word makes the loss nan. Matrix products are in
     autocast's dtype inside autocast; with fp8 and a gradient to come, in FP8 as in `fp8_linear.head`.
+
+    With `future`, targets are [..., 1 + len(future)]: that of the next token, then those further on, which the same
+    logits predict and which count with these weights (`speedrun.model.loss.multi_token_loss`). 'mean' divides by the
+    number of next tokens.
     """
     rows = hidden.to(compute_dtype(hidden)).flatten(0, -2)
-    arguments = (rows, weight, targets.flatten(), vocab_size, softcap, reduction == "mean")
+    words, shares = targets.reshape(-1, 1 + len(future)), [1.0, *future]
+    arguments = (rows, weight, words, shares, vocab_size, softcap, form, reduction == "mean")
     if torch.is_grad_enabled() and (rows.requires_grad or weight.requires_grad):
         return loss_and_gradients(*arguments, fp8)[0]
     return loss_only(*arguments)
@@ -59,8 +89,11 @@ def cross_entropy(
 
 @triton.jit
 def capped(z, softcap, CAP: tl.constexpr):
-    """softcap·tanh(z/softcap), and its derivative."""
-    if CAP:
+    """softcap·tanh(z/softcap), or with SIGMOID softcap·σ((z + 5)/7.5), and its derivative."""
+    if CAP == SIGMOID:
+        share = tl.sigmoid((z - MIDDLE) / SCALE)
+        return softcap * share, softcap * share * (1.0 - share) / SCALE
+    elif CAP == TANH:
         # tanh(u) = 2σ(2u) − 1; its rounding error, 1e-7 of the cap, is far below that of any logit
         tanh = 2.0 * tl.sigmoid(2.0 * (z / softcap)) - 1.0
         return softcap * tanh, 1.0 - tanh * tanh
@@ -72,6 +105,7 @@ def capped(z, softcap, CAP: tl.constexpr):
 def cross_entropy_kernel(
     logits,
     targets,
+    shares,
     losses,
     factor,
     stride,
@@ -79,20 +113,31 @@ def cross_entropy_kernel(
     columns,
     softcap,
     CAP: tl.constexpr,
+    TARGETS: tl.constexpr,
     GRADIENT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One row per program: losses[row] = log Σ exp(z) − z[target], 0 where the target is −1.
+    """One row per program: losses[row] = Σ_k shares[k]·(log Σ exp(z) − z[targets[row, k]]), over the TARGETS of them
+    that are not −1.
 
     With GRADIENT the row's logits are replaced by `factor[0]` times the loss's gradient; zero in columns that are
     padding.
     """
     row = tl.program_id(0).to(tl.int64)
     logits += row * stride
-    target = tl.load(targets + row)
-    ignored = target == -1
-    known = (target >= 0) & (target < vocab_size)
-    at_target = tl.load(logits + tl.where(known, target, 0)).to(tl.float32)
+    targets += row * TARGETS
+    mass = 0.0  # what the row's targets count together
+    present = 0
+    at_targets = 0.0
+    for k in tl.static_range(TARGETS):
+        target = tl.load(targets + k)
+        known = (target >= 0) & (target < vocab_size)
+        share = tl.where(target == -1, 0.0, tl.load(shares + k))
+        at_target, unused = capped(tl.load(logits + tl.where(known, target, 0)).to(tl.float32), softcap, CAP)
+        mass += share
+        present += (target != -1).to(tl.int32)
+        # A target that is no word is a nan, and one that is not there is nothing, whatever the row holds.
+        at_targets += tl.where(target == -1, 0.0, share * tl.where(known, at_target, float("nan")))
     # Sum of exponentials relative to the largest logit so far (Milakov and Gimelshein 2018, arXiv 1805.02867).
     largest = -float("inf")
     total = 0.0
@@ -104,50 +149,83 @@ def cross_entropy_kernel(
         largest = tl.maximum(largest, tl.max(z, 0))
         total = total * tl.exp(before - largest) + tl.sum(tl.exp(z - largest), 0)
     log_total = largest + tl.log(total)
-    at_target, _ = capped(at_target, softcap, CAP)
-    loss = tl.where(known, log_total - at_target, float("nan"))
-    tl.store(losses + row, tl.where(ignored, 0.0, loss))
+    tl.store(losses + row, tl.where(present == 0, 0.0, mass * log_total) - at_targets)
     if GRADIENT:
         scale = tl.load(factor)
         for start in range(0, columns, BLOCK):
             j = start + tl.arange(0, BLOCK)
             z, slope = capped(tl.load(logits + j, mask=j < vocab_size, other=0.0).to(tl.float32), softcap, CAP)
-            gradient = (tl.exp(z - log_total) - tl.where(j == target, 1.0, 0.0)) * slope * scale
-            gradient = tl.where(ignored | (j >= vocab_size), 0.0, gradient)
+            gradient = mass * tl.exp(z - log_total)
+            for k in tl.static_range(TARGETS):
+                gradient -= tl.where(j == tl.load(targets + k), tl.load(shares + k), 0.0)
+            gradient = tl.where((present == 0) | (j >= vocab_size), 0.0, gradient * slope * scale)
             tl.store(logits + j, gradient.to(logits.dtype.element_ty), mask=j < columns)
 
 
-def _losses(logits: Tensor, targets: Tensor, factor: Tensor, vocab_size: int, softcap: float, gradient: bool) -> Tensor:
+def _losses(
+    logits: Tensor,
+    targets: Tensor,
+    shares: Tensor,
+    factor: Tensor,
+    vocab_size: int,
+    softcap: float,
+    form: str,
+    gradient: bool,
+) -> Tensor:
     losses = torch.empty(len(logits), device=logits.device)
+    kind = NONE if not softcap else SIGMOID if form == "sigmoid" else TANH
     cross_entropy_kernel[(len(logits),)](
-        logits, targets, losses, factor, logits.stride(0), vocab_size, logits.shape[1], softcap,
-        CAP=softcap != 0, GRADIENT=gradient, BLOCK=min(COLUMNS, triton.next_power_of_2(logits.shape[1])), num_warps=8,
+        logits, targets, shares, losses, factor, logits.stride(0), vocab_size, logits.shape[1], softcap,
+        CAP=kind, TARGETS=targets.shape[1], GRADIENT=gradient,
+        BLOCK=min(COLUMNS, triton.next_power_of_2(logits.shape[1])), num_warps=8,
     )  # fmt: skip
     return losses
 
 
+def _on_device(shares: list[float], hidden: Tensor) -> Tensor:
+    return torch.tensor(shares, dtype=torch.float32).to(hidden.device, non_blocking=True)
+
+
 def _factor(targets: Tensor, mean: bool) -> Tensor:
-    """What a row's loss counts with: one, or one over the number of targets."""
-    count = (targets != -1).sum().float()
+    """What a row's loss counts with: one, or one over the number of rows with a next token."""
+    count = (targets[:, 0] != -1).sum().float()
     return 1.0 / count if mean else torch.ones_like(count)
 
 
 @torch.library.custom_op("speedrun::cross_entropy", mutates_args=())
-def loss_only(hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, softcap: float, mean: bool) -> Tensor:
-    """The loss of hidden [n, width] and targets [n], without gradients."""
-    weight = weight.to(hidden.dtype)
+def loss_only(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    shares: list[float],
+    vocab_size: int,
+    softcap: float,
+    form: str,
+    mean: bool,
+) -> Tensor:
+    """The loss of hidden [n, width] and targets [n, len(shares)], without gradients."""
+    weight, targets, counts = weight.to(hidden.dtype), targets.contiguous(), _on_device(shares, hidden)
     factor = _factor(targets, mean)
     total = torch.zeros((), device=hidden.device)
     for rows, words in zip(hidden.split(ROWS), targets.split(ROWS), strict=True):
-        total += _losses(rows @ weight.mT, words, factor, vocab_size, softcap, gradient=False).sum()
+        total += _losses(rows @ weight.mT, words, counts, factor, vocab_size, softcap, form, gradient=False).sum()
     return total * factor
 
 
 @torch.library.custom_op("speedrun::cross_entropy_and_gradients", mutates_args=())
 def loss_and_gradients(
-    hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, softcap: float, mean: bool, fp8: bool
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    shares: list[float],
+    vocab_size: int,
+    softcap: float,
+    form: str,
+    mean: bool,
+    fp8: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(loss, its gradient by hidden in hidden's dtype, its gradient by weight in float32), for hidden [n, width]."""
+    """(loss, its gradient by hidden in hidden's dtype, its gradient by weight in float32); arguments as `loss_only`."""
+    targets, counts = targets.contiguous(), _on_device(shares, hidden)
     factor = _factor(targets, mean)
     total = torch.zeros((), device=hidden.device)
     dx, dw = torch.empty_like(hidden), torch.zeros_like(weight, dtype=torch.float32)
@@ -160,7 +238,7 @@ def loss_and_gradients(
         rows = slice(start, start + ROWS)
         x = hidden[rows]
         logits = product(x8[rows], w8, x_scale, w_scale, x.dtype, False, True) if fp8 else x @ weight.mT
-        total += _losses(logits, targets[rows], factor, vocab_size, softcap, gradient=True).sum()
+        total += _losses(logits, targets[rows], counts, factor, vocab_size, softcap, form, gradient=True).sum()
         if fp8:
             gradient = quantize(logits, 0.0, E5M2, True, True)
             dtypes = (x.dtype, torch.float32)
@@ -181,13 +259,30 @@ def _float32_product(a: Tensor, b: Tensor) -> Tensor:
 
 
 @loss_only.register_fake
-def _(hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, softcap: float, mean: bool) -> Tensor:
+def _(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    shares: list[float],
+    vocab_size: int,
+    softcap: float,
+    form: str,
+    mean: bool,
+) -> Tensor:
     return hidden.new_empty((), dtype=torch.float32)
 
 
 @loss_and_gradients.register_fake
 def _(
-    hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, softcap: float, mean: bool, fp8: bool
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    shares: list[float],
+    vocab_size: int,
+    softcap: float,
+    form: str,
+    mean: bool,
+    fp8: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     loss = hidden.new_empty((), dtype=torch.float32)
     return loss, torch.empty_like(hidden), torch.empty_like(weight, dtype=torch.float32)
@@ -202,9 +297,9 @@ def _context(ctx, inputs, output) -> None:
 
 def _backward(ctx, gradient: Tensor | None, *_):
     if gradient is None:
-        return (None,) * 7
+        return (None,) * 9
     dx, dw = ctx.saved_tensors
-    return dx * gradient, (dw * gradient).to(ctx.weight_dtype), None, None, None, None, None
+    return dx * gradient, (dw * gradient).to(ctx.weight_dtype), *(None,) * 7
 
 
 loss_and_gradients.register_autograd(_backward, setup_context=_context)

@@ -15,7 +15,7 @@ from speedrun.model.attend import choose_attention
 from speedrun.model.attention import Attention
 from speedrun.model.embeddings import NgramEmbedding, Smear, ValueEmbedding
 from speedrun.model.head import GivenHead, Head, fuses
-from speedrun.model.loss import multi_token_loss, softcap
+from speedrun.model.loss import all_targets, multi_token_loss, softcap
 from speedrun.model.masks import Mask, layer_masks
 from speedrun.model.mlp import MLP
 from speedrun.model.norm import make_norm, rms_norm
@@ -220,8 +220,10 @@ class GPT(nn.Module):
                 after[layer] = x
         if self.backout is not None:
             x = self.backout(x, after[self.config.backout - 1])
-        if targets is not None and fuses(self.config, x, future_weights):
-            return self.head(self.norm(x), *head, targets=targets, reduction=reduction)
+        if targets is not None and fuses(self.config, x):
+            if future_weights:
+                targets = all_targets(targets, len(future_weights), self.document_start)
+            return self.head(self.norm(x), *head, targets=targets, reduction=reduction, future=future_weights)
         logits = self._readable(self.head(self.norm(x), *head))
         if targets is None:
             return logits

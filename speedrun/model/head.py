@@ -15,12 +15,9 @@ from speedrun.kernels import fp8_linear, use_triton
 Reduction = Literal["mean", "sum"]
 
 
-def fuses(config: ModelConfig, x: Tensor, future_weights: tuple[float, ...]) -> bool:
-    """Whether the loss of these hidden states is computed without their logits, by a head's `forward` with targets.
-
-    Not the loss of several tokens to come, nor the softcap's sigmoid form: no kernel knows them.
-    """
-    return use_triton(config.kernels, x) and not future_weights and config.softcap_form == "tanh"
+def fuses(config: ModelConfig, x: Tensor) -> bool:
+    """Whether the loss of these hidden states is computed without their logits, by a head's `forward` with targets."""
+    return use_triton(config.kernels, x)
 
 
 class Head(nn.Linear):
@@ -30,9 +27,12 @@ class Head(nn.Linear):
         super().__init__(config.width, rows, bias=False)
         self.config = config
 
-    def forward(self, x: Tensor, targets: Tensor | None = None, reduction: Reduction = "mean") -> Tensor:
-        """x [..., width] → [..., rows] as the product gives them; with targets [...] the softcapped cross-entropy."""
-        return _project(self.config, x, self.weight, targets, reduction)
+    def forward(
+        self, x: Tensor, targets: Tensor | None = None, reduction: Reduction = "mean", future: tuple[float, ...] = ()
+    ) -> Tensor:
+        """x [..., width] → [..., rows] as the product gives them; with targets [...] the softcapped cross-entropy, or
+        with targets [..., 1 + len(future)] that of several tokens to come (`multi_token_loss`)."""
+        return _project(self.config, x, self.weight, targets, reduction, future)
 
 
 class GivenHead(nn.Module):
@@ -43,17 +43,30 @@ class GivenHead(nn.Module):
         self.config = config
 
     def forward(
-        self, x: Tensor, weight: Tensor, targets: Tensor | None = None, reduction: Reduction = "mean"
+        self,
+        x: Tensor,
+        weight: Tensor,
+        targets: Tensor | None = None,
+        reduction: Reduction = "mean",
+        future: tuple[float, ...] = (),
     ) -> Tensor:
         """As `Head`, with its weight [rows, width]."""
-        return _project(self.config, x, weight, targets, reduction)
+        return _project(self.config, x, weight, targets, reduction, future)
 
 
-def _project(config: ModelConfig, x: Tensor, weight: Tensor, targets: Tensor | None, reduction: Reduction) -> Tensor:
+def _project(
+    config: ModelConfig,
+    x: Tensor,
+    weight: Tensor,
+    targets: Tensor | None,
+    reduction: Reduction,
+    future: tuple[float, ...],
+) -> Tensor:
     if targets is not None:
         from speedrun.kernels.cross_entropy import cross_entropy
 
-        return cross_entropy(x, weight, targets, config.vocab_size, config.softcap, reduction, config.fp8)
+        cap, form = config.softcap, config.softcap_form
+        return cross_entropy(x, weight, targets, config.vocab_size, cap, reduction, config.fp8, form, future)
     if config.fp8 and torch.is_grad_enabled():  # validation is not in FP8
         return fp8_linear.head(x, weight, config.kernels)
     return F.linear(x, weight)

@@ -4,9 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from speedrun.config import ModelConfig
-
-SIGMOID_MIDDLE, SIGMOID_SCALE = -5.0, 7.5
+from speedrun.config import SIGMOID_MIDDLE, SIGMOID_SCALE, ModelConfig
 
 
 def softcap(logits: Tensor, config: ModelConfig) -> Tensor:
@@ -37,6 +35,11 @@ def future_targets(targets: Tensor, ahead: int, document_start: int | None) -> T
     return torch.where(inside, targets.roll(-ahead, dims=1), -1)
 
 
+def all_targets(targets: Tensor, ahead: int, document_start: int | None) -> Tensor:
+    """The next tokens and those up to `ahead` places after them: int64 [batch, time, 1 + ahead]."""
+    return torch.stack([future_targets(targets, k, document_start) for k in range(ahead + 1)], dim=-1)
+
+
 def multi_token_loss(
     logits: Tensor, targets: Tensor, weights: tuple[float, ...], document_start: int | None, reduction: str
 ) -> Tensor:
@@ -50,7 +53,7 @@ def multi_token_loss(
     equal rows then count alike on every rank.
     """
     logs = F.log_softmax(logits, dim=-1)
-    wanted = torch.stack([future_targets(targets, k, document_start) for k in range(len(weights) + 1)], dim=-1)
+    wanted = all_targets(targets, len(weights), document_start)
     found = logs.gather(-1, wanted.clamp(min=0)) * (wanted >= 0)
     loss = -found[..., 0].sum()
     for k, weight in enumerate(weights, start=1):

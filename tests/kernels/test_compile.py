@@ -68,8 +68,9 @@ KERNELS: dict[str, tuple[Any, dict[str, str], dict[str, Any], dict[str, int]]] =
     ),
     "cross-entropy": (
         cross_entropy.cross_entropy_kernel,
-        {"logits": "*bf16", "targets": "*i64", "losses": "*fp32", "factor": "*fp32", "softcap": "fp32"},
-        {"CAP": True, "GRADIENT": True, "BLOCK": cross_entropy.COLUMNS},
+        {"logits": "*bf16", "targets": "*i64", "shares": "*fp32", "losses": "*fp32", "factor": "*fp32",
+         "softcap": "fp32"},
+        {"CAP": cross_entropy.SIGMOID.value, "TARGETS": 3, "GRADIENT": True, "BLOCK": cross_entropy.COLUMNS},
         {"num_warps": 8},
     ),
     "largest magnitude": (

@@ -1,6 +1,7 @@
 """The cross-entropy without logits against the one with them, in float64."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -31,16 +32,23 @@ def case(
 
 
 def check(
-    hidden: Tensor, weight: Tensor, targets: Tensor, words: int, cap: float, reduction: str, factor: float
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    words: int,
+    cap: float,
+    reduction: str,
+    factor: float,
+    **further: Any,
 ) -> None:
-    loss = cross_entropy(hidden, weight, targets, words, cap, reduction)
+    loss = cross_entropy(hidden, weight, targets, words, cap, reduction, **further)
     exact_h, exact_w = (t.detach().double().requires_grad_() for t in (hidden, weight))
-    exact = cross_entropy_reference(exact_h, exact_w, targets, words, cap, reduction)
+    exact = cross_entropy_reference(exact_h, exact_w, targets, words, cap, reduction, **further)
     low = hidden.dtype == torch.bfloat16
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss.double(), exact, rtol=1e-2 if low else 1e-5, atol=1e-5)
     with torch.no_grad():
-        torch.testing.assert_close(cross_entropy(hidden, weight, targets, words, cap, reduction), loss)
+        torch.testing.assert_close(cross_entropy(hidden, weight, targets, words, cap, reduction, **further), loss)
     (factor * loss).backward()
     (factor * exact).backward()
     for got, want in ((hidden.grad, exact_h.grad), (weight.grad, exact_w.grad)):
@@ -60,6 +68,33 @@ def test_values_and_gradients(shape: tuple[int, int, int, int], dtype: torch.dty
 @pytest.mark.parametrize("factor", (3.5, -1e-3, 65536.0))
 def test_it_honours_the_gradient_of_the_loss(cap: float, reduction: str, factor: float) -> None:
     check(*case(SHAPES[2]), words=101, cap=cap, reduction=reduction, factor=factor)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("future", ((), (0.5, 0.25), (0.0,)))
+@pytest.mark.parametrize(("cap", "form"), ((23.0, "sigmoid"), (15.0, "tanh"), (0.0, "sigmoid")))
+def test_several_targets_a_row_and_both_softcaps(
+    cap: float, form: str, future: tuple[float, ...], dtype: torch.dtype
+) -> None:
+    """Rows without a next token but with a later one, and the other way round, among them."""
+    shape = SHAPES[2]
+    hidden, weight, targets = case(shape, dtype, scale=3.0)
+    if future:
+        chance = torch.Generator().manual_seed(4)
+        more = torch.randint(-1, shape[2], (shape[0], len(future)), generator=chance).to(DEVICE)
+        more[::3] = -1
+        more[1::4, 0] = targets[1::4]  # the same word twice
+        targets = torch.cat([targets[:, None], more], dim=1)
+    check(hidden, weight, targets, shape[2], cap, "mean", 2.5, form=form, future=future)
+    assert weight.grad is not None and weight.grad.abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("k", (1, 2))
+def test_a_later_target_that_is_no_word_is_heard_of(k: int) -> None:
+    hidden, weight, targets = case(SHAPES[2])
+    targets = targets[:, None].repeat(1, 3)
+    targets[0, k] = 101
+    assert cross_entropy(hidden, weight, targets, 101, 15.0, future=(0.5, 0.25)).isnan()
 
 
 @pytest.mark.parametrize("scale", (0.0, 1e-20, 1e3))
@@ -127,10 +162,11 @@ def test_logits_never_exist_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_registration_and_compile() -> None:
     hidden, weight, targets = case((5, 6, 7, 8))
-    torch.library.opcheck(module.loss_only, (hidden.detach(), weight.detach(), targets, 7, 15.0, True))
+    rest = (targets[:, None], [1.0], 7, 15.0, "tanh", True)
+    torch.library.opcheck(module.loss_only, (hidden.detach(), weight.detach(), *rest))
     torch.library.opcheck(
         module.loss_and_gradients,
-        (hidden, weight, targets, 7, 15.0, True, False),
+        (hidden, weight, *rest, False),
         test_utils=("test_schema", "test_faketensor", "test_autograd_registration"),
     )
     compiled = torch.compile(cross_entropy, backend="aot_eager", fullgraph=True)

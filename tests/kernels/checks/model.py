@@ -17,15 +17,17 @@ CONFIG = ModelConfig(
 )  # fmt: skip
 
 
-def run(low: bool = False, reduction: Any = "mean", **changes: Any) -> tuple[Tensor, dict[str, Tensor]]:
-    model = GPT(dataclasses.replace(CONFIG, **changes))
+def run(
+    low: bool = False, reduction: Any = "mean", future: tuple[float, ...] = (), **changes: Any
+) -> tuple[Tensor, dict[str, Tensor]]:
+    model = GPT(dataclasses.replace(CONFIG, **changes), document_start=7)
     model.init_weights(1)
     model.to(DEVICE)
     tokens = torch.randint(0, 50, (2, 9), generator=torch.Generator().manual_seed(3)).to(DEVICE)
     targets = tokens.roll(-1, 1)
     targets[:, -1] = -1
     with torch.autocast(DEVICE, torch.bfloat16, enabled=low):
-        loss = model(tokens, targets, reduction)
+        loss = model(tokens, targets, reduction, future)
     (2 * loss).backward()
     return loss.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
@@ -46,6 +48,15 @@ def test_in_float32(changes: dict[str, Any]) -> None:
     assert_near(
         run(kernels="triton", reduction="sum", **changes), run(kernels="torch", reduction="sum", **changes), 1e-4
     )
+
+
+@pytest.mark.parametrize("reduction", ("mean", "sum"))
+def test_the_records_loss_is_fused_too(reduction: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The softcap's sigmoid form and several tokens to come: what `speedrun` trains with. No logits are made."""
+    loss = dict(reduction=reduction, future=(0.5, 0.25), softcap=23.0, softcap_form="sigmoid")
+    want = run(kernels="torch", **loss)
+    monkeypatch.setattr(GPT, "_readable", None)
+    assert_near(run(kernels="triton", **loss), want, 1e-4)
 
 
 def test_under_autocast() -> None:

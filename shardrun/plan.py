@@ -18,6 +18,7 @@ from speedrun.shapes import parameter_groups, parameter_shapes
 from speedrun.wiring import check
 from strategies.ledger.hardware import GIB, LATENCY, MFU, Gpu, find_gpu
 from strategies.ledger.predict import Run, predict_buffers, predict_memory
+from strategies.ledger.timing import communication
 from strategies.ledger.traffic import Entry, explain_volume, paper_volumes, predict_traffic
 
 STRATEGIES = ("ddp", "fsdp", "zero1", "zero2", "zero3")
@@ -210,7 +211,7 @@ def estimate(config: Config, books: Run, gpu: Gpu, micro_batch: int) -> Estimate
     memory = memory_of(config, books, micro_batch)
     entries = predict_traffic(books, rank=0)
     compute = books.accumulation * flops(config, micro_batch) / (gpu.flops * MFU)
-    total, exposed = _communication(entries, books.strategy, compute, books.accumulation, gpu)
+    total, exposed = communication(entries, books.strategy, compute, books.accumulation, gpu.link)
     return Estimate(
         books=books,
         memory=memory,
@@ -240,28 +241,6 @@ def flops(config: Config, rows: int) -> float:
     head = -(-model.vocab_size // model.pad_vocab_to) * model.pad_vocab_to * model.width
     per_token = 6 * (matrices + head) + 6 * model.layers * model.width * length
     return rows * length * per_token * (4 / 3 if model.checkpointing == "block" else 1)
-
-
-def _communication(
-    entries: list[Entry], strategy: str, compute: float, accumulation: int, gpu: Gpu
-) -> tuple[float, float]:
-    """Seconds of all collectives, and of what no computation hides.
-
-    A collective takes LATENCY per call and its ring bytes over the link. DDP reduces gradients during the last backward
-    pass; FSDP and ZeRO-3 gather and reduce during all of them; ZeRO-1 and -2 reduce and gather with nothing beside them
-    (overlap_comm is off by default); Muon's exchange and bookkeeping lie in the optimizer step, and so are exposed.
-    """
-    seconds: dict[str, float] = {}
-    for entry in entries:
-        time = entry.calls * LATENCY + entry.ring_bytes / gpu.link
-        seconds[entry.purpose] = seconds.get(entry.purpose, 0.0) + time
-    hidden_by = {
-        "ddp": {"gradients": compute * 2 / 3 / accumulation},
-        "fsdp": {"gradients": compute * 2 / 3 / accumulation, "parameters": compute},
-        "zero3": {"gradients": compute * 2 / 3, "parameters": compute},
-    }.get(strategy, {})
-    exposed = sum(max(0.0, time - hidden_by.get(purpose, 0.0)) for purpose, time in seconds.items())
-    return sum(seconds.values()), exposed
 
 
 def advice(estimates: list[Estimate]) -> str:

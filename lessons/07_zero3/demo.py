@@ -145,6 +145,7 @@ def draw(figure, rows, gathered) -> None:
         right.plot([size / 2**20 for size in sizes], label=name, drawstyle="steps-post")
     right.set_title("Whole parameters through forward and backward (MiB)", loc="left")
     right.set_xlabel("modules that have begun")
+    right.set_ylim(0, 1.4 * max(size for sizes in gathered.values() for size in sizes) / 2**20)
     right.legend(frameon=False)
 
 

@@ -97,7 +97,7 @@ def _wait(job: Job, ranks: list[tuple[Any, Connection]], scratch: Path) -> Outco
         now = time.monotonic()
         failed_at = failed_at or (now if any(status != PASSED for status, _ in answers.values()) else 0.0)
         seconds = _processor_seconds(ranks)
-        if seconds - used > QUIET_SHARE * (now - quiet_since) or len(ready) < len(ranks):
+        if abs(seconds - used) > QUIET_SHARE * (now - quiet_since) or len(ready) < len(ranks):
             used, quiet_since = seconds, now
         if len(ready) < len(ranks):
             started = now  # the clock is the attempt's, not that of imports on a busy machine
@@ -110,11 +110,14 @@ def _wait(job: Job, ranks: list[tuple[Any, Connection]], scratch: Path) -> Outco
 
 
 def _processor_seconds(ranks: list[tuple[Any, Connection]]) -> float:
+    """Of all ranks, with the processes that a check may have started. Less than before where one of those has ended."""
     total = 0.0
     for process, _ in ranks:
         try:
-            times = psutil.Process(process.pid).cpu_times()
-            total += times.user + times.system
+            rank = psutil.Process(process.pid)
+            for each in (rank, *rank.children(recursive=True)):
+                times = each.cpu_times()
+                total += times.user + times.system
         except psutil.Error:
             pass
     return total

@@ -41,7 +41,7 @@ def test_the_wheel_holds_the_packages_and_the_configs_and_nothing_else(wheel: Pa
     sources = {
         path.relative_to(ROOT).as_posix()
         for package in PACKAGES
-        for suffix in ("*.py", "*.yaml", "*.md")
+        for suffix in ("*.py", "*.yaml", "*.md", "*.css")
         for path in (ROOT / package).rglob(suffix)
     }
     assert sources <= held, f"missing: {sorted(sources - held)}"

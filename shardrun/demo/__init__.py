@@ -213,7 +213,7 @@ class Performance(Show):
         return self.recorder.add(self.script.output())
 
     def events(self) -> Iterator[Event | None]:
-        if not self.how.trains:
+        if not self.how.config:
             return
         for event in self._open.enter_context(training(self.how, self.folder)):
             yield self.recorder.add(event) if event else None

@@ -34,29 +34,32 @@ NOISE = ("real_accelerator.py",)
 
 @dataclass(frozen=True)
 class Launched:
-    """How a lesson's programs are started: with which accelerate config (None: plain Python), on how many ranks."""
+    """How a lesson's programs are started: accelerate configs, and how many ranks (None: as many as they say)."""
 
     lesson: Lesson
+    demo: Path | None
+    """None: demo.py runs in plain Python."""
     config: Path | None
+    """Of the training; None: there is none."""
     processes: int | None
 
     @property
     def options(self) -> list[str]:
         return ["--num_processes", str(self.processes)] if self.processes else []
 
-    @property
-    def trains(self) -> bool:
-        return bool(self.lesson.live and self.lesson.live.arguments)
-
 
 def launched(lesson: Lesson, config: str | None, processes: int | None) -> Launched:
-    """Raises ValueError for a config that there is not, and for one or ranks where the lesson takes neither."""
-    if lesson.live is None and (config or processes):
+    """With another config than the lesson's, or another number of ranks, where those are given.
+
+    Raises ValueError for a config that there is not, and for a lesson without ranks.
+    """
+    live = lesson.live
+    if not (live.demo or live.config) and (config or processes):
         raise ValueError(f"lesson {lesson.number} is shown in one process; --config and --processes are for others.")
     if processes is not None and processes < 1:
         raise ValueError(f"--processes is at least 1, not {processes}.")
-    name = config or (lesson.live.config if lesson.live else None)
-    return Launched(lesson, find_config(name) if name else None, processes)
+    demo, training = (find_config(config or name) if name else None for name in (live.demo, live.config))
+    return Launched(lesson, demo, training, processes)
 
 
 class Script:
@@ -89,11 +92,11 @@ class Script:
 
 @contextmanager
 def script(how: Launched, folder: Path) -> Iterator[Script]:
-    """Start a lesson's demo.py, under accelerate launch where it has a config."""
+    """Start a lesson's demo.py, under accelerate launch where the lesson wants ranks for it."""
     path = how.lesson.folder / "demo.py"
     typed = f"learning/{how.lesson.name}/demo.py"
-    if how.config:
-        command, text = launching(how.config, [str(path)], how.options), f"{_launch(how)} {typed}"
+    if how.demo:
+        command, text = launching(how.demo, [str(path)], how.options), f"{_launch(how.demo, how.options)} {typed}"
     else:
         command, text = [sys.executable, str(path)], f"python {typed}"
     with running(command, folder / "demo.out", folder / "demo.err", _environment()) as process:
@@ -106,12 +109,12 @@ def training(how: Launched, folder: Path) -> Iterator[Iterator[Event | None]]:
 
     They raise ValueError, with the trainer's own sentence, where the run fails.
     """
-    assert how.config and how.lesson.live
+    assert how.config
     arguments = [*how.lesson.live.arguments, "--books-every", str(BOOKS_EVERY)]
     quiet = ["--out", str(folder), "--name", "run", "--progress", "none"]
     log = folder / "run.log"
     command = launching(how.config, ["-m", "speedrun.train", *arguments, *quiet], how.options)
-    text = shlex.join([*_launch(how).split(), "-m", "speedrun.train", *arguments])
+    text = shlex.join([*_launch(how.config, how.options).split(), "-m", "speedrun.train", *arguments])
     with running(command, log, added=_environment()) as process:
         yield _events(text, Follower(folder / "run"), process, log)
 
@@ -181,12 +184,11 @@ def _json(path: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-def _launch(how: Launched) -> str:
+def _launch(config: Path, options: list[str]) -> str:
     """As the lessons' READMEs write it: `shardrun lesson start` copies the shipped configs into learning/."""
-    assert how.config
-    name = next((name for name in shipped_names() if shipped_config(name) == how.config), None)
-    path = f"learning/accelerate_configs/{name}.yaml" if name else str(how.config)
-    return " ".join(["accelerate launch --config_file", path, *how.options])
+    name = next((name for name in shipped_names() if shipped_config(name) == config), None)
+    path = f"learning/accelerate_configs/{name}.yaml" if name else str(config)
+    return " ".join(["accelerate launch --config_file", path, *options])
 
 
 def _environment() -> dict[str, str]:

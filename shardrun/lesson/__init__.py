@@ -94,7 +94,8 @@ def _one(folder: Folder, lesson: Lesson, name: str | None) -> Exercise:
     for exercise in lesson.exercises:
         if exercise not in folder.solved_in(lesson):
             return exercise
-    raise ValueError(f"all exercises of lesson {lesson.number} are solved; name the one you mean.")
+    names = ", ".join(exercise.name for exercise in lesson.exercises)
+    raise ValueError(f"all exercises of lesson {lesson.number} are solved; name the one you mean: {names}.")
 
 
 def _check(folder: Folder, lesson: Lesson, exercises: list[Exercise]) -> bool:
@@ -111,7 +112,7 @@ def _check(folder: Folder, lesson: Lesson, exercises: list[Exercise]) -> bool:
         show.outcome(exercise, outcome)
     folder.current = lesson.number
     folder.save()
-    show.after_check(lesson, folder)
+    show.after_check(lesson, folder, course())
     return passed
 
 

@@ -26,12 +26,14 @@ class Exercise:
 
 @dataclass(frozen=True)
 class Live:
-    """What `shardrun demo` runs on ranks."""
+    """What `shardrun demo` runs on ranks; the configs are shipped ones, for example cpu/zero2."""
 
-    config: str
-    """A shipped accelerate config, for example cpu/zero2: demo.py and the training run are launched with it."""
+    demo: str | None = None
+    """The accelerate config that demo.py is launched with; None: one process, plain Python."""
+    config: str | None = None
+    """The one that a training run is launched with, to be watched; None: there is no such run."""
     arguments: tuple[str, ...] = ()
-    """Of speedrun.train, for the run that is watched; none: there is no such run, only demo.py."""
+    """Of speedrun.train in that run."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,7 @@ class Lesson:
     minutes: int
     prerequisites: tuple[int, ...]
     exercises: tuple[Exercise, ...]
-    live: Live | None = None
-    """None: `shardrun demo` runs demo.py in one process."""
+    live: Live = Live()
 
     @property
     def name(self) -> str:

@@ -29,8 +29,8 @@ def lessons(all_lessons: list[Lesson], folder: Folder) -> None:
         needs = ", ".join(map(str, lesson.prerequisites)) or "–"
         solved = f"{len(folder.solved_in(lesson))} of {len(lesson.exercises)}"
         here = "←" if folder.current == lesson.number else ""
-        rows.append([lesson.title, str(lesson.number), str(lesson.minutes), needs, solved, here])
-    table("", ["lesson", "N", "minutes", "needs", "solved", ""], rows)
+        rows.append([f"{lesson.number:>2}  {lesson.title}", str(lesson.minutes), needs, solved, here])
+    table("", ["lesson", "minutes", "needs", "solved", ""], rows)
     print(f"{_next(all_lessons, folder)}")
 
 
@@ -106,7 +106,8 @@ def started(lesson: Lesson, folder: Folder, made: list[Path], all_lessons: list[
     print(f"\n  1. Read       {there / 'README.md'}")
     print(f"  2. Run        python {there / 'demo.py'}")
     print(f"  3. Write      {there / 'exercise.py'}")
-    print(f"  4. Check      shardrun lesson check {lesson.number}    (or watch, hint, solution)\n")
+    print(f"  4. Check      shardrun lesson check {lesson.number}    (or watch, hint, solution)")
+    print(f"     Or be shown it: shardrun demo {lesson.number}\n")
     for exercise in lesson.exercises:
         ranks = f" (on {exercise.ranks} ranks)" if exercise.ranks > 1 else ""
         print(f"  · {exercise.name}: {exercise.about}{ranks}")
@@ -119,15 +120,19 @@ def outcome(exercise: Exercise, result: Outcome) -> None:
         print(textwrap.fill(line, WIDTH, initial_indent="      ", subsequent_indent="      "), flush=True)
 
 
-def after_check(lesson: Lesson, folder: Folder) -> None:
+def after_check(lesson: Lesson, folder: Folder, all_lessons: list[Lesson]) -> None:
     solved = len(folder.solved_in(lesson))
-    print(f"{solved} of {len(lesson.exercises)} solved.", end=" ")
+    print(f"\n{solved} of {len(lesson.exercises)} solved (✓ solved, ✗ wrong, · not begun).")
     left = [exercise for exercise in lesson.exercises if exercise not in folder.solved_in(lesson)]
-    print(f"Next: {left[0].name} (a hint: shardrun lesson hint {lesson.number} {left[0].name})" if left else "Done.")
+    if left:
+        print(f"Next: {left[0].name} (a hint: shardrun lesson hint {lesson.number} {left[0].name})")
+    else:
+        print(f"Lesson {lesson.number} is done. {_next(all_lessons, folder)}")
 
 
 def hints(exercise: Exercise, shown: int) -> None:
     """The first so many hints, the last one new."""
+    print(f"{exercise.name}: {exercise.about}")
     for number, hint in enumerate(exercise.hints[:shown], start=1):
         head = f"{number}. "
         print(textwrap.fill(hint, WIDTH, initial_indent=head, subsequent_indent=" " * len(head)))

@@ -11,6 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from shardrun.launch import shipped_names
 from shardrun.lesson.course import Exercise, Lesson
 from shardrun.lesson.judge import HUNG, Outcome, judge
 from shardrun.lesson.rank import ERROR, UNSOLVED, WRONG
@@ -59,6 +60,8 @@ def _files(lesson: Lesson) -> list[str]:
     readme = (lesson.folder / "README.md").read_text(encoding="utf-8")
     headings = re.findall(r"^## (.+)$", readme, re.M)
     problems += [f"README.md has no section {name!r}" for name in SECTIONS if name not in headings]
+    configs = (lesson.live.demo, lesson.live.config)
+    problems += [f"[live] names no shipped config: {c}" for c in configs if c is not None and c not in shipped_names()]
     parts = ("```mermaid", "<details>", "```sh gpu")
     problems += [f"README.md has no {part!r}" for part in parts if part not in readme]
     problems += [f"README.md does not mention {name}" for name in names if f"`{name}`" not in readme]

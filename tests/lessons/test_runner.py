@@ -10,11 +10,13 @@ import pytest
 
 from lessons.checking import GB, GIB, Wrong, expect_number, expect_numbers
 from shardrun.__main__ import main
+from shardrun.launch import shipped_names
 from shardrun.lesson.course import course, find
 from shardrun.lesson.folder import open_folder
 from shardrun.lesson.judge import describe
 from shardrun.lesson.rank import Job
 from shardrun.lesson.source import commands, function_source, wrong_attempts
+from speedrun.train import parse
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -166,6 +168,10 @@ def test_every_lesson_is_described() -> None:
         assert all(function_source(each.folder / "solution.py", exercise.name) for exercise in each.exercises)
         assert any(command.gpu for command in commands(each.folder / "README.md"))
         assert all(number < each.number for number in each.prerequisites)
+        configs = [config for config in (each.live.demo, each.live.config) if config]
+        assert set(configs) <= set(shipped_names()) and bool(each.live.arguments) == bool(each.live.config)
+        if each.live.arguments:  # of `shardrun demo`: something to watch, in a minute or two
+            assert 60 <= parse(list(each.live.arguments))[1].steps <= 500
 
 
 def test_stacks_become_words(tmp_path: Path) -> None:

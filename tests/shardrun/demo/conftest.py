@@ -28,7 +28,7 @@ class Recorded:
 
 
 def small(number: int) -> Lesson:
-    return replace(find(number), live=Live("cpu/ddp", SMALL))
+    return replace(find(number), live=Live("cpu/ddp", "cpu/ddp", SMALL))
 
 
 def show(*arguments: str) -> tuple[int, str, str]:

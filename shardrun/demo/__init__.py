@@ -21,7 +21,7 @@ from types import FrameType
 from rich.text import Text
 
 from shardrun.demo.figures import Training
-from shardrun.demo.frame import live, tables
+from shardrun.demo.frame import command, live, tables
 from shardrun.demo.page import write_page
 from shardrun.demo.readme import Question, read_readme
 from shardrun.demo.record import Event, Recorder, find_recording, new_folder, read_recording
@@ -158,10 +158,18 @@ class Show:
         self._text(part, f"{asked}\n\n{question.answer}" if self.stage.on_screen else question.answer)
 
     def _output(self) -> None:
-        lines = self.output["text"].splitlines()
-        lines = [f"$ {self.output['command']}", "", *lines]
-        for first in range(0, len(lines), self.stage.height):
-            self.stage.show("demo.py", text([Text(line) for line in lines[first : first + self.stage.height]]))
+        """What demo.py printed, cut between its tables where it is too long for one frame."""
+        head = [*command(self.output["command"], self.stage.width), Text("")]
+        room = self.stage.height - len(head)
+        pages: list[list[str]] = [[]]
+        for block in self.output["text"].split("\n\n"):
+            lines = [*block.splitlines(), ""]
+            if pages[-1] and len(pages[-1]) + len(lines) > room + 1:
+                pages.append([])
+            pages[-1] += lines
+        for page in pages:
+            for first in range(0, len(page), room):
+                self.stage.show("demo.py", text([*head, *map(Text, page[first : first + room])]))
 
     def _training(self) -> None:
         """Follow it to its end, then show its last frame and its books until a key is pressed."""

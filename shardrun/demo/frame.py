@@ -3,6 +3,7 @@
 A bar is made of letters, one for each category, so that it can be read without colours.
 """
 
+import textwrap
 from collections.abc import Sequence
 
 from rich.text import Text
@@ -34,16 +35,16 @@ def live(training: Training, seconds: float, width: int) -> list[Text]:
     about = training.about
     if not about:
         return [Text(f"Starting the ranks … {seconds:.0f} s", style="dim")]
-    lines = [
-        Text.assemble(("$ ", "dim"), about["command"]),
-        Text(""),
-        _steps(training, width),
-        _loss(training, width),
-        Text(""),
-    ]
+    lines = [*command(about["command"], width)[:3], _steps(training, width), _loss(training, width), Text("")]
     if not training.ranks:
         return [*lines, Text("The books are kept for the first time in step 3; nothing has been measured yet.", "dim")]
     return [*lines, *_memory(training, width), Text(""), *_collectives(training)]
+
+
+def command(words: str, width: int) -> list[Text]:
+    """A command on as many lines as it takes."""
+    lines = textwrap.wrap(f"$ {words}", width, subsequent_indent="      ", break_on_hyphens=False)
+    return [Text(line, "dim") for line in lines]
 
 
 def _steps(training: Training, width: int) -> Text:
@@ -124,12 +125,15 @@ def _collectives(training: Training) -> list[Text]:
         return [Text("One rank sends nothing.", "dim")]
     head = f"What rank {rank['rank']} hands to collectives in a step"
     lines = [Text(f"{head:<50}{'calls':>8}{'bytes':>16}{'on a ring':>16}", "bold")]
-    for entry in rank["traffic"][:COLLECTIVE_ROWS]:
+    shown = rank["traffic"]
+    if len(shown) > COLLECTIVE_ROWS:
+        shown = shown[: COLLECTIVE_ROWS - 1]
+    for entry in shown:
         name = entry["collective"] + (" (norm, flags)" if entry["purpose"] == "bookkeeping" else "")
         ring = f"{entry['ring_bytes']:,.0f}"
         lines.append(Text(f"  {name:<48}{entry['calls']:>8,}{entry['measured']:>16,}{ring:>16}"))
-    if more := len(rank["traffic"]) - COLLECTIVE_ROWS:
-        lines += [Text(f"  and {more} more, in the page", "dim")] if more > 0 else []
+    if more := len(rank["traffic"]) - len(shown):
+        lines.append(Text(f"  and {more} more, in the page", "dim"))
     return lines
 
 

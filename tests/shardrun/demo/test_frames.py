@@ -42,7 +42,10 @@ def trained(recorded: Recorded, world_size: int = 2) -> list[Training]:
         if event["kind"] == "books":
             ranks = event["ranks"]
             copies = [{**deepcopy(ranks[-1]), "rank": rank} for rank in range(2, world_size)]
-            event = {**event, "ranks": [*ranks, *copies][:world_size]}
+            ranks = deepcopy([*ranks, *copies][:world_size])
+            if world_size > 8:  # more collectives than any strategy has
+                ranks[0]["traffic"] *= 2
+            event = {**event, "ranks": ranks}
         if event["kind"] == "run":
             event = {**event, "world_size": world_size}
         now.take(event)

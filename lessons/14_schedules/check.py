@@ -1,0 +1,231 @@
+"""Checks of lesson 14."""
+
+import math
+
+from lessons.checking import Wrong, expect, expect_numbers
+
+
+def _close(found, right):
+    return isinstance(found, (int, float)) and math.isclose(found, right, rel_tol=1e-6, abs_tol=1e-9)
+
+
+def _curve(theirs, steps, *rest):
+    found = [theirs(step, steps, *rest) for step in range(steps)]
+    for value in found:
+        expect(isinstance(value, (int, float)), f"Your function returned {value!r}; a plain number is asked for.")
+    return found
+
+
+def trapezoid(theirs):
+    for steps, warmup, decay in ((10, 0, 0.4), (20, 4, 0.5), (12, 3, 0.25), (8, 2, 0.0)):
+        found = _curve(theirs, steps, warmup, decay)
+        down = round(decay * steps)
+        right = [
+            (step + 1) / (warmup + 1) if step < warmup else min(1.0, (steps - step) / down) if down else 1.0
+            for step in range(steps)
+        ]
+        if all(map(_close, found, right)):
+            continue
+        where = f"With {steps} steps, warm-up {warmup}, decay {decay}: "
+        _warm_up(found, warmup, where)
+        if down:
+            first = steps - down
+            if all(_close(found[step], (steps - 1 - step) / (down - 1)) for step in range(first, steps)):
+                raise Wrong(where + "the last step has a rate of zero and is wasted: zero is due one step later.")
+            if all(_close(found[step], (steps - 1 - step) / down) for step in range(first, steps)):
+                raise Wrong(where + "the last step has a rate of zero and is wasted: zero is due one step later.")
+            if all(value >= 1 - 1e-9 for value in found[warmup:]):
+                raise Wrong(where + f"there is no warm-down; it begins at step {first}.")
+            if all(_close(found[step], (step - first) / down) for step in range(first, steps)):
+                raise Wrong(where + "the warm-down goes up.")
+            share = [min(1.0, (steps - step) / (decay * (steps - warmup))) for step in range(warmup, steps)]
+            if all(map(_close, found[warmup:], share)):
+                raise Wrong(where + "decay is a share of all steps, warm-up included.")
+            half = 0.5 * (1 + math.cos(math.pi * (1 / down)))
+            if down > 2 and _close(found[first + 1], half):
+                raise Wrong(where + "the warm-down is a cosine; a line is asked for.")
+        _first_difference(found, right, where)
+
+
+def _warm_up(found, warmup, where):
+    """Mistakes in the part that both schedules share."""
+    if not warmup:
+        return
+    if _close(found[0], 0.0):
+        raise Wrong(where + "the first step has a rate of zero and is wasted. The line's zero lies at step −1.")
+    if all(value >= 1 - 1e-9 for value in found[:warmup]):
+        raise Wrong(where + "there is no warm-up.")
+    if all(_close(found[step], (step + 1) / warmup) for step in range(warmup)):
+        raise Wrong(
+            where + "one is reached a step too early: the warm-up steps are below one, step `warmup` is at one."
+        )
+
+
+def _first_difference(found, right, where):
+    step = next(i for i, pair in enumerate(zip(found, right, strict=True)) if not _close(*pair))
+    raise Wrong(where + f"at step {step} you say {found[step]:.6g}; it is {right[step]:.6g}.")
+
+
+def cosine(theirs):
+    for steps, warmup, final in ((10, 0, 0.0), (20, 4, 0.1), (9, 3, 0.5)):
+        _cosine(_curve(theirs, steps, warmup, final), steps, warmup, final)
+
+
+def _cosine(found, steps, warmup, final):
+    def wave(progress):
+        return 0.5 * (1 + math.cos(math.pi * progress))
+
+    def shape(step):
+        return wave((step - warmup) / (steps - warmup))
+
+    def curve(value):
+        return [(s + 1) / (warmup + 1) if s < warmup else value(s) for s in range(steps)]
+
+    right = curve(lambda step: final + (1 - final) * shape(step))
+    if all(map(_close, found, right)):
+        return
+    where = f"With {steps} steps, warm-up {warmup}, final {final}: "
+    _warm_up(found, warmup, where)
+    others = {
+        "it starts from zero: the sign inside 1 + cos is wrong.": lambda step: final + (1 - final) * (1 - shape(step)),
+        "the floor is cut off (max) where the curve should end in it.": lambda step: max(final, shape(step)),
+        "final is added on top: at its peak the factor is above one.": lambda step: final + shape(step),
+        "it never ends at `final`, but at zero.": shape,
+        "the cosine begins at step 0; it begins when the warm-up is over.": lambda step: (
+            final + (1 - final) * wave(step / steps)
+        ),
+        "it is a whole period: up again in the end. Half of one is asked for.": lambda step: (
+            final + (1 - final) * wave(2 * (step - warmup) / (steps - warmup))
+        ),
+    }
+    for message, value in others.items():
+        if all(map(_close, found, curve(value))):
+            raise Wrong(where + message)
+    _first_difference(found, right, where)
+
+
+def mean_multiplier(theirs):
+    for w, d in ((0.1, 0.4), (0.02, 0.6)):
+        mistakes = {
+            "constant": {
+                "The warm-up has a mean of a half, not of nothing.": 1 - w,
+                "The warm-up is missing: it costs half of its share.": 1.0,
+            },
+            "trapezoid": {
+                "The warm-down has a mean of a half, not of nothing.": 1 - w / 2 - d,
+                "Warm-up and warm-down have a mean of a half, not of nothing.": 1 - w - d,
+                "The warm-down is missing.": 1 - w / 2,
+                "The warm-up is missing: it costs half of its share.": 1 - d / 2,
+            },
+            "cosine": {
+                "The warm-up counts too, with a mean of a half.": (1 - w) / 2,
+                "That is all of the warm-up; its mean is a half.": w + (1 - w) / 2,
+                "Half a cosine from one to zero has a mean of 1/2 (it is as long above as below), not 2/π.": (
+                    w / 2 + (1 - w) * 2 / math.pi
+                ),
+            },
+        }
+        right = {"constant": 1 - w / 2, "trapezoid": 1 - w / 2 - d / 2, "cosine": 0.5}
+        expect_numbers(theirs(w, d), right, f"warm-up {w:.0%} and decay {d:.0%} of the run", mistakes)
+
+
+def branch_steps(theirs):
+    for budgets, d in (([1000, 2000, 4000], 0.2), ([3000, 1000], 0.4)):
+        longest, together = max(budgets), sum(budgets)
+        mistakes = {
+            "cosine": {
+                "That is the longest run alone. On the way a cosine's rate is still high: its loss there is not what a "
+                "shorter cosine ends with.": longest,
+            },
+            "trapezoid": {
+                "The constant part is the same for all budgets: it need not be run again for each.": together,
+                "The longest budget's warm-down is counted twice.": longest + d * together,
+                "Each budget's warm-down is missing: the loss falls in it.": longest,
+                "That has the longest's constant part alone.": (1 - d) * longest,
+                "Every branch has the longest's warm-down there; it is a share of its own budget.": (
+                    (1 - d) * longest + d * longest * len(budgets)
+                ),
+            },
+        }
+        right = {"cosine": together, "trapezoid": (1 - d) * longest + d * together}
+        expect_numbers(theirs(list(budgets), d), right, f"budgets {budgets} and decay {d}, in steps", mistakes)
+
+
+def compare_runs(theirs):
+    cases = (
+        ({1: 2.00, 2: 2.10, 3: 1.95}, {3: 1.93, 1: 1.99, 2: 2.07}),
+        ({5: 3.0, 6: 3.5}, {6: 3.6, 5: 3.3}),
+    )
+    for baseline, other in cases:
+        differences = [other[seed] - baseline[seed] for seed in baseline]
+        n = len(differences)
+        average = sum(differences) / n
+        squares = sum((d - average) ** 2 for d in differences)
+        right = average, math.sqrt(squares / (n - 1) / n)
+        found = theirs(dict(baseline), dict(other))
+        where = f"For {baseline} and {other} you say {found}. "
+        expect(
+            isinstance(found, tuple) and len(found) == 2,
+            f"Your function returned {found!r}; two numbers are asked for: mean and standard error.",
+        )
+        if _close(found[0], right[0]) and _close(found[1], right[1]):
+            continue
+        expect(not _close(found[0], -average), where + "The sign is the other way round: other − baseline.")
+        expect(_close(found[0], average), where + f"The mean difference is {average:.4f}.")
+        by_order = [b - a for a, b in zip(baseline.values(), other.values(), strict=True)]
+        unpaired = math.sqrt(_variance(baseline.values()) / n + _variance(other.values()) / n)
+        for message, value in {
+            "The runs are paired by their order in the dictionaries; pair them by seed.": math.sqrt(
+                _variance(by_order) / n
+            ),
+            "That is the standard deviation of the differences; that of their mean is √n smaller.": math.sqrt(
+                squares / (n - 1)
+            ),
+            "That divides by n; a standard deviation from a sample divides by n − 1.": math.sqrt(squares / n / n),
+            "That is for runs that are not paired. Seed by seed the two had the same data: take differences first.": (
+                unpaired
+            ),
+        }.items():
+            expect(not _close(found[1], value), where + message)
+        raise Wrong(where + f"The mean is right; the standard error is {right[1]:.6f}.")
+
+
+def _variance(values):
+    values = list(values)
+    average = sum(values) / len(values)
+    return sum((value - average) ** 2 for value in values) / (len(values) - 1)
+
+
+def spikes(theirs):
+    nan = math.nan
+    calm = [3.0, 2.9, 3.02, 2.88, 2.95, 2.9, 2.86, 2.93]
+    cases = [
+        ("a curve without spikes", [*calm, 2.85, 2.8, 2.82], []),
+        ("one spike", [*calm, 9.0, 2.84, 2.8], [8]),
+        ("two spikes within a window", [*calm, 60.0, 2.84, 4.0, 2.8], [8, 10]),
+        ("a loss that falls", [*calm, 1.0, 2.84], []),
+        ("a nan, and a spike behind it", [*calm, nan, 2.84, 5.0], [8, 10]),
+        ("noise at the very start", [9.0, 3.0, 2.9, 3.02, 2.88, 2.95, 2.9, 2.86, 2.93], []),
+    ]
+    for what, losses, right in cases:
+        found = theirs(list(losses), 6, 8.0)
+        expect(isinstance(found, list), f"Your function returned {found!r}; a list of steps is asked for.")
+        if found == right:
+            continue
+        where = f"{what[0].upper()}{what[1:]}, {losses[-4:]} at the end: you say {found}, it should be {right}. "
+        if "falls" in what:
+            raise Wrong(where + "A loss below the others is no spike.")
+        if "start" in what:
+            raise Wrong(where + "Only steps with a whole window before them are asked for.")
+        if "nan" in what and 8 not in found:
+            raise Wrong(where + "The nan was passed over: every comparison with it is False.")
+        if "nan" in what:
+            raise Wrong(where + "The nan is in the window of what follows, and makes its median nan: leave it out.")
+        if what.startswith("two") and found == [8]:
+            raise Wrong(
+                where
+                + "The first spike hides the second: a mean and a standard deviation are moved by it. Medians are not."
+            )
+        if found == [step - 1 for step in right] or found == [step + 1 for step in right]:
+            raise Wrong(where + "The steps are off by one: they count from 0.")
+        raise Wrong(where.strip())

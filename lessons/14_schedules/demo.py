@@ -1,0 +1,229 @@
+"""Lesson 14: schedules ranked on a short run of tiny, what warm-up does, and a spike with and without clipping.
+
+python demo.py                                                  one process: all of it, a minute or two
+accelerate launch --config_file …/cpu/ddp.yaml demo.py          two ranks: a spike on one of them
+"""
+
+import math
+import time
+from dataclasses import replace
+
+import torch
+import torch.distributed as dist
+
+from lessons.kit import CONFIG, headline, launched, open_text, prepare, rows_of, save_figure, table
+from speedrun.config import PRESETS, ScheduleConfig
+from speedrun.ending import guarded
+from speedrun.optim.schedule import learning_rate_multiplier, muon_momentum
+from strategies import select
+
+TINY = PRESETS["tiny"][1]
+STEPS, SEEDS, RATES = 50, (1, 2, 3), (1.0, 3.0)
+"""Of the ranking. Rates are factors on tiny's; the first seed chooses, all seeds count."""
+SCHEDULES = {
+    "trapezoid": ScheduleConfig(name="trapezoid", decay=0.4),
+    "cosine": ScheduleConfig(name="cosine"),
+    "cosine + warm-down": ScheduleConfig(name="cosine_warmdown", decay=0.2),
+    "constant": ScheduleConfig(name="constant"),
+}
+T975 = 4.303
+"""Student's t for 95 % and two degrees of freedom: three seeds."""
+SPIKE, BROKEN = 20, 1000.0
+"""At this step the loss is multiplied by so much: a broken batch, or an overflow that nobody caught."""
+
+
+def main() -> None:
+    launch, first = launched()
+    if launch.world_size > 1:
+        return one_rank_spikes(launch, first.settings)
+    print(headline(launch, "Schedules and stability"), flush=True)
+    shapes()
+    runs, chosen = sweep(launch, first.settings)
+    ranking(runs, chosen)
+    warm_ups = {steps: movement(launch, first.settings, steps) for steps in (0, 10)}
+    show_movement(warm_ups)
+    spikes = {
+        name: train(launch, first.settings, adamw(clip), ScheduleConfig(name="constant", warmup=5), 50, spike)
+        for name, clip, spike in (("no spike", 0.0, None), ("spike", 0.0, SPIKE), ("spike, clipped at 1", 1.0, SPIKE))
+    }
+    show_spikes(spikes)
+    print(save_figure("lesson_14_schedules", lambda figure: draw(figure, runs, chosen, spikes), size=(12, 4)))
+
+
+def shapes() -> None:
+    print(f"\nThe factor on every peak learning rate, in a run of {STEPS} steps:")
+    at = (0, STEPS // 4, STEPS // 2, 3 * STEPS // 4, STEPS - 1)
+    lines = []
+    for name, schedule in SCHEDULES.items():
+        curve = [learning_rate_multiplier(schedule, step, STEPS) for step in range(STEPS)]
+        lines.append([name, *(f"{curve[step]:.3f}" for step in at), f"{sum(curve) / STEPS:.2f}"])
+    print(table(["", *(f"step {step}" for step in at), "mean"], lines))
+
+
+# The ranking
+
+
+def tiny(rate: float, seed: int):
+    """tiny with a third of its batch and all rates times `rate`."""
+    names = ("muon_lr", "embedding_lr", "head_lr", "vector_lr", "table_lr", "gate_lr")
+    rates = {name: getattr(TINY.optimizer, name) * rate for name in names}
+    optimizer = replace(TINY.optimizer, **rates, muon_momentum_warmup=STEPS // 2)
+    data = replace(TINY.data, global_batch=8, eval_tokens=16_384)
+    return replace(TINY, optimizer=optimizer, data=data, steps=STEPS, seed=seed)
+
+
+def sweep(launch, settings) -> tuple[dict, dict]:
+    """(schedule, rate, seed) → validation loss; and the rate that each schedule did best with on the first seed."""
+    runs, chosen, started = {}, {}, time.perf_counter()
+
+    def final(name: str, rate: float, seed: int) -> float:
+        config = tiny(rate, seed)
+        return validate(train(launch, settings, config, SCHEDULES[name], STEPS)["strategy"], open_text(config))
+
+    for name in SCHEDULES:
+        for rate in RATES:
+            runs[name, rate, SEEDS[0]] = final(name, rate, SEEDS[0])
+        chosen[name] = min(RATES, key=lambda rate, name=name: runs[name, rate, SEEDS[0]])
+        for seed in SEEDS[1:]:
+            runs[name, chosen[name], seed] = final(name, chosen[name], seed)
+    print(f"\nRanked on tiny: {len(runs)} runs of {STEPS} steps, {time.perf_counter() - started:.0f} s.", end=" ")
+    return runs, chosen
+
+
+def validate(strategy, data) -> float:
+    with strategy.evaluation():
+        rows = [strategy.model(*data.validation(i, i + 16)).item() for i in range(0, data.validation_rows, 16)]
+    return sum(rows) / len(rows)
+
+
+def ranking(runs, chosen) -> None:
+    """Each schedule at its best rate, seed by seed against the trapezoid."""
+    print("Validation loss, nats per byte:")
+    lines = []
+    means = {name: sum(runs[name, rate, s] for s in SEEDS) / len(SEEDS) for name, rate in chosen.items()}
+    for name in sorted(chosen, key=lambda name: means[name]):
+        tried = [f"{runs[name, rate, SEEDS[0]]:.4f}" for rate in RATES]
+        lines.append([name, *tried, f"× {chosen[name]:g}", f"{means[name]:.4f}", *against(runs, chosen, name)])
+    headings = [f"rates × {rate:g}" for rate in RATES]
+    print(table(["", *headings, "best", f"mean of {len(SEEDS)}", "− trapezoid", "95 % interval"], lines))
+    print("An interval that includes zero means: not seen with three seeds, not: no difference.")
+
+
+def against(runs, chosen, name: str) -> list[str]:
+    """Paired differences to the trapezoid: mean, and the interval of the mean."""
+    if name == "trapezoid":
+        return ["", ""]
+    pairs = [runs[name, chosen[name], s] - runs["trapezoid", chosen["trapezoid"], s] for s in SEEDS]
+    mean = sum(pairs) / len(pairs)
+    error = math.sqrt(sum((d - mean) ** 2 for d in pairs) / (len(pairs) - 1) / len(pairs))
+    return [f"{mean:+.4f}", f"{mean - T975 * error:+.4f} … {mean + T975 * error:+.4f}"]
+
+
+def train(launch, settings, config, schedule, steps: int, spike: int | None = None, mine: bool = True) -> dict:
+    """Train, with the schedule on all rates. mine: whether the spike is on this rank."""
+    strategy = select.make(launch.strategy, settings)
+    prepare(strategy, config)
+    data, losses, norms, moved = open_text(config), [], [], []
+    for step in range(steps):
+        factor = learning_rate_multiplier(schedule, step, steps)
+        for group in strategy.optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor
+            if "momentum" in group:
+                group["momentum"] = muon_momentum(config.optimizer, step, steps)
+        inputs, targets = (tensor.to(settings.place.device) for tensor in rows_of(launch, data, step))
+        with strategy.micro_batch(last=True):
+            loss = strategy.model(inputs, targets)
+            strategy.backward(loss * (BROKEN if step == spike and mine else 1.0))
+        before = blocks(strategy) if launch.world_size == 1 and step < 10 else []
+        norms.append(float(strategy.step()))
+        if before:
+            moved.append(change(before, blocks(strategy)))
+        losses.append(loss.item())
+    return {"strategy": strategy, "losses": losses, "norms": norms, "moved": moved}
+
+
+# Warm-up
+
+
+def adamw(clip: float, rate: float = 0.003):
+    """The lessons' model, AdamW with a small eps everywhere."""
+    return replace(CONFIG, optimizer=replace(CONFIG.optimizer, adamw_lr=rate, clip=clip, eps=1e-8))
+
+
+def movement(launch, settings, warmup: int) -> dict:
+    schedule = ScheduleConfig(name="constant", warmup=warmup)
+    return train(launch, settings, adamw(1.0, 0.02), schedule, 20)
+
+
+def blocks(strategy) -> list[torch.Tensor]:
+    return [p.detach().clone() for name, p in strategy.model.named_parameters() if name.startswith("blocks.")]
+
+
+def change(before, after) -> float:
+    """How far the blocks' weights went, in relation to their size."""
+    squares = sum((b - a).square().sum() for a, b in zip(before, after, strict=True))
+    return (squares / sum(a.square().sum() for a in before)).sqrt().item()
+
+
+def show_movement(runs) -> None:
+    print("\nWarm-up: AdamW at a rate of 0.02. How far the blocks' weights move in a step, ‖Δw‖ / ‖w‖:")
+    at = (0, 1, 2, 4, 7, 9)
+    lines = [
+        [f"{steps} steps of warm-up" if steps else "no warm-up", *(f"{run['moved'][i]:.1%}" for i in at)]
+        for steps, run in runs.items()
+    ]
+    print(table(["", *(f"step {i + 1}" for i in at)], lines))
+    print("AdamW's first step moves every weight by the full rate, however small its gradient is.")
+
+
+# Spikes
+
+
+def show_spikes(runs) -> None:
+    print(f"\nA spike: at step {SPIKE + 1} the gradient is {BROKEN:,.0f} times too large. AdamW, rate 0.003:")
+    spans = [(SPIKE - 5, SPIKE), (SPIKE + 1, SPIKE + 6), (SPIKE + 6, SPIKE + 11), (SPIKE + 11, SPIKE + 16), (45, 50)]
+    lines = [
+        [name, f"{run['norms'][SPIKE]:,.1f}", *(f"{sum(run['losses'][a:b]) / (b - a):.2f}" for a, b in spans)]
+        for name, run in runs.items()
+    ]
+    print(table(["training loss", "norm then", *(f"{a + 1}–{b}" for a, b in spans)], lines))
+
+
+def one_rank_spikes(launch, settings) -> None:
+    """The broken batch is rank 1's alone; what does each rank see?"""
+    mine = launch.rank == 1
+    schedule = ScheduleConfig(name="constant", warmup=5)
+    for clip in (0.0, 1.0):
+        run = train(launch, settings, adamw(clip), schedule, 24, SPIKE, mine)
+        norms = [None] * launch.world_size
+        dist.all_gather_object(norms, [run["norms"][SPIKE - 1], run["norms"][SPIKE], run["losses"][-1]])
+        if launch.rank == 0:
+            if not clip:
+                print(headline(launch, "A spike on one rank"))
+            print(f"\nAt step {SPIKE + 1} rank 1's gradient is {BROKEN:,.0f} times too large; clip {clip:g}:")
+            lines = [[f"rank {r}", f"{a:.2f}", f"{b:,.2f}", f"{c:.2f}"] for r, (a, b, c) in enumerate(norms)]
+            print(table(["", "norm before", "norm then", "its loss at step 24"], lines))
+    if launch.rank == 0:
+        print("\nThe norm is that of the averaged gradient, the same on every rank, so all ranks clip by one factor.")
+        print("Schedules need no messages either: every rank computes the same factor from the same step.")
+
+
+def draw(figure, runs, chosen, spikes) -> None:
+    left, middle, right = figure.subplots(1, 3)
+    for name, schedule in SCHEDULES.items():
+        left.plot([learning_rate_multiplier(schedule, step, STEPS) for step in range(STEPS)], label=name)
+    left.set_title("Factor on the learning rate", loc="left")
+    left.legend(frameon=False, fontsize=8)
+    for i, name in enumerate(chosen):
+        middle.plot([runs[name, chosen[name], seed] for seed in SEEDS], [i] * len(SEEDS), "o")
+    middle.set_yticks(range(len(chosen)), [f"{name}, × {rate:g}" for name, rate in chosen.items()])
+    middle.set_title(f"Validation loss, {len(SEEDS)} seeds", loc="left")
+    for name, run in spikes.items():
+        right.plot(run["losses"], label=name)
+    right.axvline(SPIKE, color="grey", linestyle=":", linewidth=1)
+    right.set_title("Training loss", loc="left")
+    right.legend(frameon=False, fontsize=8)
+
+
+if __name__ == "__main__":
+    guarded(main)

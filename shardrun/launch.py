@@ -70,7 +70,7 @@ def launching(config: Path, what: list[str], options: list[str] | None = None) -
 def running(
     command: list[str], output: Path | None = None, errors: Path | None = None, added: dict[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A process, in a session of its own, and all that it starts; whatever of it is left at the end is ended.
+    """A process, in a session of its own and without input, and all that it starts; what is left at the end is ended.
 
     output, errors: files for what it prints (errors: by default with the output), or None to let it through; added: to
     the environment.
@@ -79,7 +79,9 @@ def running(
         out = files.enter_context(open(output, "wb")) if output else None
         err = files.enter_context(open(errors, "wb")) if errors else out and subprocess.STDOUT
         environment = {"OMP_NUM_THREADS": "1", **os.environ, **(added or {})}
-        process = subprocess.Popen(command, env=environment, start_new_session=True, stdout=out, stderr=err)
+        process = subprocess.Popen(
+            command, env=environment, start_new_session=True, stdin=subprocess.DEVNULL, stdout=out, stderr=err
+        )
         try:
             yield process
         finally:

@@ -1,4 +1,6 @@
-"""Mermaid diagrams as lines of text, an arrow each: flowcharts and sequence diagrams, as the lessons use them."""
+"""Mermaid diagrams as lines of text, as far as the lessons use them: an arrow a line in flowcharts and sequence
+diagrams, a bar in Gantt charts.
+"""
 
 import re
 import textwrap
@@ -31,6 +33,8 @@ def arrows(source: str) -> list[str]:
         found = _flowchart(lines)
     elif head.startswith("sequenceDiagram"):
         found = _sequence(lines)
+    elif head.startswith("gantt"):
+        return _gantt(lines)
     else:
         found = []
     return [part for line in found for part in textwrap.wrap(line, WIDTH, subsequent_indent="      ")]
@@ -115,3 +119,37 @@ def _sequence(lines: list[str]) -> list[str]:
         elif line != "end":
             return []
     return [re.sub(r"\s*<br\s*/?>\s*", " ", line) for line in told]
+
+
+def _gantt(lines: list[str]) -> list[str]:
+    """A bar for every task, on one scale of time; seconds, or whatever its unit is, as the chart says."""
+    ends: dict[str, float] = {}
+    tasks: list[tuple[str, str, float, float]] = []
+    section = title = ""
+    for line in lines:
+        word, _, rest = line.partition(" ")
+        name, _, fields = line.partition(":")
+        if word == "title":
+            title = rest.strip()
+        elif word == "section":
+            section = rest.strip()
+        elif fields:
+            parts = [part.strip() for part in fields.split(",") if part.strip() not in ("crit", "active", "done")]
+            amounts = re.fullmatch(r"(?:after (\w+)|([\d.]+)),([\d.]+)[a-z]*", ",".join(parts[-2:]))
+            if not amounts or (amounts[1] and amounts[1] not in ends):
+                return []
+            start = ends[amounts[1]] if amounts[1] else float(amounts[2])
+            end = start + float(amounts[3])
+            if len(parts) > 2:
+                ends[parts[0]] = end
+            tasks.append((section, name.strip(), start, end))
+            section = ""
+        elif word not in ("dateFormat", "axisFormat", "tickInterval"):
+            return []
+    sections, names = (max(map(len, column)) for column in ([task[0] for task in tasks], [task[1] for task in tasks]))
+    scale = max(1, int((WIDTH - sections - names - 4) / max(task[3] for task in tasks)))  # columns per unit of time
+    bars = []
+    for section, name, start, end in tasks:
+        bar = " " * round(start * scale) + "█" * round((end - start) * scale)
+        bars.append(f"{section:<{sections}}  {name:<{names}}  {bar}"[:WIDTH])
+    return [title, *bars] if title else bars

@@ -69,13 +69,15 @@ def _loss(training: Training, width: int) -> Text:
     losses = [loss for _, loss in training.losses]
     if not losses:
         return Text("")
-    room = max(10, width - 40)
+    room = max(10, width - 50)
     size = -(-len(losses) // room)
     means = [sum(part) / len(part) for part in (losses[i : i + size] for i in range(0, len(losses), size))]
     low, high = min(means), max(means)
     heights = (int((loss - low) / (high - low) * 7.999) if high > low else 3 for loss in means)
     curve = "".join(LEVELS[height] for height in heights)
-    return Text.assemble("training loss ", (curve, "#0072B2"), f" {losses[0]:.3f} → {losses[-1]:.3f}")
+    validated = [line["val_loss"] for line in training.steps if line.get("val_loss") is not None]
+    last = f", validation {validated[-1]:.3f}" if validated else ""
+    return Text.assemble("training loss ", (curve, "#0072B2"), f" {losses[0]:.3f} → {losses[-1]:.3f}{last}")
 
 
 def _memory(training: Training, width: int) -> list[Text]:

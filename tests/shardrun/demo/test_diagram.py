@@ -19,7 +19,11 @@ from shardrun.demo.diagram import arrows
         ("sequenceDiagram\n participant A as rank 0\n participant B\n Note over A,B: equal\n A->>B: bucket\n"
          " B-->>B: adds\n loop twice\n B->>A: back\n end",
          "— equal —\nrank 0 ──▶ B: bucket\nB: adds\n— twice —\nB ──▶ rank 0: back"),
-        ("gantt\n title nothing", ""),
+        ("gantt\n title t\n dateFormat s\n section GPU\n work :a, 0, 10s\n wait :crit, b, after a, 20s\n section link\n"
+         " send :5, 5s",
+         f"t\nGPU   work  {'█' * 20}\n      wait  {' ' * 20}{'█' * 40}\nlink  send  {' ' * 10}{'█' * 10}"),
+        ("gantt\n work :a, 2026-01-01, 3d", ""),
+        ("pie\n nothing", ""),
         ("flowchart LR\n A --> B\n what is this", ""),
         ("sequenceDiagram\n what is this", ""),
     ],

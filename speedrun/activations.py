@@ -36,8 +36,9 @@ squares ReLU's output in float32.
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from speedrun import activations_attention as attention
 from speedrun import activations_stream as stream
-from speedrun.config import GATE_CHANNELS, ModelConfig
+from speedrun.config import ModelConfig
 from speedrun.wiring import ngram_tables, padded_vocabulary, skip_sources
 
 View = tuple[int, bool]
@@ -187,7 +188,7 @@ class _Forward:
             x = stream.ngrams(self, name, x)
         if config.smear:
             x = stream.smear(self, x)
-        masks = self.masks()
+        masks = attention.masks(self)
         sources = skip_sources(config)
         embedded = x if config.embedding_skip else None
         after: dict[int, _Tensor] = {}
@@ -235,45 +236,6 @@ class _Forward:
         window = config.window_long if layer in config.long_layers else config.window_short
         return window if window < self.time - 1 else 0, layer in config.paired_head_layers
 
-    def masks(self) -> dict[View, list[_Tensor]]:
-        """Keeps nothing: a boolean mask per view, b·s² (4·b·s² for paired heads, and of one row without documents),
-        lives as long as the forward pass, or longer by a checkpoint. With it goes a number per token for key offset.
-        """
-        views: dict[View, list[_Tensor]] = {self.view(layer): [] for layer in range(self.config.layers)}
-        documents = continues = None
-        if self.documents:
-            start = self.new("masks", "starts", self.tokens, 1)
-            documents = self.new("masks", "document numbers", self.tokens, 8)
-            self.drop(start)
-            if self.config.partial_key_offset:
-                difference = self.new("masks", "difference to the one before", self.tokens, 8)
-                continues = self.new("masks", "continues", self.tokens, 1)
-                self.drop(difference)
-        for view, tensors in views.items():
-            tensors += [tensor for tensor in (self.mask(*view), continues) if tensor]
-        if documents:
-            self.drop(documents)
-        return views
-
-    def mask(self, window: int, paired: bool) -> _Tensor | None:
-        """One of them; where there is nothing to mask but the future there is none."""
-        if not (self.documents or window):
-            return None
-        time = 2 * self.time if paired else self.time
-        repeated = self.new("masks", "repeated", self.rows * time, 8) if self.documents and paired else None
-        ones = self.new("masks", "ones", time**2, 1)
-        near = self.new("masks", "causal", time**2, 1)
-        self.drop(ones)
-        if window:
-            causal, near = near, self.new("masks", "within the window", time**2, 1)
-            self.drop(causal)
-        if not self.documents:
-            return near
-        same = self.new("masks", "same document", self.rows * time**2, 1)
-        mask = self.new("masks", "mask", self.rows * time**2, 1)
-        self.drop(near, same, *([repeated] if repeated else []))
-        return mask
-
     def block(
         self, layer: int, x: _Tensor, mask: list[_Tensor], embedded: _Tensor | None, earlier: _Tensor | None
     ) -> _Tensor:
@@ -302,7 +264,7 @@ class _Forward:
         values = None
         if layer in config.value_embeddings:
             values = stream.value_embedding(self, f"{name}.value_embedding")
-        y = self.attention(layer, y, mask, values)
+        y = attention.attention(self, layer, y, mask, values)
         self.module = name
         middle = self.new("residual", "after attention", x.elements, self.stream_size)
         self.drop(y)
@@ -374,180 +336,6 @@ class _Forward:
         if source is not x:
             self.drop(source)
         return y
-
-    def attention(self, layer: int, y: _Tensor, mask: list[_Tensor], values: _Tensor | None) -> _Tensor:
-        """Keeps the input of q, k and v, once (c·n·h) or, cast by each of them under autocast, three times (6·n·h).
-
-        QK-norm keeps 2·(4·n·h + 4·n·a); without it, q and k are kept by attention alone. The rest is `rotate` and
-        `scaled_dot_product`; the output projection's input is attention's output.
-
-        Paired heads copy q, k and v, and their output back, n·h·c, which is then kept beside it. A gate keeps its
-        sigmoid, c·n·a, and the gated output, c·n·h; under autocast its cast input too, 2·12·n.
-        """
-        config, name = self.config, f"blocks.{layer}.attention"
-        _, paired = self.view(layer)
-        length = 2 * self.time if paired else self.time
-        heads = self.tokens * config.heads
-        projections = []
-        for matrix in "qkv":
-            self.module = f"{name}.{matrix}"
-            projections.append(self.linear("qkv", y, config.width))
-        q, k, v = projections
-        self.module = name
-        if values:
-            v = stream.add_to_values(self, v, values)
-        if config.qk_norm:
-            before = (q, k)
-            q, k = self.rms_norm("qk norm", q, heads), self.rms_norm("qk norm", k, heads)
-            self.drop(*before)
-        if paired:
-            before = (q, k, v)  # type: ignore[assignment]
-            q, k, v = (self.new("attention", "paired", x.elements, self.product_size) for x in (q, k, v))
-            self.drop(*before)
-        tables: list[_Tensor] = []
-        if config.positions != "learned":
-            channels = config.width // config.heads // (2 if config.positions == "half_rope" else 1)
-            tables = self.rope_tables(channels // 2, length)
-            before = (q, k)
-            q, k = self.rotate(q, channels // 2), self.rotate(k, channels // 2)
-            self.drop(*before)
-        if config.partial_key_offset and layer in config.long_layers:
-            k = self.offset_keys(k, mask)
-        output = self.scaled_dot_product(q, k, v, length, bool(self.documents or self.view(layer)[0]))
-        if paired:
-            joined, output = output, self.new("attention", "unpaired", output.elements, self.product_size)
-            self.drop(joined)
-        if config.attention_gate:
-            output = self.gate(name, y, output)
-        self.module = f"{name}.out"
-        result = self.linear("attention", output, config.width)
-        self.drop(q, k, v, output, y, *tables, *([values] if values else []))
-        return result
-
-    def offset_keys(self, k: _Tensor, mask: list[_Tensor]) -> _Tensor:
-        """Keeps which token continues a document, n bytes, for the choice between two keys."""
-        part, half = "key offset", k.elements // 2
-        before = self.new(part, "still, one back", half, self.product_size)
-        if self.documents:
-            self.keep("masks", mask[-1])
-            shifted, before = before, self.new(part, "chosen", half, self.product_size)
-            self.drop(shifted)
-        result = self.new(part, "keys", k.elements, self.product_size)
-        self.drop(before, k)
-        return result
-
-    def gate(self, name: str, y: _Tensor, output: _Tensor) -> _Tensor:
-        """Keeps the sigmoid, c·n·a, and the output before it; the gated one is the projection's input."""
-        part, heads = "gate", self.config.heads
-        self.module = f"{name}.gate"
-        source = y
-        if self.autocast:
-            self.new("weight casts", "weight", GATE_CHANNELS * heads, 2).kept = True
-            if y.size > self.product_size:
-                source = self.new(part, "cast input", self.tokens * GATE_CHANNELS, self.product_size)
-        self.keep(part, source)
-        product = self.new(part, "product", self.tokens * heads, self.product_size, product=heads >= GATE_CHANNELS)
-        if source is not y:
-            self.drop(source)
-        self.module = name
-        gates = self.new(part, "sigmoid", self.tokens * heads, self.product_size)
-        self.drop(product)
-        self.keep(part, gates)
-        self.keep("attention", output)
-        result = self.new(part, "gated", output.elements, self.product_size)
-        self.drop(gates, output)
-        return result
-
-    def rope_tables(self, pairs: int, length: int) -> list[_Tensor]:
-        """Keeps 2·4·s·pairs: cosine and sine, float32, made anew by every layer (of 2·s positions for paired heads)."""
-        part = "rope"
-        exponents = self.new(part, "exponents", pairs, 4)
-        positions = self.new(part, "positions", length, 4)
-        negative = self.new(part, "negative exponents", pairs, 4)
-        frequencies = self.new(part, "frequencies", pairs, 4)
-        self.drop(negative)
-        angles = self.new(part, "angles", length * pairs, 4)
-        self.drop(frequencies)
-        tables = [self.new(part, what, length * pairs, 4) for what in ("cosine", "sine")]
-        self.drop(exponents, positions, angles)
-        self.keep(part, *tables)
-        return tables
-
-    def rotate(self, x: _Tensor, pairs: int) -> _Tensor:
-        """Keeps nothing: the tables are no parameters, so no gradient asks for x. Works in float32."""
-        part = "rope"
-        rotated = self.tokens * self.config.heads * pairs
-        halves = []
-        for what in ("first", "second"):
-            products = [self.new(part, "product", rotated, 4) for _ in range(2)]
-            halves.append(self.new(part, what, rotated, 4))
-            self.drop(*products)
-        rest = self.new(part, "rest in float32", x.elements - 2 * rotated, 4) if x.size < 4 else None
-        y = self.new(part, "rotated", x.elements, 4)
-        self.drop(*halves)
-        if rest:
-            self.drop(rest)
-            wide, y = y, self.new(part, "rotated", x.elements, x.size)
-            self.drop(wide)
-        return y
-
-    def scaled_dot_product(self, q: _Tensor, k: _Tensor, v: _Tensor, time: int, masked: bool) -> _Tensor:
-        """Fused: keeps q, k, v and its output, 4·c·n·h, a sum of exponentials per head and query, 4·n·a, and the mask
-        in numbers, c·b·s².
-
-        Composed: keeps float32 copies of q, k and v, 12·n·h, the score matrices after the softmax, 4·a·b·s², and its
-        output with the heads side by side, c·n·h. (In fp32 and for one row, v is no copy but the product itself.)
-        """
-        part, size, config = "attention", self.product_size, self.config
-        mask = self.numeric_mask(self.rows if self.documents else 1, time, size, masked) if masked else None
-        if self.fused:
-            self.keep("masks", *([mask] if mask else []))
-            self.keep(part, q, k, v)
-            y = self.new(part, "output", q.elements, size, product=True)
-            sums = self.new(part, "log of sums", self.tokens * config.heads, 4, product=True)
-            self.keep(part, y, sums)
-            self.drop(sums, *([mask] if mask else []))
-            return y
-        upcast = [self.new(part, "float32 input", q.elements, 4) for _ in range(3)] if size < 4 else []
-        query = self.new(part, "scaled q", q.elements, 4)
-        if not mask:
-            mask = self.numeric_mask(1, time, 4, masked)
-        key = self.new(part, "scaled k", k.elements, 4)
-        copy = self.rows > 1  # rows and heads become the one batch dimension of bmm, for which several rows are copied
-        copies = [self.new(part, what, q.elements, 4) for what in ("scaled q", "scaled k")] if copy else []
-        self.keep(part, *(copies or (query, key)))
-        elements = self.tokens * config.heads * time
-        scores = self.new(part, "scores", elements, 4)
-        self.drop(key, *copies)
-        summed = self.new(part, "masked scores", elements, 4)
-        self.drop(scores)
-        weights = self.new(part, "attention weights", elements, 4)
-        self.keep(part, weights)
-        self.drop(summed)
-        returned = [self.new(part, "attention weights", elements, size)] if upcast else []
-        values = [self.new(part, "v", v.elements, 4)] if copy else []
-        self.keep(part, *(values or upcast[2:] or (v,)))
-        y = self.new(part, "output", q.elements, 4)
-        self.drop(*values)
-        if upcast:
-            wide, y = y, self.new(part, "output", q.elements, size)
-            self.drop(wide)
-        self.drop(weights, query, mask, *upcast, *returned)
-        joined = self.new(part, "output", q.elements, size)
-        self.drop(y)
-        return joined
-
-    def numeric_mask(self, rows: int, time: int, size: int, masked: bool) -> _Tensor:
-        """Zero where a query may look, minus infinity elsewhere; a causal one is made on the spot where none is."""
-        boolean = []
-        if not masked:
-            ones = self.new("masks", "ones", time**2, 1)
-            boolean = [self.new("masks", "causal", time**2, 1)]
-            self.drop(ones)
-        scalars = self.new("masks", "zero and minus infinity", 2, size)
-        mask = self.new("masks", "mask in numbers", rows * time**2, size)
-        self.drop(scalars, *boolean)
-        return mask
 
     def mlp(self, name: str, y: _Tensor) -> _Tensor:
         """Keeps c·n·h, the input, and 2·c·n·m: ReLU² keeps ReLU's output and its square, GELU its input and output."""

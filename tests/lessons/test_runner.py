@@ -11,6 +11,7 @@ import pytest
 from lessons.checking import GB, GIB, Wrong, expect_number, expect_numbers
 from shardrun.__main__ import main
 from shardrun.launch import shipped_names
+from shardrun.lesson import show
 from shardrun.lesson.course import course, find
 from shardrun.lesson.folder import open_folder
 from shardrun.lesson.judge import describe
@@ -157,6 +158,26 @@ def test_right_numbers_pass() -> None:
     expect_numbers({"a": 1, "b": 2.0}, {"a": 1, "b": 2}, "two", {})
     with pytest.raises(Wrong, match="no entry 'b'"):
         expect_numbers({"a": 1}, {"a": 1, "b": 2}, "two", {})
+
+
+@pytest.mark.parametrize("number", [each.number for each in course()])
+def test_what_a_check_ends_with_fits_and_says_what_comes_next(
+    here: Path, capsys: pytest.CaptureFixture[str], number: int
+) -> None:
+    each = find(number)
+    lesson("start", str(number))
+    folder = open_folder()
+    for exercise in each.exercises:
+        show.after_check(each, folder, course())
+        folder.mark(each, exercise, True)
+    folder.save()
+    show.after_check(each, folder, course())
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= 100
+    for exercise in each.exercises:
+        assert f"Next: {exercise.name} (a hint: shardrun lesson hint {number} {exercise.name})" in printed
+    assert f"Lesson {number} is done. Next: shardrun lesson start " in printed
+    assert lesson("hint") == 2 and f"name the one you mean: {each.exercises[0].name}, " in capsys.readouterr().err
 
 
 def test_every_lesson_is_described() -> None:

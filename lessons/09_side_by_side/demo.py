@@ -39,9 +39,10 @@ CHOICES = {
     "124M": ["gpt2", "--micro-batch", "8"],
     "7B": ["--params", "7B"],
     "32B": ["--params", "32B"],
-    "32B, checkpointed": ["--params", "32B", "--micro-batch", "1", "--checkpointing", "block"],
+    "32B again": ["--params", "32B", "--micro-batch", "1", "--checkpointing", "block"],
 }
 """Model → arguments of `shardrun plan`."""
+ADAMW = ["--optimizer", "adamw"]
 STEPS, ACCUMULATION = 4, 2
 
 
@@ -186,7 +187,7 @@ def choices(asks: bool) -> None:
         chosen = answer(f"\n  {model}: ") if asks else "ddp"
         estimates = planned(arguments)
         fitting = [e for e in estimates if e["fits"]]
-        print(f"\n{model}, that is shardrun plan {' '.join(arguments)}:")
+        print(f"\n{model}: shardrun plan {' '.join([*arguments, *ADAMW])}")
         lines = [
             [e["strategy"], f"{e['total'] / 2**30:.1f}", "fits" if e["fits"] else "no", f"{e['step_s'] * 1e3:,.1f}"]
             for e in estimates
@@ -197,7 +198,7 @@ def choices(asks: bool) -> None:
 
 def planned(arguments: list[str]) -> list[dict]:
     """`shardrun plan` of a model under every strategy, as JSON."""
-    command = [sys.executable, "-m", "shardrun", "plan", *arguments, "--optimizer", "adamw", "--world", str(RANKS)]
+    command = [sys.executable, "-m", "shardrun", "plan", *arguments, *ADAMW, "--world", str(RANKS)]
     done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=False)
     if done.returncode:
         raise ValueError(f"shardrun plan failed: {done.stderr.strip()}")

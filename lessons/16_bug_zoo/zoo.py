@@ -276,8 +276,10 @@ def run(
     """Train on so many ranks, threads of this process; the reports of all of them. A few seconds at most.
 
     ranks: 1, 2 or 4; accumulation: micro-batches that a rank cuts its rows of a step into, 1, 2 or 4; seed: of
-    weights and data.
+    weights and data. Raises ValueError where the batch does not divide into both.
     """
+    if BATCH % (ranks * accumulation):
+        raise ValueError(f"{BATCH} rows do not divide into {ranks} ranks times {accumulation} micro-batches.")
 
     def work(mine: Ranks) -> Report:
         torch.set_num_threads(1)

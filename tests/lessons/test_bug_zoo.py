@@ -66,6 +66,8 @@ def test_processes_do_what_threads_do(ranks: RankPool, lesson: dict[str, ModuleT
         kind = lesson["animals"].ANIMALS.get(animal, lesson["zoo"].Trainer)
         for threads, found in zip(lesson["zoo"].run(kind, steps=6), ranks.run(2, on_rank, animal), strict=True):
             assert found["stuck"] == threads.stuck and found["stuck"].startswith(stuck)
-            assert found["sent"] == threads.sent
+            assert found["sent"] == threads.sent and found["rows"] == threads.rows
+            for curve in ("losses", "grad_norms", "val_losses"):  # weights alone would not tell a factor
+                assert found[curve] == pytest.approx(getattr(threads, curve), rel=1e-5)
             for name, weight in threads.weights[-1].items():
                 torch.testing.assert_close(found["weights"][-1][name], weight, atol=1e-5, rtol=1e-5)

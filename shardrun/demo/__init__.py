@@ -73,9 +73,6 @@ def run(arguments: argparse.Namespace) -> int:
             show.play()
     except Quit:
         pass
-    except KeyboardInterrupt:
-        print("shardrun: interrupted; what the demo had started has been ended.", file=sys.stderr)
-        return 130
     if show.page:
         print(f"Page: {show.page}")
     if isinstance(show, Performance) and show.complete:
@@ -120,7 +117,7 @@ class Show:
     def __enter__(self) -> "Show":
         return self
 
-    def __exit__(self, *exception: object) -> None: ...
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None: ...
 
     def play(self) -> None:
         """From the goal to the last answer. Raises Quit where that is enough before."""
@@ -210,7 +207,9 @@ class Performance(Show):
         self.script: Script = self._open.enter_context(script(self.how, self.folder))
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        if not self.complete and kind in (Quit, KeyboardInterrupt):  # ranks take some seconds for it
+            print("shardrun: ending what the demo has started …", file=sys.stderr, flush=True)
         self._open.__exit__(None, None, None)
 
     def get_output(self) -> Event:

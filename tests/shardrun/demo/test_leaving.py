@@ -56,7 +56,11 @@ def test_being_interrupted_while_ranks_train_leaves_none(tmp_path: Path) -> None
         assert len(ranks) >= 2, "the launcher and a rank"
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130 and errors.count(b"\n") == 1 and b"shardrun: interrupted" in errors
+    assert (
+        process.returncode == 130
+        and errors.count(b"\n") == 1
+        and b"shardrun: ending what the demo has started" in errors
+    )
     _, alive = psutil.wait_procs(ranks, timeout=5)
     assert not alive
     (folder,) = tmp_path.glob("runs/demo-*")

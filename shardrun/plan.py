@@ -102,7 +102,7 @@ def run(arguments: argparse.Namespace) -> int:
     _headline(config, gpu, arguments)
     _print_memory(estimates, gpu)
     _print_traffic(estimates, config, arguments)
-    print(advice(estimates))
+    print(textwrap.fill(advice(estimates), 98))
     return 0
 
 
@@ -282,19 +282,21 @@ def _headline(config: Config, gpu: Gpu, arguments: argparse.Namespace) -> None:
 
 
 def table(title: str, headings: list[str], rows: list[list[str]]) -> None:
-    """Print a table, within 100 columns where there is no terminal to ask."""
+    """Print a table, within 100 columns where there is no terminal to ask; columns move together before any is cut."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 100
+    cells = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
+    padding = 1 if sum(cells) + 3 * len(cells) + 1 <= console.width else 0
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, padding))
     for i, heading in enumerate(headings):
         table.add_column(heading, justify="left" if i == 0 else "right", no_wrap=True)
     for row in rows:
         table.add_row(*row)
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 100
     console.print(table)
 
 
@@ -328,9 +330,8 @@ def _print_traffic(estimates: list[Estimate], config: Config, arguments: argpars
         if e.books.world_size > 1:
             wrapped(f"{e.strategy:<6}", explain_volume(e.books))
     print()
-    wrapped(
-        "", f"Times assume {MFU:.0%} of the peak rate and {LATENCY * 1e6:.0f} µs per collective: they rank strategies."
-    )
+    assumed = f"{MFU:.0%} of the peak rate in bf16 and {LATENCY * 1e6:.0f} µs per collective"
+    wrapped("", f"Times assume {assumed}: they rank strategies.")
     wrapped("", "Not in the memory: the CUDA context, cuBLAS and NCCL workspaces, fragmentation.")
     print()
 

@@ -94,7 +94,9 @@ def paper_volumes(entries: Sequence[Entry], parameters: int) -> dict[str, float]
 def explain_volume(run: Run) -> str:
     """One line for a table: why this strategy sends what it sends, and not what the ZeRO paper says."""
     if run.strategy == "ddp":
-        return "2Ψ: an all-reduce of gradients, once a step (Muon's share as reduce-scatter and all-gather: the same)"
+        muon = any(group.whole_matrix for group in run.groups)
+        same = " (Muon's share as reduce-scatter and all-gather: the same)" if muon else ""
+        return f"2Ψ: an all-reduce of gradients, once a step{same}"
     if run.strategy == "fsdp":
         gathered = (
             "gathered in forward and again in backward" if run.engine["reshard_after_forward"] else "gathered once"

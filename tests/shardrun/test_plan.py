@@ -42,6 +42,11 @@ def test_what_fits_depends_on_the_gpu() -> None:
     assert "Nothing fits" in shardrun("plan", "--params", "7B", "--gpu", "rtx4090", "--micro-batch", "4")[1]
 
 
+def test_a_large_model_s_tables_are_not_cut_off() -> None:
+    out = shardrun("plan", "--params", "32B", "--world", "1", "--precision", "fp32")[1]
+    assert "…" not in out and max(map(len, out.splitlines())) <= 100
+
+
 def test_model_flops_follow_the_six_times_parameters_rule() -> None:
     config = PRESETS["gpt2"][1]
     tokens = 8 * config.data.sequence_length

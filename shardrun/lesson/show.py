@@ -39,11 +39,12 @@ def progress(all_lessons: list[Lesson], folder: Folder) -> None:
     done = sum(len(folder.solved_in(lesson)) for lesson in all_lessons)
     total = sum(len(lesson.exercises) for lesson in all_lessons)
     print(f"{done} of {total} exercises solved, in {folder.path}\n")
+    width = max(len(lesson.title) for lesson in all_lessons)
     for lesson in all_lessons:
         signs = "".join("█" if e in folder.solved_in(lesson) else "·" for e in lesson.exercises)
         unsolved = [e.name for e in lesson.exercises if e not in folder.solved_in(lesson)]
         rest = f"next: {unsolved[0]}" if folder.lesson(lesson).exists() and unsolved else ""
-        print(f"{lesson.number:>3}  {lesson.title:<28} {signs:<9} {rest}".rstrip())
+        print(f"{lesson.number:>3}  {lesson.title:<{width}} {signs:<9} {rest}".rstrip())
     print(f"\n{_next(all_lessons, folder)}")
 
 

@@ -91,7 +91,7 @@ def report(launch, moments, losses) -> None:
         [name, f"{amount / 1e9:,.1f}", f"{found[name] / 1e9:,.1f}", f"{found[name] - amount:,}"]
         for name, amount in hand.items()
     ]
-    print(f"\nA model of {psi / 1e9:.1f}B parameters on one GPU, in GB (an H100 has 85):")
+    print(f"\nA model of {psi / 1e9:.1f}B parameters on one GPU, in GB (an H100, sold as 80 GB, has 85):")
     print(table(["", "by hand", "by the books", "bytes between them"], lines))
     print("What is between them: AdamW's step counters, 4 bytes for every tensor.\n")
     print(save_figure("lesson_01_one_gpu", lambda figure: draw(figure, moments, losses)))

@@ -109,7 +109,7 @@ def master_step(theirs):
     if not moved and torch.equal(weight, torch.ones(4, dtype=torch.bfloat16)):
         raise Wrong(
             f"After {steps} steps of about {lr} nothing has moved: every single update was rounded away in bfloat16. "
-            "Update the float32 master."
+            "Update the float32 master, and in place: `master = …` makes another tensor and leaves this one as it was."
         )
     if not moved:
         raise Wrong("The master has not moved; it is what has to be updated.")
@@ -146,6 +146,9 @@ def quantize_e4m3(theirs):
                 f"The largest magnitude in x is {x.abs().max().item():.3g}, and e4m3 ends at 448: larger numbers are "
                 "cut off there, or become NaN. Divide by the scale before you cast."
             )
+        ends = int((q.float().abs() >= 448).sum())
+        if ends > x.numel() // 4:
+            raise Wrong(f"{ends} of {x.numel()} numbers are cut off at 448, e4m3's largest. Divide by the scale first.")
         lost = int(((back == 0) & (x != 0)).sum())
         if lost > x.numel() // 4:
             raise Wrong(f"{lost} of {x.numel()} numbers became zero: they are too small for e4m3 without a scale.")

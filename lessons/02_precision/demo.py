@@ -69,7 +69,7 @@ def report(launch, runs) -> None:
     lines.append(["together", *(mib(sum(run["activations"].values())) for run in runs.values())])
     print(table(["", "fp32", "bf16"], lines))
 
-    plain, copy, master = torch.ones(3, dtype=torch.bfloat16).unbind()
+    plain, copy = torch.ones(2, dtype=torch.bfloat16).unbind()
     master = torch.ones(())
     for _ in range(1000):
         plain -= 1e-4
@@ -99,6 +99,8 @@ def rounding_errors(weight) -> dict[str, float]:
 
 
 def draw(figure, runs, errors) -> None:
+    from matplotlib import colormaps
+
     left, middle, right = figure.subplots(1, 3)
     for (name, run), style in zip(runs.items(), ("-", "--"), strict=True):
         left.plot(range(1, STEPS + 1), run["losses"], style, label=name)
@@ -107,15 +109,16 @@ def draw(figure, runs, errors) -> None:
     bottom = [0.0, 0.0]
     for part in {**runs["fp32"]["activations"], **runs["bf16"]["activations"]}:
         values = [run["activations"].get(part, 0) / 2**20 for run in runs.values()]
-        middle.bar(list(runs), values, 0.6, bottom=bottom, label=part)
+        middle.bar(list(runs), values, 0.6, bottom=bottom, label=part, color=colormaps["tab20"](len(middle.containers)))
         bottom = [b + v for b, v in zip(bottom, values, strict=True)]
     middle.set_title("Activations (MiB)", loc="left")
     middle.set_ylim(0, 1.6 * max(bottom))
     middle.legend(frameon=False, fontsize=7, ncols=2)
-    right.bar(list(errors), list(errors.values()))
+    labels = [name.replace(" of a thousandth of it, ", "\nof a thousandth,\n") for name in errors]
+    right.bar(labels, list(errors.values()))
     right.set_yscale("log")
     right.set_title("Rounding error, relative", loc="left")
-    right.tick_params(axis="x", rotation=20, labelsize=7)
+    right.tick_params(axis="x", labelsize=7)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ def mixed_precision_gigabytes(parameters: int) -> float:
 
 
 def autocast_bytes(parameters: int, linear_weights: int) -> dict[str, int]:
-    """Everything as in float32, and 2 bytes more for every linear weight while the context is open."""
+    """Everything as in float32, and 2 bytes more per linear weight while the context is open."""
     return {
         "parameters": 4 * parameters,
         "gradients": 4 * parameters,
@@ -27,7 +27,7 @@ def linear_dtypes(model: nn.Module, inputs: Tensor) -> dict[str, torch.dtype]:
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
 
-            def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, name: str = name) -> None:
+            def note(module: nn.Module, inputs: tuple, output: Tensor, name: str = name) -> None:
                 found[name] = output.dtype
 
             handles.append(module.register_forward_hook(note))

@@ -102,13 +102,14 @@ def one_step(launch, strategy) -> list[list[str]]:
 
 def report(launch, times, lines, step) -> None:
     print(headline(launch, "Collectives"))
-    print("\nAn all-reduce on a ring of 3, on paper. A cell shows whose parts are summed in a rank's chunk:")
+    print("\nAn all-reduce on a ring of 3, on paper. A rank's three chunks, and whose parts are summed in each:")
     states = ring(3)
     rows = [
         [f"rank {rank}", *("  ".join(f"{part:>3}" for part in state[rank]) for state in states)] for rank in range(3)
     ]
-    print(table(["", "start", "reduce", "-scatter", "all-", "gather"], rows))
-    print("Every arrow to the right moves one chunk per rank: 2 · (3 − 1) steps of a third of the tensor.")
+    print(table(["", "start", *(f"step {step}" for step in range(1, 5))], rows))
+    print("Steps 1 and 2 are the reduce-scatter: rank r ends with chunk r complete. 3 and 4 are the all-gather.")
+    print("In each of the 2 · (3 − 1) steps every rank sends one chunk, a third of the tensor, to the next rank.")
     if lines:
         print(f"\nReal collectives on {launch.world_size} ranks, 1 MiB of float32; bytes as the meter counts them:")
         print(table(["", "payload", "on a ring, per rank", "ms at 4 MiB"], lines))
@@ -122,21 +123,22 @@ def report(launch, times, lines, step) -> None:
 
 
 def draw(figure, times) -> None:
-    left, right = figure.subplots(1, 2)
+    left, *right = figure.subplots(1, 2 if times else 1, squeeze=False)[0]
     ranks = [2, 4, 8, 16, 32, 64]
     left.plot(ranks, [ring_bytes("all_reduce", 1, n) for n in ranks], "o-", label="ring: 2 (N − 1)/N")
     left.plot(ranks, [n - 1 for n in ranks], "s--", label="everyone to everyone: N − 1")
     left.set_xscale("log", base=2)
+    left.set_xticks(ranks, ranks)
     left.set_yscale("log")
     left.set_title("All-reduce: tensors sent per rank, by N", loc="left")
     left.legend(frameon=False)
-    for name, values in times.items():
-        right.plot(SIZES, values, "o-", label=name)
-    right.set_title("Milliseconds by bytes" if times else "(times: launch on several ranks)", loc="left")
-    if times:
-        right.set_xscale("log", base=2)
-        right.set_yscale("log")
-        right.legend(frameon=False)
+    for axes in right:
+        for name, values in times.items():
+            axes.plot(SIZES, values, "o-", label=name)
+        axes.set_title("Milliseconds by bytes", loc="left")
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.legend(frameon=False)
 
 
 if __name__ == "__main__":

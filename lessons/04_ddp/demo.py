@@ -183,8 +183,10 @@ def draw(figure, sent_at, hand, torchs, alone) -> None:
         left.barh(row, computed, color="#0072B2", height=0.6, label="backward" if not row else None)
         left.barh(row, done - computed, left=computed, color="#D55E00", height=0.6, label=None if row else "waiting")
         left.plot(buckets, [row] * len(buckets), "k|", markersize=14, label="bucket sent" if not row else None)
-    left.set_title("Backward and all-reduce, last steps (ms)", loc="left")
-    left.legend(frameon=False)
+    left.set_title("Backward and all-reduce, the last five steps (ms)", loc="left")
+    left.set_ylim(-0.6, 5.4)
+    left.set_yticks([])
+    left.legend(frameon=False, ncols=3, fontsize=8, loc="upper left")
     kinds = ("parameters", "gradients", "optimizer states")
     bottom = [0.0] * 3
     for kind in kinds:

@@ -2,7 +2,6 @@
 
 from contextlib import nullcontext
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -12,7 +11,7 @@ def micro_batches(global_rows: int, rows_per_forward: int, ranks: int) -> int:
     """global = local · ranks · accumulation."""
     together = rows_per_forward * ranks
     if global_rows % together:
-        raise ValueError(f"{global_rows} rows do not divide into {ranks} ranks times {rows_per_forward} rows.")
+        raise ValueError(f"{global_rows} rows do not divide by {ranks} · {rows_per_forward}.")
     return global_rows // together
 
 
@@ -36,9 +35,9 @@ def average_gradients(model: nn.Module) -> None:
             p.grad /= dist.get_world_size()
 
 
-def make_buckets(parameters: list[torch.nn.Parameter], bucket_bytes: int) -> list[list[torch.nn.Parameter]]:
+def make_buckets(parameters: list[nn.Parameter], bucket_bytes: int) -> list[list[nn.Parameter]]:
     """Fill them from the last parameter on."""
-    buckets: list[list[torch.nn.Parameter]] = []
+    buckets: list[list[nn.Parameter]] = []
     held = 0
     for p in reversed(parameters):
         size = p.numel() * p.element_size()

@@ -38,7 +38,11 @@ def clip_norm(mine: Tensor) -> float:
     return square.sqrt().item()
 
 
-def sharded_step(weights: Tensor, gradient: Tensor, update: Callable[[Tensor, Tensor], Tensor]) -> None:
+def sharded_step(
+    weights: Tensor,
+    gradient: Tensor,
+    update: Callable[[Tensor, Tensor], Tensor],
+) -> None:
     """Reduce everything, update a slice, gather everything."""
     rank, world_size = dist.get_rank(), dist.get_world_size()
     mean = gradient.clone()

@@ -10,7 +10,7 @@ def rank_bytes(parameters: int, ranks: int) -> float:
 
 
 def wire_bytes(parameters: int, ranks: int, accumulation: int, to_owners: bool) -> float:
-    """One pass of the ring to reduce to owners or two to all-reduce, per micro-batch; one to gather."""
+    """One pass of the ring to reduce or two to all-reduce, per micro-batch; then one to gather."""
     once = (ranks - 1) / ranks * 2 * parameters
     return accumulation * (1 if to_owners else 2) * once + once
 

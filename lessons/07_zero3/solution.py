@@ -37,7 +37,12 @@ def whole(mine: Tensor, shape: tuple[int, ...]) -> Tensor:
     return torch.cat(parts)[: math.prod(shape)].view(shape)
 
 
-def linear_backward(x: Tensor, upstream: Tensor, mine: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def linear_backward(
+    x: Tensor,
+    upstream: Tensor,
+    mine: Tensor,
+    shape: tuple[int, int],
+) -> tuple[Tensor, Tensor]:
     """Gather for the input's gradient; reduce-scatter the weight's."""
     world_size = dist.get_world_size()
     weight = whole(mine, shape)

@@ -92,7 +92,7 @@ def show_shards(strategy) -> None:
     """What fully_shard has put in the place of the parameters."""
     print("\nA parameter under torch's FSDP is a DTensor: a whole with a place, of which this rank has a piece.")
     for name, shard in list(zip(dict(strategy.model.named_parameters()), strategy.shards, strict=True))[:2]:
-        print(f"  {name}: whole {list(shard.shape)}, here {list(shard.to_local().shape)}, {shard.placements[0]}")
+        print(f"  {name}: whole {list(shard.shape)}, here {list(shard.to_local().shape)}, {shard.placements[0]!r}")
 
 
 def books_alone(launch) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def rank_bytes(parameters: int, ranks: int, strategy: str, precision: str) -> float:
-    """4 + 4 + 8 under FSDP; under ZeRO-3 parameters and gradients in the dtype, a master copy and two moments."""
+    """4 + 4 + 8 under FSDP; under ZeRO-3 twice the dtype's bytes, a master copy and two moments."""
     width = 2 if precision == "bf16" else 4
     per_parameter = 4 + 4 + 8 if strategy == "fsdp" else width + width + 4 + 8
     return per_parameter * parameters / ranks
@@ -38,7 +38,8 @@ def gather_block(mine: list[Tensor], rows: list[int]) -> list[Tensor]:
     dist.all_gather(messages, message)
     pieces = [one.split([part.numel() for part in mine]) for one in messages]
     wholes = [torch.cat(parts) for parts in zip(*pieces, strict=True)]
-    return [whole.view(-1, *part.shape[1:])[:count] for whole, part, count in zip(wholes, mine, rows, strict=True)]
+    shaped = [whole.view(-1, *part.shape[1:]) for whole, part in zip(wholes, mine, strict=True)]
+    return [whole[:count] for whole, count in zip(shaped, rows, strict=True)]
 
 
 def reduce_rows(gradient: Tensor) -> Tensor:

@@ -9,10 +9,11 @@ whose `.grad` is already reduced, accumulated and clipped, and copies the update
 optimizer is bound to the partitions after `deepspeed.initialize`: slices of many parameters lie end to end in one
 partition, and a matrix that a boundary cuts in two meets its other half on the owner.
 
-Holds (bf16; float32 in brackets): parameters 2 [4] bytes, all of them in ZeRO-1/2 and 1/N in ZeRO-3; float32 master
-weights, 1/N (in float32 too: DeepSpeed keeps a second copy); gradients 2 [4] bytes; optimizer state 1/N. Sends per
-step: ZeRO-1 an all-reduce of gradients at the last micro-batch, ZeRO-2 one at every micro-batch, both an all-gather
-of parameters; ZeRO-3 all-gathers in forward and backward and a reduce-scatter, at every micro-batch.
+Holds (bf16; float32 in brackets): parameters 2 [4] bytes, all of them in ZeRO-1/2 and 1/N in ZeRO-3 (where
+stage3_param_persistence_threshold is set, smaller ones also whole); float32 master weights, 1/N (in float32 too:
+DeepSpeed keeps a second copy); gradients 2 [4] bytes; optimizer state 1/N. Sends per step: ZeRO-1 an all-reduce of
+gradients at the last micro-batch, ZeRO-2 one at every micro-batch, both an all-gather of parameters; ZeRO-3
+all-gathers in forward and backward and a reduce-scatter, at every micro-batch.
 """
 
 import logging

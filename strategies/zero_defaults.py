@@ -1,7 +1,21 @@
-"""DeepSpeed's defaults that are made for large models, and what stands in their place here. Plain Python, no torch.
+"""DeepSpeed's defaults, and what stands in the place of those made for large models. Plain Python, no torch.
 
-strategies/zero.py gives these to the engine, and the predicted books read the same, wherever the config file is silent.
+strategies/zero.py gives the replaced ones to the engine, and the predicted books read the same, wherever the config
+file is silent.
 """
+
+DEFAULTS = {
+    "contiguous_gradients": True,
+    "reduce_scatter": True,
+    "use_multi_rank_bucket_allreduce": True,
+    "overlap_comm": False,
+    "compute_grad_norm": True,
+    "sub_group_size": 1_000_000_000,
+    "stage3_max_live_parameters": 1_000_000_000,
+    "stage3_max_reuse_distance": 1_000_000_000,
+    "stage3_model_persistence_threshold": 2**63 - 1,
+}
+"""DeepSpeed's own (runtime/zero/config.py), where the books depend on them and nothing is replaced."""
 
 
 def replaced_defaults(parameters: int) -> dict[str, int]:

@@ -129,11 +129,12 @@ def books_alone(launch) -> None:
     for threshold in (0, 20_000, 40_000):
         settings = {"stage3_param_persistence_threshold": threshold, "stage3_prefetch_bucket_size": 0}
         engine = {"zero_optimization": {"stage": 3, **settings}}
-        booked_here = predict_traffic(replace(run, world_size=8, accumulation=4, engine=engine))
-        [gathers] = [entry for entry in booked_here if entry.collective == "all_gather"]
-        whole = sum(run.numel(name) for name in run.shapes if run.numel(name) <= threshold)
-        lines.append([f"{threshold:,}", mib(4 * whole), f"{gathers.calls}", mib(gathers.payload_bytes)])
-    print(table(["threshold in elements", "small ones that stay whole", "gathers a step", "gathered a step"], lines))
+        here = replace(run, world_size=8, accumulation=4, engine=engine)
+        held = predict_memory(here)[0]["after step"]["parameters"]
+        [gathers] = [entry for entry in predict_traffic(here) if entry.collective == "all_gather"]
+        lines.append([f"{threshold:,}", mib(held), f"{gathers.calls}", mib(gathers.payload_bytes)])
+    headings = ["threshold in elements", "parameters held between steps", "gathers a step", "gathered a step"]
+    print(table(headings, lines))
     print("\n(For ZeRO-3 itself launch this on several ranks; README.md has the command.)")
     print(save_figure("lesson_07_books", lambda figure: draw_states(figure.subplots(), rows, "Rank 0 by ranks (MiB)")))
 

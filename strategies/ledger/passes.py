@@ -13,13 +13,12 @@ from strategies.ledger.predict import (
     Held,
     Run,
     accumulates_float32,
+    most_gathered,
     predict_buffers,
     predict_memory,
     reduce_bucket,
+    zero_setting,
 )
-
-LIVE = 1_000_000_000
-"""DeepSpeed's default of stage3_max_live_parameters and of stage3_max_reuse_distance, in elements."""
 
 
 def predict_after_forward(run: Run) -> list[Held]:
@@ -107,9 +106,7 @@ def _gathered(run: Run, resting: int) -> Held:
         kept = [name for name in run.shapes if not (reshards and name.startswith("blocks."))]
         return {"parameters": resting + width * _padded_rows(run, kept)}
     if run.strategy == "zero3" and run.world_size > 1:
-        zero = run.engine.get("zero_optimization", {})
-        limits = [zero.get(f"stage3_max_{what}", "auto") for what in ("live_parameters", "reuse_distance")]
-        live = min(run.parameters, *(LIVE if limit == "auto" else int(limit) for limit in limits))
+        live = min(most_gathered(run), int(zero_setting(run, "stage3_max_reuse_distance")))
         return {"parameters": resting + width * live}
     return {}
 

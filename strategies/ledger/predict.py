@@ -13,7 +13,7 @@ from typing import Any
 
 from strategies.layout import Shape, equal_cuts, flat_partition, flat_partition_size, row_blocks
 from strategies.owners import assign_owners
-from strategies.zero_defaults import replaced_defaults
+from strategies.zero_defaults import DEFAULTS, replaced_defaults
 
 FP32, BF16 = 4, 2
 """Bytes per element."""
@@ -221,7 +221,11 @@ def _zero12(run: Run) -> list[dict[str, Held]]:
 
 
 def _zero3(run: Run) -> list[dict[str, Held]]:
-    """An equal cut of every parameter, padded; in float32 the master copy is a second one. Gradients stay allocated."""
+    """An equal cut of every parameter, padded; in float32 the master copy is a second one. Gradients stay allocated.
+
+    Persistent parameters are whole beside their cuts, as they were gathered after the step before, padding included. On
+    one rank nothing is gathered: the cut is the parameter.
+    """
     width = BF16 if run.precision == "bf16" else FP32
     whole, states = 0, [0] * run.world_size
     for g in run.groups:
@@ -232,7 +236,14 @@ def _zero3(run: Run) -> list[dict[str, Held]]:
             states[rank] += g.state_bytes * sum(parts) + g.holder_bytes
     bucket = width * reduce_bucket(run)
     gradients = (FP32 if accumulates_float32(run) else width) * whole
-    return [_moments(width * whole, FP32 * whole, gradients, s, gradients, bucket) for s in states]
+    ranks = [_moments(width * whole, FP32 * whole, gradients, s, gradients, bucket) for s in states]
+    if run.world_size > 1:
+        numels = [run.numel(name) for name in persistent_parameters(run)]
+        kept = width * sum(math.ceil(numel / run.world_size) * run.world_size for numel in numels)
+        for moments in ranks:
+            for moment in MOMENTS[1:]:
+                moments[moment]["parameters"] += kept
+    return ranks
 
 
 def accumulates_float32(run: Run) -> bool:
@@ -243,8 +254,34 @@ def accumulates_float32(run: Run) -> bool:
 
 def reduce_bucket(run: Run) -> int:
     """Elements of DeepSpeed's reduce bucket: the config file's, or what strategies/zero.py puts in its place."""
-    size = run.engine.get("zero_optimization", {}).get("reduce_bucket_size", "auto")
-    return replaced_defaults(run.parameters)["reduce_bucket_size"] if size == "auto" else int(size)
+    return int(zero_setting(run, "reduce_bucket_size"))
+
+
+def zero_setting(run: Run, key: str) -> Any:
+    """A setting of DeepSpeed's `zero_optimization`, completed as strategies/zero.py completes it."""
+    value = run.engine.get("zero_optimization", {}).get(key, "auto")
+    return {**DEFAULTS, **replaced_defaults(run.parameters)}[key] if value == "auto" else value
+
+
+def persistent_parameters(run: Run) -> list[str]:
+    """Parameters that ZeRO-3 keeps whole between steps: of at most stage3_param_persistence_threshold elements each,
+    and stage3_model_persistence_threshold together (`mark_persistent_parameters` in parameter_offload.py).
+    """
+    names: list[str] = []
+    total = 0
+    for name in run.shapes:
+        numel = run.numel(name)
+        small = numel <= int(zero_setting(run, "stage3_param_persistence_threshold"))
+        if small and total + numel <= int(zero_setting(run, "stage3_model_persistence_threshold")):
+            names.append(name)
+            total += numel
+    return names
+
+
+def most_gathered(run: Run) -> int:
+    """Elements that ZeRO-3 has gathered at once at most, beside the persistent ones."""
+    limit = int(zero_setting(run, "stage3_max_live_parameters"))
+    return min(run.parameters - sum(map(run.numel, persistent_parameters(run))), limit)
 
 
 def predict_buffers(run: Run) -> dict[str, int]:
@@ -274,7 +311,5 @@ def predict_buffers(run: Run) -> dict[str, int]:
     if run.strategy in ("zero1", "zero2"):
         return {"reduce bucket": width * reduce_bucket(run) * (2 if zero.get("overlap_comm") is True else 1)}
     if run.strategy == "zero3":
-        limit = zero.get("stage3_max_live_parameters", "auto")
-        live = min(run.parameters, 1_000_000_000 if limit == "auto" else int(limit))
-        return {"gathered parameters": width * live if run.world_size > 1 else 0}
+        return {"gathered parameters": width * most_gathered(run) if run.world_size > 1 else 0}
     return {}

@@ -12,7 +12,6 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from strategies.layout import (
     Intervals,
@@ -22,10 +21,9 @@ from strategies.layout import (
     on_rank,
     row_blocks,
 )
-from strategies.ledger.predict import BF16, FP32, Group, Run
+from strategies.ledger.predict import BF16, FP32, Group, Run, persistent_parameters, zero_setting
 from strategies.ledger.zero3_gathers import Modules, gathers, modules_of
 from strategies.owners import Matrix, assign_owners, rounds
-from strategies.zero_defaults import replaced_defaults
 
 Names = Sequence[str]
 
@@ -107,7 +105,7 @@ def explain_volume(run: Run) -> str:
         )
     if run.strategy in ("zero1", "zero2"):
         when = "every micro-batch" if run.strategy == "zero2" else "a step"
-        if _zero(run, "reduce_scatter") and not _zero(run, "use_multi_rank_bucket_allreduce"):
+        if zero_setting(run, "reduce_scatter") and not zero_setting(run, "use_multi_rank_bucket_allreduce"):
             return f"2Ψ: every slice of the gradients is reduced to its rank (Ψ, once {when}), parameters gathered (Ψ)"
         return (
             f"3Ψ, the paper says 2Ψ: DeepSpeed all-reduces gradients (2Ψ, once {when}) and keeps its slice of them "
@@ -240,19 +238,6 @@ def _block_of(name: str) -> str:
 
 # DeepSpeed
 
-ZERO_DEFAULTS = {
-    "contiguous_gradients": True,
-    "reduce_scatter": True,
-    "use_multi_rank_bucket_allreduce": True,
-    "overlap_comm": False,
-    "compute_grad_norm": True,
-    "sub_group_size": 1_000_000_000,
-    "stage3_max_live_parameters": 1_000_000_000,
-    "stage3_max_reuse_distance": 1_000_000_000,
-    "stage3_model_persistence_threshold": 2**63 - 1,
-}
-"""DeepSpeed's own (runtime/zero/config.py), but for those that strategies/zero.py replaces: see `_zero`."""
-
 ZERO_UNKNOWN = {
     "allgather_sequential": False,
     "parameter_alignment": False,
@@ -266,14 +251,6 @@ ZERO_UNKNOWN = {
     "zero_quantized_weights": False,
 }
 """Settings that change the traffic in ways not known here, with the value that leaves it alone."""
-
-
-def _zero(run: Run, key: str) -> Any:
-    """A setting of `zero_optimization`, completed as strategies/zero.py completes it."""
-    value = run.engine.get("zero_optimization", {}).get(key, "auto")
-    if value != "auto":
-        return value
-    return (ZERO_DEFAULTS | replaced_defaults(run.parameters))[key]
 
 
 def _check_zero(run: Run) -> None:
@@ -329,7 +306,7 @@ def _zero12(run: Run, rank: int) -> list[Entry]:
     entries += _exchange(run, rank, held, [group.parameters for group in _whole_matrix(run)])
     if bf16_optimizer:
         return entries  # it holds whole reduced gradients, so every rank computes the norm for itself
-    norms = len(run.groups) if _zero(run, "compute_grad_norm") else 0
+    norms = len(run.groups) if zero_setting(run, "compute_grad_norm") else 0
     overflow = int(run.precision == "bf16" and run.engine.get("bf16", {}).get("check_grad_overflow", True))
     return entries + _entry(run, "all_reduce", "bookkeeping", norms + overflow, 0, FP32 * norms + overflow)
 
@@ -360,11 +337,11 @@ def _fill(run: Run) -> list[list[str]]:
     Filled in the order in which backward produces gradients, here the reverse of the names; but ZeRO-1 goes through its
     groups after the last backward pass, unless it is to overlap them (`reduce_gradients`).
     """
-    limit = int(_zero(run, "reduce_bucket_size"))
+    limit = int(zero_setting(run, "reduce_bucket_size"))
     buckets: list[list[str]] = []
     held = 0
     order = list(reversed(run.shapes))
-    if run.strategy == "zero1" and not _zero(run, "overlap_comm"):
+    if run.strategy == "zero1" and not zero_setting(run, "overlap_comm"):
         order = [name for group in run.groups for name in group.parameters]
     for name in order:
         if not buckets or held + run.numel(name) > limit:
@@ -377,11 +354,11 @@ def _fill(run: Run) -> list[list[str]]:
 
 def _reductions(run: Run, held: Callable[[], dict[str, Intervals]]) -> tuple[str, int]:
     """The collective that ZeRO-1/2 reduce gradients with, and its calls to reduce the whole model once."""
-    limit = int(_zero(run, "reduce_bucket_size"))
+    limit = int(zero_setting(run, "reduce_bucket_size"))
     buckets = _fill(run)
-    if not _zero(run, "reduce_scatter"):
+    if not zero_setting(run, "reduce_scatter"):
         return "all_reduce", len(buckets)
-    together = _zero(run, "use_multi_rank_bucket_allreduce")
+    together = zero_setting(run, "use_multi_rank_bucket_allreduce")
     calls = 0
     for bucket in buckets:
         if together and _elements(run, bucket) <= limit:
@@ -405,14 +382,14 @@ def _zero3(run: Run, rank: int, modules: Modules) -> list[Entry]:
     """
     width = BF16 if run.precision == "bf16" else FP32
     padded = {name: run.world_size * math.ceil(run.numel(name) / run.world_size) for name in run.shapes}
-    persistent = _persistent(run)
+    persistent = persistent_parameters(run)
     calls, gathered = gathers(
         tuple((name, run.numel(name)) for name in run.shapes),
         modules,
         frozenset(persistent),
-        int(_zero(run, "stage3_max_live_parameters")),
-        int(_zero(run, "stage3_max_reuse_distance")),
-        int(_zero(run, "stage3_prefetch_bucket_size")),
+        int(zero_setting(run, "stage3_max_live_parameters")),
+        int(zero_setting(run, "stage3_max_reuse_distance")),
+        int(zero_setting(run, "stage3_prefetch_bucket_size")),
     )
     times = run.accumulation
     calls, numel, payload = (
@@ -422,8 +399,8 @@ def _zero3(run: Run, rank: int, modules: Modules) -> list[Entry]:
     )
     entries = _entry(run, "all_gather", "parameters", calls, numel, payload)
 
-    limit = int(_zero(run, "reduce_bucket_size"))
-    whole = not _zero(run, "reduce_scatter") and _zero(run, "contiguous_gradients")
+    limit = int(zero_setting(run, "reduce_bucket_size"))
+    whole = not zero_setting(run, "reduce_scatter") and zero_setting(run, "contiguous_gradients")
     for collective in ("reduce_scatter", "all_reduce"):
         buckets = [b for b in _fill(run) if (whole and _elements(run, b) <= limit) == (collective == "all_reduce")]
         sent = [name for bucket in buckets for name in bucket]
@@ -449,19 +426,6 @@ def _zero3(run: Run, rank: int, modules: Modules) -> list[Entry]:
     return entries + _entry(run, "all_reduce", "bookkeeping", len(subgroups), 0, 8 * len(subgroups))
 
 
-def _persistent(run: Run) -> list[str]:
-    """Parameters that ZeRO-3 keeps whole (`mark_persistent_parameters` in parameter_offload.py)."""
-    names: list[str] = []
-    total = 0
-    for name in run.shapes:
-        numel = run.numel(name)
-        small = numel <= int(_zero(run, "stage3_param_persistence_threshold"))
-        if small and total + numel <= int(_zero(run, "stage3_model_persistence_threshold")):
-            names.append(name)
-            total += numel
-    return names
-
-
 def _subgroups(run: Run, group: Group) -> list[tuple[str, ...]]:
     """ZeRO-3 updates a group in pieces of at least sub_group_size elements of a rank's partition
     (`_create_fp16_sub_groups` in stage3.py).
@@ -472,7 +436,7 @@ def _subgroups(run: Run, group: Group) -> list[tuple[str, ...]]:
     for name in group.parameters:
         piece.append(name)
         held += math.ceil(run.numel(name) / run.world_size)
-        if held >= int(_zero(run, "sub_group_size")):
+        if held >= int(zero_setting(run, "sub_group_size")):
             pieces.append(tuple(piece))
             piece, held = [], 0
     return [*pieces, tuple(piece)] if piece else pieces

@@ -19,13 +19,15 @@ WORDY = dataclasses.replace(MODEL, model=dataclasses.replace(MODEL.model, vocab_
 
 
 @pytest.mark.parametrize("accumulation", (1, 2))
-@pytest.mark.parametrize("name", ("ddp", "fsdp", "fsdp_no_reshard", "zero1", "zero2", "zero3"))
+@pytest.mark.parametrize("name", ("ddp", "fsdp", "fsdp_no_reshard", "zero1", "zero2", "zero3", "zero3_persistent"))
 def test_at_the_loss_the_closed_form_is_exact(name: str, accumulation: int) -> None:
     """On the last of 3 ranks in fp32 with CPU kernels, to a few numbers: the loss and its gradient."""
     strategy, rank, world_size = name.partition("_")[0], 2, 3
     settings: dict[str, Any] = {**engine(strategy)}
     if name == "fsdp_no_reshard":
         settings["reshard_after_forward"] = False
+    if name == "zero3_persistent":
+        settings = engine(strategy, stage3_param_persistence_threshold=2500)
     options: dict[str, Any] = {"precision": "fp32", "accumulation": accumulation, "emulate_gloo": True}
     replay = simulated(strategy, rank, world_size, WORDY, BATCH, engine=settings, steps=3, **options)
     run = Run(

@@ -98,6 +98,28 @@ def test_gradients_that_deepspeed_adds_up_in_float32(ranks: RankPool, name: str)
         assert_equal(predicted, measured, f"{name}, {case}")
 
 
+@pytest.mark.ranks
+@pytest.mark.parametrize("world_size", (2, 3))
+def test_parameters_that_zero3_keeps_whole(ranks: RankPool, world_size: int) -> None:
+    """At or below the persistence threshold, which lies between the sizes of the model's parameters; together no more
+    than the model's threshold, which some of them exceed."""
+    for precision, case, zero in (
+        ("fp32", Case(), {"stage3_param_persistence_threshold": 2304}),
+        ("bf16", Case(tied=True, accumulation=2), {"stage3_param_persistence_threshold": 2303}),
+        (
+            "bf16",
+            Case(optimizer="adamw", accumulation=2),
+            {"stage3_param_persistence_threshold": 5000, "stage3_model_persistence_threshold": 8000},
+        ),
+    ):
+        engine = {"zero_optimization": {"stage": 3, **zero}}
+        predicted = prediction("zero3", case, precision, world_size, engine)
+        without = prediction("zero3", case, precision, world_size)
+        assert predicted[0]["after step"]["parameters"] > without[0]["after step"]["parameters"]
+        measured = ranks.run(world_size, hold, "zero3", case, precision, engine)
+        assert_equal(predicted, measured, f"zero3, {precision}, {case}, {zero}")
+
+
 def assert_equal(predicted: list[dict[str, Held]], measured: list[dict[str, Held]], what: str) -> None:
     for rank, moments in enumerate(measured):
         for moment in (*MOMENTS, "after forward"):

@@ -21,7 +21,7 @@ from strategies.layout import (
     on_rank,
     row_blocks,
 )
-from strategies.ledger.predict import BF16, FP32, Group, Run, persistent_parameters, zero_setting
+from strategies.ledger.predict import BF16, FP32, Group, Run, accumulates_float32, persistent_parameters, zero_setting
 from strategies.ledger.zero3_gathers import Modules, gathers, modules_of
 from strategies.owners import Matrix, assign_owners, rounds
 
@@ -316,8 +316,7 @@ def _bf16_optimizer(run: Run) -> bool:
     gradients, padding included, after the last backward pass, in buckets of 5e8 elements
     (`buffered_allreduce_fallback`).
     """
-    accumulated = run.engine.get("data_types", {}).get("grad_accum_dtype")
-    return run.strategy == "zero1" and run.precision == "bf16" and accumulated == "fp32"
+    return run.strategy == "zero1" and accumulates_float32(run)
 
 
 def _buckets(numels: Sequence[int], limit: int) -> int:

@@ -127,6 +127,7 @@ SETTINGS: list[tuple[str, Precision, dict[str, Any], dict[str, Any]]] = [
         ("zero3", "fp32", {}, {"stage3_max_live_parameters": live, "stage3_max_reuse_distance": 5000})
         for live in (0, 15000, 40000)
     ),
+    ("zero1", "bf16", {"data_types": {"grad_accum_dtype": "float32"}}, {}),  # as good a name for DeepSpeed
 ]
 
 

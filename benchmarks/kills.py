@@ -7,7 +7,7 @@ Each strategy trains a small model on two ranks with `--checkpoint.every 2 --res
 pieces: the same command again and again, each killed at a random moment. A third of the kills hit one rank, which
 torchrun answers by ending the others; a third hit the launcher and every rank; a third the launcher alone, which leaves
 its ranks orphaned. Half of the moments are drawn from the whole launch, imports and process group included, half are in
-the middle of a save: right after a checkpoint began to be written, plus up to 50 ms.
+the middle of a save: right after a checkpoint began to be written.
 
 After each kill every process must be gone in 30 s, and every checkpoint that has a name must verify, byte by byte. At
 the end the run's lines (loss, gradient norm, validation loss per step) and its last checkpoint's tensors must be the
@@ -87,38 +87,43 @@ def wait(launcher: subprocess.Popen[str]) -> int:
     try:
         return launcher.wait(LIMIT)
     except subprocess.TimeoutExpired:
-        for process in [*ranks_of(launcher), psutil.Process(launcher.pid)]:
+        for process in reversed(processes_of(launcher)):
             process.kill()
         raise Broken(f"a run that nobody killed had not ended after {LIMIT:g} s") from None
 
 
-def ranks_of(launcher: subprocess.Popen[str]) -> list[psutil.Process]:
-    """Every process below the launcher, by now."""
+def processes_of(launcher: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The launcher, and every process below it by now."""
     try:
-        return psutil.Process(launcher.pid).children(recursive=True)
+        process = psutil.Process(launcher.pid)
+        return [process, *process.children(recursive=True)]
     except psutil.NoSuchProcess:
         return []
 
 
-def wait_for_moment(launcher: subprocess.Popen[str], out: Path, chance: random.Random, launch_seconds: float) -> None:
-    """Until the random moment of this kill, or the run's end."""
+def wait_for_moment(
+    launcher: subprocess.Popen[str], out: Path, chance: random.Random, launch_seconds: float
+) -> list[psutil.Process]:
+    """Until the random moment of this kill, or the run's end; returns the launcher and all below it."""
     if chance.random() < 0.5:
         deadline = time.monotonic() + chance.uniform(0, 1.3 * launch_seconds)
         while time.monotonic() < deadline and launcher.poll() is None:
             time.sleep(0.01)
-        return
-    folder = out / "run" / "checkpoints"
+        return processes_of(launcher)
+    left = being_written(out)  # by the attempt before, which was killed
     skip = chance.randrange(1, 6)  # not always the first save after a start
     seen: set[str] = set()
-    while launcher.poll() is None and len(seen) < skip:
-        seen |= {path.name for path in folder.glob(".writing-*")}
+    processes: list[psutil.Process] = []  # looked up beforehand: a save is over in milliseconds
+    while launcher.poll() is None and len(seen) <= skip:
         time.sleep(0.001)
-    time.sleep(chance.uniform(0, 0.05))
+        seen |= being_written(out) - left
+        if seen and not processes:
+            processes = processes_of(launcher)
+    return processes or processes_of(launcher)
 
 
-def kill(launcher: subprocess.Popen[str], target: str, chance: random.Random) -> float:
+def kill(launcher: subprocess.Popen[str], processes: list[psutil.Process], target: str, chance: random.Random) -> float:
     """kill −9; returns the seconds until nothing of the run was left. Raises Broken after 30."""
-    processes = [psutil.Process(launcher.pid), *ranks_of(launcher)]
     ranks = [process for process in processes[1:] if is_rank(process)]
     if target == "one rank" and ranks:
         victims = [chance.choice(ranks)]
@@ -170,6 +175,17 @@ def figures(out: Path) -> tuple[list[tuple[Any, ...]], dict[str, str]]:
     return [tuple(line.get(key) for key in keys) for line in lines], tensors
 
 
+def being_written(out: Path) -> set[str]:
+    """Checkpoints that have no name yet."""
+    return {path.name for path in (out / "run" / "checkpoints").glob(".writing-*")}
+
+
+def lines_of(out: Path) -> bytes:
+    """The run's record of its steps, as far as there is one."""
+    path = out / "run" / "metrics.jsonl"
+    return path.read_bytes() if path.exists() else b""
+
+
 def drill(strategy: str, kills: int, steps: int, seed: int, folder: Path) -> Tally:
     """One strategy's run, killed so many times. Raises Broken."""
     chance = random.Random(f"{strategy} {seed}")
@@ -185,17 +201,18 @@ def drill(strategy: str, kills: int, steps: int, seed: int, folder: Path) -> Tal
     expected = figures(whole)
     tally = Tally()
     while tally.kills < kills:
+        record, left = lines_of(killed), being_written(killed)
         launcher = start(strategy, killed, steps)
-        wait_for_moment(launcher, killed, chance, launch_seconds)
+        processes = wait_for_moment(launcher, killed, chance, launch_seconds)
         if launcher.poll() is not None:
             figures(killed)  # it must have ended well; this moment was too late
             raise Broken(f"the run ended before it was killed {kills} times: give it more --steps")
         target = TARGETS[tally.kills % 3]
-        saving = list((killed / "run/checkpoints").glob(".writing-*"))
+        saving = being_written(killed) - left
         newest = max(checkpoints(killed / "run/checkpoints"), default=0)
         tally.while_saving += bool(saving)
-        tally.before_training += not (killed / "run/metrics.jsonl").exists()
-        tally.longest = max(tally.longest, kill(launcher, target, chance))
+        tally.before_training += lines_of(killed) == record
+        tally.longest = max(tally.longest, kill(launcher, processes, target, chance))
         tally.by_target[target] += 1
         tally.kills += 1
         found = checkpoints(killed / "run/checkpoints")
@@ -239,7 +256,7 @@ def main() -> None:
         )
     text = "\n".join(
         [
-            "| strategy | kill −9 | of | while a save was being written | before the first line | longest to the end "
+            "| strategy | kill −9 | of | while a save was being written | before its first step | longest to the end "
             "of all processes | curve and last checkpoint |",
             "|---|---:|---|---:|---:|---:|---|",
             *rows,

@@ -187,7 +187,7 @@ def choices(asks: bool) -> None:
         chosen = answer(f"\n  {model}: ") if asks else "ddp"
         estimates = planned(arguments)
         fitting = [e for e in estimates if e["fits"]]
-        print(f"\n{model}: shardrun plan {' '.join([*arguments, *ADAMW])}")
+        print(f"\n{model}, that is\n  shardrun plan {' '.join([*arguments, *ADAMW])} --world {RANKS}")
         lines = [
             [e["strategy"], f"{e['total'] / 2**30:.1f}", "fits" if e["fits"] else "no", f"{e['step_s'] * 1e3:,.1f}"]
             for e in estimates

@@ -49,7 +49,8 @@ def worst_difference(losses: dict[str, list[float]]) -> tuple[str, int, float]:
     first, *others = losses
     found = []
     for name in others:
-        for step, (loss, reference) in enumerate(zip(losses[name], losses[first], strict=True), start=1):
+        pairs = zip(losses[name], losses[first], strict=True)
+        for step, (loss, reference) in enumerate(pairs, start=1):
             apart = math.inf if math.isnan(loss) else abs(loss - reference) / reference
             found.append((name, step, apart))
     return max(found, key=lambda entry: entry[2])

@@ -57,6 +57,7 @@ class Broken(Exception):
 class Tally:
     """What happened to one strategy's run."""
 
+    runs: int = 0
     kills: int = 0
     while_saving: int = 0
     before_training: int = 0
@@ -187,11 +188,10 @@ def lines_of(out: Path) -> bytes:
 
 
 def drill(strategy: str, kills: int, steps: int, seed: int, folder: Path) -> Tally:
-    """One strategy's run, killed so many times. Raises Broken."""
+    """One strategy's runs, killed so many times; one that ends before is followed by another. Raises Broken."""
     chance = random.Random(f"{strategy} {seed}")
-    whole, killed = folder / "whole", folder / "killed"
-    for out in (whole, killed):
-        out.mkdir()
+    whole = folder / "whole"
+    whole.mkdir()
     began = time.monotonic()
     launcher = start(strategy, whole, steps)
     while not (whole / "run/checkpoints").is_dir() and launcher.poll() is None:
@@ -201,35 +201,46 @@ def drill(strategy: str, kills: int, steps: int, seed: int, folder: Path) -> Tal
     expected = figures(whole)
     tally = Tally()
     while tally.kills < kills:
-        record, left = lines_of(killed), being_written(killed)
-        launcher = start(strategy, killed, steps)
-        processes = wait_for_moment(launcher, killed, chance, launch_seconds)
-        if launcher.poll() is not None:
-            figures(killed)  # it must have ended well; this moment was too late
-            raise Broken(f"the run ended before it was killed {kills} times: give it more --steps")
-        target = TARGETS[tally.kills % 3]
-        saving = being_written(killed) - left
-        newest = max(checkpoints(killed / "run/checkpoints"), default=0)
-        tally.while_saving += bool(saving)
-        tally.before_training += lines_of(killed) == record
-        tally.longest = max(tally.longest, kill(launcher, processes, target, chance))
-        tally.by_target[target] += 1
-        tally.kills += 1
-        found = checkpoints(killed / "run/checkpoints")
-        if max(found, default=0) < newest:
-            raise Broken(f"the checkpoint of step {newest} was lost")
-        for path in found.values():
-            verify(path, read_index(path))
-        print(f"{strategy}: kill {tally.kills} of {kills} ({target}) at step {max(found, default=0)}+", flush=True)
-    if wait(start(strategy, killed, steps)):
-        raise Broken(f"the run did not end after its last resume: {(killed / 'stderr.txt').read_text()[-2000:]}")
-    lines, tensors = figures(killed)
-    for line, other in zip(lines, expected[0], strict=True):
-        if line != other:
-            raise Broken(f"step {line[0]} is {line}, and {other} in the uninterrupted run")
-    if tensors != expected[1]:
-        raise Broken("the last checkpoint's tensors are not the uninterrupted run's")
+        tally.runs += 1
+        out = folder / f"killed_{tally.runs}"
+        out.mkdir()
+        ended = False
+        while not ended and tally.kills < kills:
+            ended = not killed_once(strategy, steps, out, chance, launch_seconds, tally)
+            print(f"{strategy}: {tally.kills} of {kills} kills, {tally.while_saving} in a save", flush=True)
+        if not ended and wait(start(strategy, out, steps)):
+            raise Broken(f"the run did not end after its last resume: {(out / 'stderr.txt').read_text()[-2000:]}")
+        lines, tensors = figures(out)
+        for line, other in zip(lines, expected[0], strict=True):
+            if line != other:
+                raise Broken(f"step {line[0]} is {line}, and {other} in the uninterrupted run")
+        if tensors != expected[1]:
+            raise Broken("the last checkpoint's tensors are not the uninterrupted run's")
     return tally
+
+
+def killed_once(
+    strategy: str, steps: int, out: Path, chance: random.Random, launch_seconds: float, tally: Tally
+) -> bool:
+    """Start or resume the run in `out` and kill it at a random moment; False where it ended before. Raises Broken."""
+    record, left = lines_of(out), being_written(out)
+    launcher = start(strategy, out, steps)
+    processes = wait_for_moment(launcher, out, chance, launch_seconds)
+    if launcher.poll() is not None:
+        return False
+    target = TARGETS[tally.kills % 3]
+    newest = max(checkpoints(out / "run/checkpoints"), default=0)
+    tally.while_saving += bool(being_written(out) - left)
+    tally.before_training += lines_of(out) == record
+    tally.longest = max(tally.longest, kill(launcher, processes, target, chance))
+    tally.by_target[target] += 1
+    tally.kills += 1
+    found = checkpoints(out / "run/checkpoints")
+    if max(found, default=0) < newest:
+        raise Broken(f"the checkpoint of step {newest} was lost")
+    for path in found.values():
+        verify(path, read_index(path))
+    return True
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ import contextlib
 import json
 import statistics
 import sys
+import textwrap
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,7 +174,8 @@ def _check_agreement(runs: list[Run]) -> bool:
     if len(runs) < 2:
         return True
     verdict = "agree" if worst <= AGREEMENT else "DO NOT AGREE"
-    print(f"The loss curves {verdict}: at most {worst:.1e} of the loss apart ({where}); up to {AGREEMENT:.0e} passes.")
+    apart = f"at most {worst:.1e} of the loss apart ({where}); up to {AGREEMENT:.0e} passes"
+    print(textwrap.fill(f"The loss curves {verdict}: {apart}.", 98) + "\n")
     return worst <= AGREEMENT
 
 

@@ -6,6 +6,7 @@ import linecache
 import os
 import signal
 import sys
+import textwrap
 import traceback
 from dataclasses import dataclass
 from datetime import timedelta
@@ -90,7 +91,7 @@ def _load(name: str, path: Path) -> ModuleType:
 
 def _described(error: BaseException, job: Job) -> str:
     """What was raised, and the learner's line that led to it."""
-    first = str(error).strip().partition("\n")[0]
+    first = textwrap.shorten(str(error).strip().partition("\n\n")[0], 240, placeholder=" …")
     words = f"{type(error).__name__}: {first}" if first else type(error).__name__
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if frame.filename in (str(job.attempt), str(job.check.with_name("wrong.py"))):

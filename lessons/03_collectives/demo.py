@@ -47,11 +47,12 @@ def calls(place, elements: int) -> dict:
     """Name → a function that calls the collective with so many float32 elements of payload."""
     n = place.world_size
     whole = torch.ones(elements // n * n, device=place.device)
-    part = whole[: len(whole) // n].clone()
+    parts = list(whole.chunk(n))  # views: what is gathered into them is in `whole`
+    part = parts[0].clone()
     return {
         "broadcast": lambda: dist.broadcast(whole, 0),
-        "reduce_scatter": lambda: dist.reduce_scatter_tensor(part, whole),
-        "all_gather": lambda: dist.all_gather_into_tensor(whole, part),
+        "reduce_scatter": lambda: dist.reduce_scatter(part, parts),
+        "all_gather": lambda: dist.all_gather(parts, part),
         "all_reduce": lambda: dist.all_reduce(whole),
         "all_to_all": lambda: dist.all_to_all_single(torch.empty_like(whole), whole),
     }

@@ -9,8 +9,10 @@ transforms it, and the update is all-gathered. On a ring an all-reduce *is* a re
 wire carries the same bytes as before, the work per rank falls to 1/N, and so does the memory of the momentum.
 
 Holds: all parameters and all gradients in float32 (bf16 too: autocast casts for the moment of use), AdamW's moments for
-everything that AdamW updates, Muon's momentum for the matrices it owns. Between steps the buckets, with AdamW's
-gradients in them, stay.
+everything that AdamW updates, Muon's momentum for the matrices it owns. AdamW's gradients are views of the buckets,
+which stay between steps. With accumulation they are there twice from the first micro-batch to the last: under `no_sync`
+autograd makes gradients of its own beside the buckets, and the last backward pass moves them in. Muon's have no
+buckets, and so are there once. (In its first two steps DDP's C++ alone knows of the buckets; `held` names them after.)
 Sends per step: an all-reduce of AdamW's gradients, a reduce-scatter and an all-gather of Muon's matrices, and a number
 for the global norm of what Muon's owners hold.
 """

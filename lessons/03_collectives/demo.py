@@ -110,7 +110,7 @@ def report(launch, times, lines, step) -> None:
     ]
     print(table(["", "start", *(f"step {step}" for step in range(1, 5))], rows))
     print("Steps 1 and 2 are the reduce-scatter: rank r ends with chunk r complete. 3 and 4 are the all-gather.")
-    print("In each of the 2 · (3 − 1) steps every rank sends one chunk, a third of the tensor, to the next rank.")
+    print("In each of the 2 · (3 − 1) steps every rank sends one chunk, a third of the tensor, to the next.")
     if lines:
         print(f"\nReal collectives on {launch.world_size} ranks, 1 MiB of float32; bytes as the meter counts them:")
         print(table(["", "payload", "on a ring, per rank", "ms at 4 MiB"], lines))

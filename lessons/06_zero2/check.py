@@ -161,8 +161,8 @@ def to_owners(theirs):
             raise Wrong("The owner has its own gradient: nothing of the others' rows is in it.")
         if len(meter.sent) < len(sizes):
             raise Wrong(
-                f"Gradient {i} is not the mean, and this rank has called {len(meter.sent)} collectives for "
-                f"{len(sizes)} gradients. Every rank takes part in every reduction, also where it lets the result go."
+                f"Gradient {i} is not the mean, and this rank has taken part in {len(meter.sent)} of "
+                f"{len(sizes)} reductions. Every rank takes part in all of them, also where it lets the result go."
             )
         raise Wrong(f"Gradient {i} is up to {(found - mean).abs().max():.2g} away from the mean.")
     sent = sum(s.payload_bytes * (2 if s.collective == "all_reduce" else 1) for s in meter.sent)

@@ -108,6 +108,7 @@ class Books:
             torch.cuda.reset_peak_memory_stats(device)  # from here on it is this step's
         names = {id(module): path or "model" for path, module in self.strategy.model.named_modules()}
         self.tracer = Tracer(names)
+        self.tracer.buffers = lambda: self.strategy.held().get("communication buffers", ())
         with self.meter, self.tracer:
             self.tracer.admit(self.strategy.held())
             yield

@@ -49,8 +49,14 @@ def predict_peak(run: Run, kept: int, loss: int, passing: int) -> list[Held]:
     is exact; and after it, where gradients come and activations go: an estimate, which adds up what is there at one
     moment or another and leaves out what a block's backward pass allocates for itself. strategies/ledger/simulate.py
     runs the engine itself and gives the exact moment.
+
+    ZeRO-2 has a third, at the end, where the activations are gone: what is sent is a copy of the bucket, its slices end
+    to end (`allreduce_bucket` in stage_1_and_2.py). Exact where the bucket holds the whole model.
     """
     extra = sum(predict_buffers(run).values())
+    copied = run.strategy == "zero2" and run.world_size > 1 and zero_setting(run, "reduce_scatter")
+    copied = copied and not accumulates_float32(run)  # which has it add slices to a partition of its own
+    in_bucket = copied and reduce_bucket(run) >= run.parameters  # all new gradients, to the end
     peaks = []
     for moments, between in zip(predict_memory(run), predict_after_forward(run), strict=True):
         resting = moments["after step"]["parameters"]
@@ -59,8 +65,13 @@ def predict_peak(run: Run, kept: int, loss: int, passing: int) -> list[Held]:
         at_loss["communication buffers"] += gathered
         later = {**moments["after backward"], "activations": kept - loss, "other": 0}
         later["communication buffers"] += extra
-        later["gradients"] = max(later["gradients"], between["gradients"])
-        peaks.append(max(at_loss, later, key=lambda held: sum(held.values())))
+        later["gradients"] = between["gradients"] if in_bucket else max(later["gradients"], between["gradients"])
+        candidates = [at_loss, later]
+        if copied:
+            copy = (BF16 if run.precision == "bf16" else FP32) * reduce_bucket(run)
+            buffers = {"communication buffers": between["communication buffers"] + extra + copy}
+            candidates.append({**between, **buffers, "activations": 0, "other": 0})
+        peaks.append(max(candidates, key=lambda held: sum(held.values())))
     return peaks
 
 

@@ -59,6 +59,7 @@ def simulate(
         plain = model()
         if any(module._compiled_call_impl or hasattr(module, "_orig_mod") for module in plain.modules()):
             raise ValueError("A simulation cannot see into torch.compile: simulate the model without it.")
+        tracer.buffers = lambda: strategy.held().get("communication buffers", ())
         names |= {id(module): path or type(module).__name__ for path, module in plain.named_modules()}
 
         def enter(step: int, phase: str) -> None:

@@ -77,6 +77,9 @@ class Tracer(TorchDispatchMode):
         super().__init__()
         self.events: list[Event] = []
         self.phase, self.step = "prepare", 0
+        self.buffers: Callable[[], Iterable[Tensor]] = tuple
+        """Asked at the first collective of a backward pass: an engine's buffers, which may not outlive the pass."""
+        self._asked = True
         self._names, self._overhead = names, overhead
         self._open: dict[int, Event] = {}  # storage → the allocation it holds now
         self._watched: dict[int, weakref.ref[Storage]] = {}
@@ -126,6 +129,7 @@ class Tracer(TorchDispatchMode):
     def enter(self, step: int, phase: str) -> None:
         """From now on the log says this step and phase."""
         self.step, self.phase = step, phase
+        self._asked = phase != "backward"
         if phase == "forward":
             self._spans.clear()  # the graph that their numbers refer to is gone
 
@@ -243,6 +247,9 @@ class Tracer(TorchDispatchMode):
         for tensor in tensors:
             self._update(tensor.untyped_storage(), operator)
         self.mark(tensors, "communication buffers", overwrite=False)
+        if not self._asked:
+            self._asked = True
+            self.mark(self.buffers(), "communication buffers", overwrite=False)
         sent = read_call(operator, args)
         kind = "bookkeeping" if sent.bookkeeping else "payload"
         if sent.world_size > 1:

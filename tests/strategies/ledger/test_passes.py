@@ -41,6 +41,21 @@ def test_at_the_loss_the_closed_form_is_exact(name: str, accumulation: int) -> N
         assert abs(peak.get(category, 0) - replay.peak.get(category, 0)) <= 64, (category, peak, replay.peak)
 
 
+@pytest.mark.parametrize(("accumulation", "overlap"), ((1, False), (2, True)))
+def test_at_the_end_zero2_holds_its_bucket_and_the_copy_that_is_sent(accumulation: int, overlap: bool) -> None:
+    """With so few tokens that the peak is there; all of it is named, but for a few numbers."""
+    rows, time = 1, 16
+    settings = engine("zero2", overlap_comm=overlap)
+    options: dict[str, Any] = {"precision": "fp32", "accumulation": accumulation, "emulate_gloo": True}
+    replay = simulated("zero2", 0, 2, MODEL, (rows, time), engine=settings, **options)
+    run = Run("zero2", parameter_shapes(MODEL.model), parameter_groups(MODEL), 2, "fp32", accumulation, settings)
+    kept = predict_activations(MODEL.model, rows, time, "fp32")
+    peak = predict_peak(run, kept.total, kept.by_part()["logits and loss"], 8 * rows * time * 257)[0]
+    assert peak["communication buffers"] == (3 if overlap else 2) * 4 * run.parameters
+    for category in {*peak, *replay.peak}:
+        assert abs(peak.get(category, 0) - replay.peak.get(category, 0)) <= 512, (category, peak, replay.peak)
+
+
 def test_ddp_holds_gradients_twice_between_micro_batches() -> None:
     """Under no_sync they are no views of the buckets."""
     shapes, groups = parameter_shapes(MODEL.model), parameter_groups(dataclasses.replace(MODEL))

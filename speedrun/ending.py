@@ -87,6 +87,10 @@ def guarded(job: Callable[[], None]) -> None:
     except LostRank as error:
         status, together = 1, False
         say_once(f"shardrun: error: {error}")
+    except BrokenPipeError:
+        status, together = 1, False
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the flush below is quiet
+        say_once("shardrun: nobody reads the output any more (`| head`?), and so this rank ends.")
     except Exception as error:
         status, together = 1, False
         if any(words in str(error) for words in LOST_PEER):

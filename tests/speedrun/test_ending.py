@@ -62,6 +62,16 @@ def test_a_mistake_ends_with_one_sentence_and_no_traceback(
     assert left["message"] == shown.strip() == left["extraInfo"]["py_callstack"]
 
 
+def test_output_that_nobody_reads_any_more_is_no_lost_rank() -> None:
+    script = "from speedrun.ending import guarded; guarded(lambda: [print(i, flush=True) for i in range(10**6)])"
+    rank = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert rank.stdout and rank.stderr and rank.stdout.readline() == "0\n"
+    rank.stdout.close()
+    shown = rank.stderr.read()
+    assert rank.wait(60) == 1
+    assert shown == "shardrun: nobody reads the output any more (`| head`?), and so this rank ends.\n"
+
+
 def test_an_error_of_ours_keeps_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         guarded(raising(RuntimeError("a bug")))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from speedrun.activations import predict_activations
+from speedrun.activations import loss_backward, predict_activations
 from speedrun.config import PRESETS, Config, DataConfig, ModelConfig, OptimizerConfig
 from speedrun.shapes import parameter_groups, parameter_shapes
 from speedrun.wiring import check
@@ -226,8 +226,14 @@ def estimate(config: Config, books: Run, gpu: Gpu, micro_batch: int) -> Estimate
 
 @cache
 def _activations(model: ModelConfig, rows: int, length: int, precision: Any, future: int) -> int:
-    """Peak of the forward pass in bytes; the same for every number of ranks."""
-    return predict_activations(model, rows, length, precision, future=future).peak
+    """Bytes at the peak, temporaries among them, in a run of the trainer; the same for every number of ranks.
+
+    The peak is in the forward pass or in the backward pass of the loss. The trainer's documents need a mask in numbers
+    where attention is torch's own; FlexAttention and FlashAttention, which "auto" takes on a GPU, do without.
+    """
+    documents = model.attention == "sdpa"
+    predicted = predict_activations(model, rows, length, precision, documents=documents, future=future)
+    return max(predicted.peak, predicted.total + loss_backward(model, rows, length))
 
 
 def flops(config: Config, rows: int) -> float:
@@ -244,19 +250,19 @@ def flops(config: Config, rows: int) -> float:
 
 
 def advice(estimates: list[Estimate]) -> str:
-    """One line: the quickest that fits, and what to do where none does."""
+    """The quickest that fits and the one with most room, or what to do where none fits: at most two lines."""
     fitting = [e for e in estimates if e.fits]
     if not fitting:
         least = min(estimates, key=lambda e: e.total)
         return (
-            f"Nothing fits: {least.strategy} comes closest and lacks {-least.spare / GIB:.1f} GiB. "
+            f"Nothing fits: {least.strategy} comes closest and lacks {-least.spare / GIB:.1f} GiB.\n"
             "Try more ranks, a smaller --micro-batch with --accumulation, or --checkpointing block."
         )
     best = min(fitting, key=lambda e: (round(e.step_s, 4), e.total))
     roomy = min(fitting, key=lambda e: e.total)
     line = f"Advice: {best.strategy} fits with {best.spare / GIB:.1f} GiB to spare and has the shortest step."
     if roomy.strategy != best.strategy:
-        line += f" {roomy.strategy} leaves {roomy.spare / GIB:.1f} GiB for a larger micro-batch."
+        line += f"\n{roomy.strategy} leaves {roomy.spare / GIB:.1f} GiB for a larger micro-batch."
     return line
 
 
@@ -308,8 +314,8 @@ def _print_memory(estimates: list[Estimate], gpu: Gpu) -> None:
     headings = ["GiB per GPU", "params", "masters", "grads", "optim", "activ.", "buffers", "total", "", "spare"]
     rows = []
     for e in estimates:
-        filled = min(10, round(10 * e.total / gpu.memory))
-        bar = "█" * filled + "·" * (10 - filled)
+        filled = min(8, round(8 * e.total / gpu.memory))
+        bar = "█" * filled + "·" * (8 - filled)
         spare = f"{e.spare / GIB:+,.1f}" if e.fits else f"{e.spare / GIB:,.1f} no"
         rows.append([e.strategy, *(_gib(e.memory.get(c, 0)) for c in COLUMNS), _gib(e.total), bar, spare])
     table("What the fullest GPU holds at its peak (predicted)", headings, rows)

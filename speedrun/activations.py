@@ -116,6 +116,13 @@ def predict_activations(
     return forward.replay()
 
 
+def loss_backward(config: ModelConfig, rows: int, sequence_length: int) -> int:
+    """Bytes that the backward pass of the loss allocates beside what is kept: two gradients of the logits in float32,
+    while the batch is there, tokens and targets in int64.
+    """
+    return rows * sequence_length * (2 * 4 * config.vocab_size + 2 * 8)
+
+
 @dataclass(eq=False)
 class _Tensor:
     module: str

@@ -18,7 +18,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from speedrun.activations import ComputePrecision, PredictedActivations, part_of, predict_activations
+from speedrun.activations import (
+    ComputePrecision,
+    PredictedActivations,
+    loss_backward,
+    part_of,
+    predict_activations,
+)
 from speedrun.config import Config, ModelConfig
 from speedrun.shapes import parameter_groups, parameter_shapes
 from speedrun.stages import Section
@@ -62,11 +68,10 @@ class ForwardPass:
         return predict_activations(self.model, self.rows, self.sequence_length, precision, documents=True)
 
     def predict_peak(self, run: Run) -> list[Held]:
-        """At the peak of the passes: the loss's backward pass makes two gradients of the logits, in float32, while the
-        batch is there, tokens and targets in int64."""
-        kept, tokens = self.predict(run), self.rows * self.sequence_length
-        loss = kept.by_part()["logits and loss"]
-        return predict_peak(run, kept.total, loss, passing=2 * 4 * tokens * self.model.vocab_size + 2 * 8 * tokens)
+        """At the peak of the passes."""
+        kept = self.predict(run)
+        passing = loss_backward(self.model, self.rows, self.sequence_length)
+        return predict_peak(run, kept.total, kept.by_part()["logits and loss"], passing)
 
 
 class Books:

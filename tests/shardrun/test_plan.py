@@ -13,8 +13,10 @@ from shardrun import plan
 from shardrun.__main__ import main
 from shardrun.configs import resolve
 from shardrun.launch import shipped_config, shipped_names
-from speedrun.config import PRESETS
+from speedrun.config import PRESETS, DataConfig
 from strategies.ledger.hardware import GIB, find_gpu
+from tests.ranks import RankPool
+from tests.speedrun.runs import in_folder, read, small, train_here
 
 
 def shardrun(*arguments: str) -> tuple[int, str, str]:
@@ -33,6 +35,18 @@ def test_plan_as_json_has_every_strategy_and_adds_up() -> None:
         assert e["fits"] == (e["spare"] >= 0) and e["step_s"] >= e["compute_s"]
 
 
+@pytest.mark.ranks
+@pytest.mark.parametrize("name", ("ddp", "fsdp", "zero1"))
+def test_activations_are_those_that_a_run_measured(ranks: RankPool, tmp_path: Path, name: str) -> None:
+    """In a run's ledger.json what the passes hold at the peak beside what lasts; but for a few numbers."""
+    config = in_folder(small(data=DataConfig(sequence_length=32, global_batch=12, eval_tokens=320)), tmp_path)
+    ranks.run(2, train_here, name, config)
+    planned = plan.memory_of(config, plan.books_of(config, name, 2, "fp32"), micro_batch=6)
+    for rank in read(tmp_path / "run", "ledger.json")["ranks"]:
+        peak = rank["memory"]["peak"]
+        assert abs(planned["activations"] - peak["activations"]["measured"] - peak["other"]["measured"]) <= 32
+
+
 def test_what_fits_depends_on_the_gpu() -> None:
     fits = {}
     for gpu in ("rtx4090", "h200"):
@@ -45,6 +59,14 @@ def test_what_fits_depends_on_the_gpu() -> None:
 def test_a_large_model_s_tables_are_not_cut_off() -> None:
     out = shardrun("plan", "--params", "32B", "--world", "1", "--precision", "fp32")[1]
     assert "…" not in out and max(map(len, out.splitlines())) <= 100
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--params", "7B", "--gpu", "rtx4090"), ("tiny", "--world", "2"), ("speedrun",), ("gpt2", "--sweep")]
+)
+def test_plan_fits_a_terminal_of_100_columns(arguments: tuple[str, ...]) -> None:
+    status, out, _ = shardrun("plan", *arguments)
+    assert status == 0 and max(map(len, out.splitlines())) <= 100
 
 
 def test_model_flops_follow_the_six_times_parameters_rule() -> None:

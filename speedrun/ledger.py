@@ -60,12 +60,16 @@ class ForwardPass:
     model: ModelConfig
     rows: int
     sequence_length: int
+    future: int = 0
+    """Tokens after the next one in the loss."""
 
     def predict(self, run: Run) -> PredictedActivations:
         precision: ComputePrecision = "fp32"
         if run.precision == "bf16":
             precision = "autocast" if run.strategy in ("single", "ddp") else "bf16"
-        return predict_activations(self.model, self.rows, self.sequence_length, precision, documents=True)
+        return predict_activations(
+            self.model, self.rows, self.sequence_length, precision, documents=True, future=self.future
+        )
 
     def predict_peak(self, run: Run) -> list[Held]:
         """At the peak of the passes."""
@@ -134,6 +138,7 @@ class Books:
             losses.append(self.strategy.model(*batch, **options))
             return losses[0]
 
+        self.forward_pass = replace(self.forward_pass, future=len(options.get("future_weights", ())))
         self._enter("forward")
         self.activations = measure_activations(self.strategy.model, run_forward, part_of)
         self.note("after forward", self.activations.total)

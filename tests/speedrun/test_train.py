@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from speedrun.config import PRESETS, CheckpointConfig, Config, DataConfig
+from speedrun.config import PRESETS, CheckpointConfig, Config, DataConfig, ScheduleConfig
 from speedrun.ending import Stopped
 from speedrun.ledger import and_again
 from strategies.base import Precision
@@ -95,6 +95,16 @@ def test_books_kept_again_are_the_same_books(ranks: RankPool, tmp_path: Path, na
     assert and_again(2, 7, 5, 1) == [2, 3, 4, 6] and and_again(2, 7, 0, 2) == [2, 4, 6] and and_again(2, 7, 5, 0) == [2]
     for once, again in zip(kept[0]["ranks"], kept[1]["ranks"], strict=True):
         assert once["memory"] == again["memory"] and once["traffic"] == again["traffic"]
+
+
+@pytest.mark.ranks
+def test_the_books_know_of_several_tokens_to_come(ranks: RankPool, tmp_path: Path) -> None:
+    config = small(out=str(tmp_path), schedule=ScheduleConfig(future_weights=(0.5, 0.25)))
+    ranks.run(2, train_here, "ddp", config)
+    for rank in read(tmp_path / "run", "ledger.json")["ranks"]:
+        parts = rank["activations"]
+        assert parts["logits and loss"]["measured"] > 0
+        assert all(part["remainder"] == 0 for part in parts.values()), parts
 
 
 @pytest.mark.ranks

@@ -1,9 +1,9 @@
 """Training the arms: every run through the real trainer, its result kept at once, so that a comparison can be killed at
 any moment and goes on where it was.
 
-    OUT/results.json   an entry per finished run, under a key made of everything that decides what the run is
-    OUT/runs/KEY/      the run's own record (metrics.jsonl and so on)
-    OUT/runs/KEY.log   what it printed
+    OUT/results.json       an entry per finished run, under a key made of everything that decides what the run is
+    OUT/runs/KEY-PID/      the run's own record (metrics.jsonl and so on)
+    OUT/runs/KEY-PID.log   what it printed
 """
 
 import dataclasses
@@ -78,13 +78,15 @@ class Runs:
         return self.results[key]
 
     def _train(self, key: str, label: str, changes: Changes, seed: int) -> Result:
-        folder = self.out / "runs" / key
+        # A folder of this process's own: a run that a killed process has left behind may still be starting.
+        folder = self.out / "runs" / f"{key}-{os.getpid()}"
         log = folder.with_suffix(".log")
-        shutil.rmtree(folder, ignore_errors=True)  # what a killed run left
         folder.parent.mkdir(parents=True, exist_ok=True)
+        for left in folder.parent.glob(f"{key}-*"):  # by a killed process
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
         wanted = self.setting.with_changes({**changes, "seed": seed})
         trainer = [self.preset, *self.options, *trainer_options({**changes, "seed": seed})]
-        trainer += ["--out", str(folder.parent), "--name", key, "--progress", "none"]
+        trainer += ["--out", str(folder.parent), "--name", folder.name, "--progress", "none"]
         options = [part for name, value in wanted.launch.items() for part in (f"--{name}", value)]
         status = launch(wanted.accelerate, "speedrun.train", trainer, options, log)
         diverged = status != 0 and "the loss is " in what_went_wrong(log)

@@ -25,13 +25,20 @@ def demo(*arguments: str, folder: Path, **streams: int) -> Iterator[subprocess.P
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm-256color"}
     environment.pop("COLUMNS", None)
     command = [sys.executable, "-m", "shardrun", "demo", *arguments]
-    process = subprocess.Popen(command, cwd=folder, env=environment, start_new_session=True, **streams)
+    process = subprocess.Popen(
+        command, cwd=folder, env=environment, start_new_session=True, preexec_fn=_heed_interrupts, **streams
+    )
     try:
         yield process
     finally:
         for left in [*_children(process.pid), process]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 left.kill()
+
+
+def _heed_interrupts() -> None:
+    """What runs in a shell's background ignores Ctrl-C, and so does all that it starts: these tests, and the demo."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _children(pid: int) -> list[psutil.Process]:

@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -134,7 +135,7 @@ def kill(launcher: subprocess.Popen[str], processes: list[psutil.Process], targe
         victims = processes
     began = time.monotonic()
     for victim in victims:
-        if victim.is_running():
+        with suppress(psutil.NoSuchProcess):  # it may just have ended by itself
             victim.kill()
     launcher_gone = False
     while time.monotonic() - began < GONE:
@@ -143,9 +144,10 @@ def kill(launcher: subprocess.Popen[str], processes: list[psutil.Process], targe
         if launcher_gone and not alive:
             return time.monotonic() - began
         time.sleep(0.05)
-    names = ", ".join(str(process.pid) for process in processes if lives(process))
-    for process in processes:
-        if lives(process):
+    left = [process for process in processes if lives(process)]
+    names = ", ".join(str(process.pid) for process in left)
+    for process in left:
+        with suppress(psutil.NoSuchProcess):
             process.kill()
     raise Broken(f"after kill -9 of {target}, processes {names} were still there after {GONE:g} s")
 

@@ -1,4 +1,4 @@
-"""What the demos of lessons 6 to 8 share: the same steps in one process, sharded by hand, and under a strategy.
+"""What the demos of lessons 5 to 8 share: the same steps in one process, sharded by hand, and under a strategy.
 
 Each training returns what it ended with, what a rank held before the last update, and what it sent in the last step.
 """
@@ -27,7 +27,7 @@ STEPS, ACCUMULATION = 10, 2
 
 
 class ByHand(Protocol):
-    """What the hand-written strategies of lessons 6 to 8 have in common."""
+    """What the hand-written strategies of lessons 5 to 8 have in common."""
 
     model: nn.Module
 

@@ -2,9 +2,9 @@
 
     zero = HandZero1(model, groups, clip=1.0)
     for batch in micro_batches:
-        (model(batch) / len(micro_batches)).backward()
-    zero.reduce()           # all-reduce the gradients; keep those that this rank's slices need
-    zero.step()             # clip, update the slices, all-gather the parameters
+        zero.backward(model(batch) / len(micro_batches), last=batch is micro_batches[-1])
+        # after the last one: all-reduce the gradients; keep those that this rank's slices need
+    zero.step()  # clip, update the slices, all-gather the parameters
 
 As DeepSpeed lays it out, in float32: the parameters of a group lie in one flat buffer, padded to a multiple of 2 · N,
 and the slice that a rank updates is a copy of its part ("master" weights: in bf16 the copy is what has the precision).
@@ -58,6 +58,12 @@ class HandZero1:
         dist.broadcast(flat, 0)
         return Slice(parameters, flat, nn.Parameter(flat.chunk(self.world_size)[self.rank].clone()), [])
 
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """Of one micro-batch; gradients add up, whole, and are reduced after the last one."""
+        loss.backward()
+        if last:
+            self.reduce()
+
     def reduce(self) -> None:
         """Average all gradients over the ranks (DeepSpeed does it in buckets), and drop those of other ranks' slices.
 
@@ -103,3 +109,7 @@ class HandZero1:
             "gradients": [piece for s in self.slices for piece in s.gradient],
             "optimizer states": [t for state in self.optimizer.state.values() for t in state.values()],
         }
+
+    def full_weights(self) -> dict[str, Tensor]:
+        """Name → a copy of the whole parameter on the CPU."""
+        return {name: p.detach().cpu().clone() for name, p in self.model.named_parameters()}

@@ -4,23 +4,23 @@ accelerate launch --config_file …/cpu/zero1.yaml demo.py        two ranks (--n
 python demo.py                                                  one process: the books alone, for more and more ranks
 """
 
-import importlib.util
 from dataclasses import replace
-from pathlib import Path
 
-import torch
-from torch import nn
-
-from lessons.kit import CONFIG, books_of, build, headline, held, launched, mib, open_text, prepare, save_figure, table
+from lessons import compared
+from lessons.compared import (
+    ACCUMULATION,
+    STEPS,
+    booked,
+    books_by_ranks,
+    draw_states,
+    groups_of,
+    load_beside,
+    states_table,
+)
+from lessons.kit import CONFIG, books_of, build, headline, launched, prepare, save_figure, table
 from speedrun.ending import guarded
-from speedrun.optim.policy import parameter_groups
-from strategies.ledger.memory import measure
-from strategies.ledger.predict import MODEL_STATES, predict_memory
-from strategies.ledger.traffic import predict_traffic
-from strategies.ledger.wire import Meter
-from strategies.matrices import Place
+from strategies.ledger.predict import predict_memory
 
-STEPS, ACCUMULATION = 10, 2
 SENT = {"all_reduce": "gradients", "all_gather": "parameters"}
 """Collective → what ZeRO-1 sends with it."""
 
@@ -34,154 +34,50 @@ def main() -> None:
         return
     if launch.strategy != "zero1":
         raise ValueError(f"this demo compares with ZeRO-1, not with {launch.strategy}; launch it with cpu/zero1.yaml.")
-    alone = train_alone(place.device)
-    hand = train_by_hand(place)
+    alone = compared.train_alone(place.device)
+    hand = compared.train_by_hand(by_hand(place), place)
     prepare(strategy, accumulation=ACCUMULATION)
-    deepspeeds = train_strategy(strategy)
+    deepspeeds = compared.train_strategy(strategy)
     if launch.rank == 0:
         report(launch, alone, hand, deepspeeds)
 
 
-def load(name: str):
-    """A file beside this one (a folder whose name begins with a digit is no package)."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def by_hand(place):
+    model = build().to(place.device)
+    return load_beside(__file__, "by_hand").HandZero1(model, groups_of(model), CONFIG.optimizer.clip)
 
 
-def groups_of(model: nn.Module) -> list[dict]:
-    """The model's parameters in AdamW's groups: with and without weight decay."""
-    named = dict(model.named_parameters())
-    recipe = parameter_groups({name: tuple(p.shape) for name, p in named.items()}, CONFIG.optimizer)
-    return [{**group.options, "params": [named[name] for name in group.parameters]} for group in recipe]
-
-
-def micro_batches(data, place: Place, step: int):
-    """This rank's rows of a step's global batch, in micro-batches, on its device."""
-    rows = data.global_batch // place.world_size
-    size = rows // ACCUMULATION
-    for first in range(place.rank * rows, (place.rank + 1) * rows, size):
-        yield tuple(tensor.to(place.device) for tensor in data.batch(step, first, first + size))
-
-
-def train_alone(device: torch.device, steps: int = STEPS) -> dict:
-    """One process, all rows, torch's AdamW over whole parameters: the reference."""
-    data, model = open_text(), build().to(device)
-    optimizer = torch.optim.AdamW(groups_of(model))
-    for step in range(steps):
-        for inputs, targets in micro_batches(data, Place(0, 1, device), step):
-            (model(inputs, targets) / ACCUMULATION).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), CONFIG.optimizer.clip)
-        optimizer.step()
-        memory = {
-            "parameters": list(model.parameters()),
-            "gradients": [p.grad for p in model.parameters()],
-            "optimizer states": [t for state in optimizer.state.values() for t in state.values()],
-        }
-        sizes = {"master parameters": 0, **measure(memory)}
-        optimizer.zero_grad()
-    return {"weights": weights_of(model), "held": sizes, "sent": []}
-
-
-def train_by_hand(place: Place, steps: int = STEPS) -> dict:
-    """The same over all ranks, by_hand.py."""
-    data, model = open_text(), build().to(place.device)
-    zero = load("by_hand").HandZero1(model, groups_of(model), CONFIG.optimizer.clip)
-    for step in range(steps):
-        with Meter() as meter:
-            for inputs, targets in micro_batches(data, place, step):
-                (model(inputs, targets) / ACCUMULATION).backward()
-            zero.reduce()
-            memory = measure(zero.held())
-            zero.step()
-    return {"weights": weights_of(model), "held": memory, "sent": meter.lines()}
-
-
-def train_strategy(strategy) -> dict:
-    """The same under one of the trainer's strategies: what speedrun/train.py does."""
-    data = open_text()
-    for step in range(STEPS):
-        with Meter() as meter:
-            for i, (inputs, targets) in enumerate(micro_batches(data, strategy.settings.place, step)):
-                with strategy.micro_batch(last=i == ACCUMULATION - 1):
-                    strategy.backward(strategy.model(inputs, targets))
-            memory = held(strategy)
-            strategy.step()
-    weights = {name: weight.cpu() for name, weight in strategy.optimizer.full_weights().items()}
-    return {"weights": weights, "held": memory, "sent": meter.lines()}
-
-
-def weights_of(model: nn.Module) -> dict:
-    return {name: p.detach().cpu().clone() for name, p in model.named_parameters()}
-
-
-def difference(a: dict, b: dict) -> float:
-    """The largest between two sets of weights."""
-    return max((a["weights"][name] - b["weights"][name]).abs().max().item() for name in a["weights"])
-
-
-def sent_by(run: dict) -> dict[str, int]:
-    """What a measured step sent: payload bytes by collective, without bookkeeping."""
-    return {
-        collective: sum(
-            line.payload_bytes for line in run["sent"] if (line.collective, line.purpose) == (collective, "payload")
-        )
-        for collective in SENT
-    }
-
-
-def report(launch, alone: dict, hand: dict, deepspeeds: dict) -> None:
+def report(launch, alone, hand, deepspeeds) -> None:
     run = books_of(launch, accumulation=ACCUMULATION)
     print(headline(launch, "ZeRO-1"))
     print(f"\n{STEPS} steps of {CONFIG.data.global_batch} rows, {ACCUMULATION} micro-batches a rank; bytes sent:")
     lines = []
     for name, one in (("by hand (by_hand.py)", hand), ("DeepSpeed's, as strategies/zero.py", deepspeeds)):
-        lines.append([name, f"{difference(one, alone):.1e}", *(f"{sent:,}" for sent in sent_by(one).values())])
-    booked = predict_traffic(run, launch.rank)
-    totals = [sum(entry.payload_bytes for entry in booked if entry.purpose == what) for what in SENT.values()]
-    lines.append(["the books", "0", *(f"{total:,}" for total in totals)])
+        lines.append([name, f"{one.away_from(alone):.1e}", *(f"{one.payload(collective):,}" for collective in SENT)])
+    lines.append(["the books", "0", *(f"{booked(run, purpose, launch.rank):,}" for purpose in SENT.values())])
     print(table(["", "off one process", "gradients reduced", "parameters gathered"], lines))
     print("\nWhat this rank holds before the update (MiB):")
-    books = predict_memory(run)[launch.rank]["after backward"]
     rows = {
-        "one process": alone["held"],
-        "by hand": hand["held"],
-        "DeepSpeed's": deepspeeds["held"],
-        "the books": books,
+        "one process": alone.held,
+        "by hand": hand.held,
+        "DeepSpeed's": deepspeeds.held,
+        "the books": predict_memory(run)[launch.rank]["after backward"],
     }
+    print(states_table(rows))
     print(
-        table(["", *MODEL_STATES], [[name, *(mib(memory[c]) for c in MODEL_STATES)] for name, memory in rows.items()])
+        save_figure("lesson_05_zero1", lambda figure: draw_states(figure.subplots(), rows, "What rank 0 holds (MiB)"))
     )
-    print(save_figure("lesson_05_zero1", lambda figure: draw(figure.subplots(), rows, "What rank 0 holds (MiB)")))
 
 
 def books_alone(launch) -> None:
     """No ranks are needed to know what they would hold."""
-    run = books_of(launch)
-    rows, lines = {}, []
-    for ranks in (1, 2, 4, 8, 64):
-        engine = {"zero_optimization": {"stage": 1}}
-        column = replace(run, strategy="zero1", world_size=ranks, engine=engine)
-        rows[f"{ranks}"] = memory = predict_memory(column)[0]["after backward"]
-        sent = sum(entry.ring_bytes for entry in predict_traffic(column))
-        lines.append([f"{ranks}", *(mib(memory[c]) for c in MODEL_STATES), mib(sent)])
+    run = replace(books_of(launch), strategy="zero1", engine={"zero_optimization": {"stage": 1}})
+    text, rows = books_by_ranks({f"{n}": replace(run, world_size=n) for n in (1, 2, 4, 8, 64)})
     print(f"\nThe books for {run.parameters:,} parameters under ZeRO-1 in {run.precision} (MiB on rank 0):")
-    print(table(["ranks", *MODEL_STATES, "sent a step"], lines))
+    print(text)
     print("\nMaster weights and optimizer states shrink with the ranks; parameters do not.")
     print("(For ZeRO-1 itself launch this on several ranks; README.md has the command.)")
-    print(save_figure("lesson_05_books", lambda figure: draw(figure.subplots(), rows, "Rank 0 by ranks (MiB)")))
-
-
-def draw(axes, rows: dict[str, dict[str, int]], title: str) -> None:
-    bottom = [0.0] * len(rows)
-    for category in MODEL_STATES:
-        values = [memory[category] / 2**20 for memory in rows.values()]
-        axes.bar(list(rows), values, 0.6, bottom=bottom, label=category)
-        bottom = [b + v for b, v in zip(bottom, values, strict=True)]
-    axes.set_title(title, loc="left")
-    axes.set_ylim(0, 1.3 * max(bottom))
-    axes.legend(frameon=False, ncols=4, fontsize=8)
+    print(save_figure("lesson_05_books", lambda figure: draw_states(figure.subplots(), rows, "Rank 0 by ranks (MiB)")))
 
 
 if __name__ == "__main__":

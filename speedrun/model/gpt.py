@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from speedrun.config import ModelConfig
+from speedrun.kernels import use_triton
 from speedrun.model.attend import choose_attention
 from speedrun.model.attention import Attention
 from speedrun.model.embeddings import NgramEmbedding, Smear, ValueEmbedding
-from speedrun.model.head import GivenHead, Head, fuses
+from speedrun.model.head import GivenHead, Head
 from speedrun.model.loss import all_targets, multi_token_loss, softcap
 from speedrun.model.masks import Mask, layer_masks
 from speedrun.model.mlp import MLP
@@ -220,7 +221,7 @@ class GPT(nn.Module):
                 after[layer] = x
         if self.backout is not None:
             x = self.backout(x, after[self.config.backout - 1])
-        if targets is not None and fuses(self.config, x):
+        if targets is not None and use_triton(self.config.kernels, x):  # the head computes the loss without logits
             if future_weights:
                 targets = all_targets(targets, len(future_weights), self.document_start)
             return self.head(self.norm(x), *head, targets=targets, reduction=reduction, future=future_weights)

@@ -10,14 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speedrun.config import ModelConfig
-from speedrun.kernels import fp8_linear, use_triton
+from speedrun.kernels import fp8_linear
 
 Reduction = Literal["mean", "sum"]
-
-
-def fuses(config: ModelConfig, x: Tensor) -> bool:
-    """Whether the loss of these hidden states is computed without their logits, by a head's `forward` with targets."""
-    return use_triton(config.kernels, x)
 
 
 class Head(nn.Linear):

@@ -1,4 +1,4 @@
-"""What the tests of the hand-written strategies (lessons 6 to 8) share."""
+"""What the tests of the hand-written strategies (lessons 5 to 8) share."""
 
 import functools
 from pathlib import Path

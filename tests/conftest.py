@@ -3,14 +3,16 @@
 import os
 from collections.abc import Iterator
 
-os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, here and in every process that a test starts
+# Before torch is imported, here and in every process that a test starts. One is the quickest: several ranks share two
+# cores; SHARDRUN_TEST_THREADS is for a check that results do not hang on the number (tests/README.md).
+os.environ["OMP_NUM_THREADS"] = os.environ.get("SHARDRUN_TEST_THREADS", "1")
 
 import pytest
 import torch
 
 from tests.ranks import RankPool
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -10,7 +10,7 @@ import os
 import warnings
 
 os.environ.update(
-    OMP_NUM_THREADS="1",
+    OMP_NUM_THREADS=os.environ.get("SHARDRUN_TEST_THREADS", "1"),
     ACCELERATE_USE_CPU="true",
     DS_ACCELERATOR="cpu",
     DEEPSPEED_LOG_LEVEL="ERROR",
@@ -30,7 +30,7 @@ import strategies.ddp
 import strategies.fsdp
 import strategies.zero
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 if importlib.util.find_spec("deepspeed"):
     import deepspeed
     import deepspeed.module_inject.auto_ep_layer  # this and the rest only when an engine starts

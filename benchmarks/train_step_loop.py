@@ -24,8 +24,8 @@ from speedrun.kernels import choose
 from speedrun.model import GPT
 from speedrun.optim.policy import parameter_groups
 from speedrun.optim.schedule import forward_options
-from speedrun.stages import Section, resolve
-from speedrun.train import cut_batches, parse, set_schedules
+from speedrun.stages import Section, cut_batches, resolve
+from speedrun.train import parse, set_schedules
 from strategies import select
 from strategies.ledger.hardware import GPUS
 
@@ -42,7 +42,7 @@ def main() -> None:
     config = parse(trainer)[1]
     section, begins = last_stage(config, share)
     config = dataclasses.replace(config, schedule=dataclasses.replace(config.schedule, stages=()))
-    batches = cut_batches(config, launch, section)
+    batches = cut_batches(config, section, launch.world_size, launch.engine)
     kernels, _ = choose(config.model.kernels, "cpu" if launch.cpu else "cuda", launch.precision)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, kernels=kernels))
     data = open_data(config.data, config.model.vocab_size, config.seed, [section])
@@ -102,7 +102,7 @@ def main() -> None:
         return {name: statistics.median(kept) for name, kept in times.items()}
 
     numbers = iter(range(10**9))
-    items = ([data.batch(n, *rows) for rows in batches.micro_batches()] for n in range(10**9))
+    items = ([data.batch(n, *rows) for rows in batches.micro_batches(launch.rank)] for n in range(10**9))
     with prefetch(items, depth=2) as upcoming:
         many(WARM_UP, apart=False)
         if device.type == "cuda":

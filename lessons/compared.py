@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from lessons.kit import CONFIG, build, held, mib, open_text, table
+from lessons.kit import CONFIG, build, cut, held, mib, open_text, table
 from speedrun.data import Data
 from speedrun.optim.policy import parameter_groups
 from strategies.base import Strategy
@@ -72,16 +72,10 @@ def groups_of(model: nn.Module) -> list[dict[str, Any]]:
 
 def micro_batches(data: Data, place: Place, step: int) -> Iterator[tuple[bool, Tensor, Tensor]]:
     """This rank's rows of a step's global batch in micro-batches: (whether it is the last one, tokens, targets)."""
-    rows = data.global_batch // place.world_size
-    size = rows // ACCUMULATION
-    if not size or rows % size or data.global_batch % place.world_size:
-        raise ValueError(
-            f"{data.global_batch} rows do not divide into {place.world_size} ranks times {ACCUMULATION} micro-batches; "
-            "use 2, 4 or 8 processes."
-        )
-    for first in range(place.rank * rows, (place.rank + 1) * rows, size):
-        inputs, targets = data.batch(step, first, first + size)
-        yield first + size == (place.rank + 1) * rows, inputs.to(place.device), targets.to(place.device)
+    pieces = cut(data, place.world_size, ACCUMULATION).micro_batches(place.rank)
+    for first, last in pieces:
+        inputs, targets = data.batch(step, first, last)
+        yield (first, last) == pieces[-1], inputs.to(place.device), targets.to(place.device)
 
 
 def train_alone(device: torch.device, steps: int = STEPS) -> Trained:

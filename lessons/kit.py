@@ -18,6 +18,7 @@ from speedrun.model import GPT
 from speedrun.optim.policy import parameter_groups
 from speedrun.shapes import parameter_groups as books_groups
 from speedrun.shapes import parameter_shapes
+from speedrun.stages import Batches, cut_rows
 from strategies import select
 from strategies.base import Strategy
 from strategies.ledger.activations import ActivationBook, measure_activations
@@ -61,17 +62,27 @@ def launched() -> tuple[Launch, Strategy]:
     return launch, select.start(launch)
 
 
+def cut(data: Data, world_size: int, accumulation: int = 1) -> Batches:
+    """How a step's global batch is cut: into exactly so many micro-batches a rank.
+
+    Raises ValueError where it does not divide.
+    """
+    batches = cut_rows(data.global_batch, world_size, data.global_batch // (world_size * accumulation))
+    if batches.accumulation != accumulation:
+        raise ValueError(
+            f"{data.global_batch} rows do not divide into {world_size} ranks times {accumulation} micro-batches; "
+            "use 1, 2, 4 or 8 processes."
+        )
+    return batches
+
+
 def rows_of(launch: Launch, data: Data, step: int) -> tuple[Tensor, Tensor]:
     """This rank's rows of a step's global batch: tokens and targets, int64 [rows, length], on the CPU.
 
     Raises ValueError where the batch does not divide over the ranks.
     """
-    if data.global_batch % launch.world_size:
-        raise ValueError(
-            f"{data.global_batch} rows do not divide over {launch.world_size} ranks; use 1, 2, 4, 8 or 16 processes."
-        )
-    rows = data.global_batch // launch.world_size
-    return data.batch(step, launch.rank * rows, (launch.rank + 1) * rows)
+    [(first, last)] = cut(data, launch.world_size).micro_batches(launch.rank)
+    return data.batch(step, first, last)
 
 
 def run_steps(strategy: Strategy, launch: Launch, data: Data, steps: int) -> list[float]:

@@ -173,7 +173,7 @@ class Stage:
     sequence_length: int = 0
     """Tokens of a row (else data.sequence_length)."""
     micro_batch: int = 0
-    """Rows of one forward pass at most (else data.micro_batch)."""
+    """Rows of one forward pass on one rank at most (else data.micro_batch)."""
     window_short: int = 0
     """Tokens that most layers look back (else model.window_short)."""
     window_long: int = 0
@@ -215,7 +215,8 @@ class DataConfig:
     global_batch: int = 48
     """Rows of an optimizer step, over all ranks and all accumulation."""
     micro_batch: int = 0
-    """Rows of one forward pass on one rank at most; 0 means the rank's whole share, without accumulation."""
+    """Rows of one forward pass on one rank at most: it takes the largest number up to this one that divides the rank's
+    share. 0 means the whole share, without accumulation."""
     eval_sequence_length: int = 0
     """Tokens of a validation row; 0 means sequence_length."""
     eval_tokens: int = 65_536

@@ -1,8 +1,12 @@
-"""The stage table: what of a run changes in steps, resolved from shares of the run to whole steps. No torch in here."""
+"""The stage table, resolved from shares of the run to whole steps; and how a stage's global batch is cut over ranks.
+
+No torch in here: the trainer and the verbs that plan for it come to the same rows by the same functions.
+"""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from speedrun.config import Config, Stage
 
@@ -18,6 +22,7 @@ class Section:
     global_batch: int
     sequence_length: int
     micro_batch: int
+    """Rows of one forward pass at most; 0: a rank's whole share."""
     windows: tuple[tuple[int, int], ...]
     """(short, long) attention windows of every stage up to this one, its own last."""
     lr: float
@@ -26,6 +31,70 @@ class Section:
     @property
     def tokens_per_step(self) -> int:
         return self.global_batch * self.sequence_length
+
+
+@dataclass(frozen=True)
+class Batches:
+    """How the global batch of a step is cut: every rank takes the same number of rows, in equal micro-batches."""
+
+    rows: int
+    """Of a rank."""
+    micro_batch: int
+    """Rows of one forward pass."""
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches of a step."""
+        return self.rows // self.micro_batch
+
+    def micro_batches(self, rank: int) -> list[tuple[int, int]]:
+        """The rows [first, last) of the global batch that each forward pass on this rank takes, in order."""
+        first = rank * self.rows
+        return [(start, start + self.micro_batch) for start in range(first, first + self.rows, self.micro_batch)]
+
+
+def cut_rows(global_batch: int, world_size: int, micro_batch: int = 0, name: str = "data") -> Batches:
+    """Cut a global batch; a micro-batch is the largest divisor of a rank's rows that is at most `micro_batch` (0: all).
+
+    name: of the section that says so, for messages. Raises ValueError where the ranks cannot take equally many rows.
+    """
+    if global_batch < 1 or global_batch % world_size:
+        nearest = max(world_size, round(global_batch / world_size) * world_size)
+        raise ValueError(
+            f"{name}.global_batch {global_batch} does not divide over {world_size} ranks; use {nearest}, or another "
+            "number of processes."
+        )
+    if micro_batch < 0:
+        raise ValueError(f"{name}.micro_batch is {micro_batch}, but must not be negative")
+    rows = global_batch // world_size
+    most = min(micro_batch or rows, rows)
+    return Batches(rows, next(size for size in range(most, 0, -1) if rows % size == 0))
+
+
+def cut_batches(config: Config, section: Section, world_size: int, engine: Mapping[str, Any] | None = None) -> Batches:
+    """How a stage's global batch is cut. engine: the settings of the accelerate config, where there is one.
+
+    Raises ValueError where the batch does not divide, or where the accelerate config sets an accumulation or a clipping
+    of its own that contradicts the run's.
+    """
+    engine, name = engine or {}, section.name
+    batches = cut_rows(section.global_batch, world_size, section.micro_batch, name)
+    asked = engine.get("gradient_accumulation_steps", 1)  # 1 is what accelerate says where the file says nothing
+    if asked not in (1, "auto", batches.accumulation):
+        possible = isinstance(asked, int) and asked > 0 and batches.rows % asked == 0
+        raise ValueError(
+            f"the accelerate config asks for gradient_accumulation_steps {asked}, but {name}.global_batch "
+            f"{section.global_batch} over {world_size} ranks in micro-batches of {batches.micro_batch} makes "
+            f"{batches.accumulation}; remove it"
+            + (f", or set {name}.micro_batch to {batches.rows // asked}." if possible else ".")
+        )
+    clip = engine.get("gradient_clipping", "auto")
+    if clip not in ("auto", config.optimizer.clip):
+        raise ValueError(
+            f"the accelerate config asks for gradient_clipping {clip}, but optimizer.clip is {config.optimizer.clip}; "
+            f"remove the one or pass --optimizer.clip {clip}."
+        )
+    return batches
 
 
 def resolve(config: Config, steps: int) -> list[Section]:

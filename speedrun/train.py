@@ -34,7 +34,7 @@ from speedrun.optim.policy import parameter_groups
 from speedrun.optim.schedule import adamw_updates, forward_options, learning_rate_multiplier, muon_momentum
 from speedrun.progress import Progress
 from speedrun.record import Record
-from speedrun.stages import Section, number_of_steps, resolve, section_at, tokens_before
+from speedrun.stages import Batches, Section, cut_batches, number_of_steps, resolve, section_at, tokens_before
 from strategies import select
 from strategies.base import Strategy
 from strategies.select import Launch
@@ -44,20 +44,6 @@ HELP = """Train a preset under the strategy of an accelerate config file:
     accelerate launch --config_file accelerate_configs/cpu/zero2.yaml -m speedrun.train tiny --steps 100
 
 The config file says how the run is spread over ranks and in which precision; the options say all else."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Batches:
-    """How the global batch of a step is cut: this rank's rows, in micro-batches."""
-
-    first: int
-    rows: int
-    accumulation: int
-
-    def micro_batches(self) -> list[tuple[int, int]]:
-        """The rows [first, last) of the global batch that each forward pass on this rank takes, in order."""
-        size = self.rows // self.accumulation
-        return [(start, start + size) for start in range(self.first, self.first + self.rows, size)]
 
 
 def main() -> None:
@@ -104,7 +90,7 @@ def train(preset: str, config: Config, launch: Launch) -> None:
     """A whole run. Everything that a user can get wrong is checked before a process group starts."""
     steps = number_of_steps(config)
     sections = resolve(config, steps)
-    batches = [cut_batches(config, launch, section) for section in sections]
+    batches = [cut_batches(config, section, launch.world_size, launch.engine) for section in sections]
     data = open_data(config.data, config.model.vocab_size, config.seed, sections)
     longest = max(config.data.eval_sequence_length, *(section.sequence_length for section in sections))
     if longest > config.model.max_sequence_length:
@@ -173,7 +159,7 @@ def _loop(
     checkpoints: Checkpoints,
     resumed: Resumed | None,
 ) -> None:
-    rows = batches[0].rows // batches[0].accumulation
+    rows = batches[0].micro_batch
     steps = sections[-1].last
     device = strategy.optimizer.place.device
 
@@ -181,7 +167,7 @@ def _loop(
         return batches[sections.index(section_at(sections, step))]
 
     def micro_batches(step: int) -> list[tuple[Tensor, Tensor]]:
-        return [data.batch(step, first, last) for first, last in cut_at(step).micro_batches()]
+        return [data.batch(step, first, last) for first, last in cut_at(step).micro_batches(launch.rank)]
 
     def enter(section: Section) -> None:
         model.set_windows(section.windows)
@@ -206,7 +192,7 @@ def _loop(
     counted_at = counted_step(steps, config.eval_every, start)
     cut, section = cut_at(counted_at), section_at(sections, counted_at)
     counted_steps = and_again(counted_at, section.last, config.eval_every, config.books_every)
-    books = Books(config, launch, cut.accumulation, strategy, cut.rows // cut.accumulation, section)
+    books = Books(config, launch, cut.accumulation, strategy, cut.micro_batch, section)
     books.note("after prepare")
     # A resumed run has at least one: engines settle in a process's first step, and the interrupted run's had.
     untimed = max(config.untimed_steps, 1) if start else config.untimed_steps
@@ -284,44 +270,6 @@ def _loop(
                 break
 
 
-def cut_batches(config: Config, launch: Launch, section: Section | None = None) -> Batches:
-    """This rank's rows of every global batch of a stage (None: of a run without stages), and the number of
-    micro-batches.
-
-    Raises ValueError where the batch does not divide, or where the accelerate config sets an accumulation or a clipping
-    of its own that contradicts the run's.
-    """
-    section = section or resolve(config, config.steps)[0]
-    total, world_size, name = section.global_batch, launch.world_size, section.name
-    if total < 1 or total % world_size:
-        raise ValueError(
-            f"{name}.global_batch {total} does not divide over {world_size} ranks; "
-            f"use {_nearest_multiple(total, world_size)}, or another number of processes."
-        )
-    rows = total // world_size
-    micro_batch = min(section.micro_batch or rows, rows)
-    if micro_batch < 1 or rows % micro_batch:
-        raise ValueError(
-            f"{name}.micro_batch {micro_batch} does not divide a rank's {rows} rows ({name}.global_batch {total} over "
-            f"{world_size} ranks); use a divisor of {rows}."
-        )
-    accumulation = rows // micro_batch
-    asked = launch.engine.get("gradient_accumulation_steps", 1)  # 1 is what accelerate says where the file says nothing
-    if asked not in (1, "auto", accumulation):
-        raise ValueError(
-            f"the accelerate config asks for gradient_accumulation_steps {asked}, but {name}.global_batch {total} over "
-            f"{world_size} ranks in micro-batches of {micro_batch} makes {accumulation}; remove it, or set "
-            f"{name}.micro_batch to {max(1, rows // int(asked))}."
-        )
-    clip = launch.engine.get("gradient_clipping", "auto")
-    if clip not in ("auto", config.optimizer.clip):
-        raise ValueError(
-            f"the accelerate config asks for gradient_clipping {clip}, but optimizer.clip is {config.optimizer.clip}; "
-            f"remove the one or pass --optimizer.clip {clip}."
-        )
-    return Batches(launch.rank * rows, rows, accumulation)
-
-
 def set_schedules(strategy: Strategy, config: Config, step: int, steps: int, section: Section) -> float:
     """Put this step's learning rates and momentum into the optimizer; returns the multiplier."""
     multiplier = learning_rate_multiplier(config.schedule, step, steps) * section.lr
@@ -379,10 +327,6 @@ def _headline(
         f"{f' in the first of {len(sections)} stages' if len(sections) > 1 else ''}, {data.name}: "
         f"{data.train_tokens:,} training tokens"
     )
-
-
-def _nearest_multiple(value: int, of: int) -> int:
-    return max(of, round(value / of) * of)
 
 
 if __name__ == "__main__":

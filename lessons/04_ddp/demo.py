@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from lessons.kit import CONFIG, books_of, build, headline, held, launched, open_text, prepare, save_figure, table
+from lessons.kit import CONFIG, books_of, build, cut, headline, held, launched, open_text, prepare, save_figure, table
 from speedrun.ending import guarded
 from speedrun.optim.policy import parameter_groups
 from strategies.ledger.memory import measure
@@ -57,10 +57,8 @@ def load(name: str):
 
 def micro_batches(data, place: Place, step: int, accumulation: int):
     """This rank's rows of a step's global batch, in micro-batches, on its device."""
-    rows = data.global_batch // place.world_size
-    size = rows // accumulation
-    for first in range(place.rank * rows, (place.rank + 1) * rows, size):
-        yield tuple(tensor.to(place.device) for tensor in data.batch(step, first, first + size))
+    for first, last in cut(data, place.world_size, accumulation).micro_batches(place.rank):
+        yield tuple(tensor.to(place.device) for tensor in data.batch(step, first, last))
 
 
 def train_plain(place: Place, accumulation: int, ddp=None) -> dict:

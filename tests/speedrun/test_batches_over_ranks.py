@@ -1,17 +1,24 @@
 """How a global batch is cut: the ranks together see exactly it, whatever their number and the micro-batch."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
 
-from speedrun.config import Config, DataConfig, ScheduleConfig, Stage
+from shardrun.configs import resolve as resolve_config
+from shardrun.launch import shipped_config
+from speedrun.config import PRESETS, Config, DataConfig, ScheduleConfig, Stage
 from speedrun.data import batch_hash, open_data
-from speedrun.stages import number_of_steps, resolve
-from speedrun.train import cut_batches
-from tests.speedrun.runs import launch_of
+from speedrun.stages import Batches, cut_batches, cut_rows, number_of_steps, resolve
+from tests.speedrun.runs import STRATEGIES
 
 DATA = DataConfig(sequence_length=32, global_batch=48, eval_tokens=320)
+
+
+def cut(config: Config, world_size: int, engine: dict[str, Any] | None = None) -> Batches:
+    """Of a run without stages."""
+    return cut_batches(config, resolve(config, config.steps)[0], world_size, engine)
 
 
 @pytest.mark.parametrize("micro_batch", (0, 1, 2))
@@ -19,18 +26,37 @@ DATA = DataConfig(sequence_length=32, global_batch=48, eval_tokens=320)
 def test_ranks_and_micro_batches_put_together_are_the_global_batch(world_size: int, micro_batch: int) -> None:
     config = Config(data=dataclasses.replace(DATA, micro_batch=micro_batch))
     data = open_data(config.data, 257, seed=1)
-    cuts = [cut_batches(config, launch_of("ddp", rank, world_size)) for rank in range(world_size)]
-    assert {cut.accumulation for cut in cuts} == {48 // world_size // micro_batch if micro_batch else 1}
+    batches = cut(config, world_size)
+    assert batches.accumulation == (48 // world_size // micro_batch if micro_batch else 1)
     for step in (0, 1, 700):
-        parts = [data.batch(step, first, last) for cut in cuts for first, last in cut.micro_batches()]
+        parts = [data.batch(step, *piece) for rank in range(world_size) for piece in batches.micro_batches(rank)]
         inputs, targets = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
         assert len(inputs) == 48
         assert batch_hash(inputs, targets) == data.global_batch_hash(step)
 
 
-def test_a_larger_micro_batch_than_the_share_is_the_share() -> None:
-    config = Config(data=dataclasses.replace(DATA, micro_batch=32))
-    assert cut_batches(config, launch_of("ddp", 1, 3)).micro_batches() == [(16, 32)]
+@pytest.mark.parametrize(
+    ("rows", "at_most", "micro_batch"), [(24, 16, 12), (24, 7, 6), (24, 12, 12), (16, 32, 16), (7, 6, 1), (5, 0, 5)]
+)
+def test_a_micro_batch_has_at_most_so_many_rows(rows: int, at_most: int, micro_batch: int) -> None:
+    batches = cut_rows(3 * rows, 3, at_most)
+    assert (batches.micro_batch, batches.accumulation) == (micro_batch, rows // micro_batch)
+    assert batches.micro_batches(1)[0] == (rows, rows + micro_batch)
+    assert batches.micro_batches(1)[-1][1] == 2 * rows and len(batches.micro_batches(1)) == batches.accumulation
+
+
+@pytest.mark.parametrize("world_size", (1, 2, 4, 8))
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_can_be_cut_for_1_2_4_and_8_ranks_under_every_shipped_config(preset: str, world_size: int) -> None:
+    """Stage by stage, with what the accelerate config of every strategy sets; no rank is left out, no row too much."""
+    config = PRESETS[preset][1]
+    for section in resolve(config, number_of_steps(config)):
+        for strategy in STRATEGIES:
+            engine = resolve_config(shipped_config(strategy)).engine
+            batches = cut_batches(config, section, world_size, engine)
+            rows = [row for rank in range(world_size) for piece in batches.micro_batches(rank) for row in range(*piece)]
+            assert rows == list(range(section.global_batch))
+            assert batches.micro_batch <= (section.micro_batch or section.global_batch)
 
 
 @pytest.mark.parametrize(
@@ -39,29 +65,25 @@ def test_a_larger_micro_batch_than_the_share_is_the_share() -> None:
         (5, {}, "data.global_batch 48 does not divide over 5 ranks; use 50, or another number of processes."),
         (4, {"global_batch": 1}, "data.global_batch 1 does not divide over 4 ranks; use 4,"),
         (2, {"global_batch": 0}, "data.global_batch 0 does not divide over 2 ranks; use 2,"),
-        (2, {"micro_batch": 7}, "data.micro_batch 7 does not divide a rank's 24 rows .* use a divisor of 24."),
-        (2, {"micro_batch": -6}, "data.micro_batch -6 does not divide a rank's 24 rows"),
+        (2, {"micro_batch": -6}, "data.micro_batch is -6, but must not be negative"),
     ],
 )
 def test_a_batch_that_does_not_divide_is_refused(world_size: int, data: dict[str, int], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
-        cut_batches(Config(data=dataclasses.replace(DATA, **data)), launch_of("ddp", 0, world_size))
+        cut(Config(data=dataclasses.replace(DATA, **data)), world_size)
 
 
 def test_an_accelerate_config_that_contradicts_the_run_is_refused() -> None:
     config = Config(data=dataclasses.replace(DATA, micro_batch=4))
-    launch = launch_of("zero2", 0, 4)
     for agreeing in (3, 1, "auto"):
-        launch.engine["gradient_accumulation_steps"] = agreeing
-        assert cut_batches(config, launch).accumulation == 3
-    launch.engine["gradient_accumulation_steps"] = 4
+        assert cut(config, 4, {"gradient_accumulation_steps": agreeing}).accumulation == 3
     with pytest.raises(ValueError, match="gradient_accumulation_steps 4, but .* makes 3; .* data.micro_batch to 3."):
-        cut_batches(config, launch)
-    launch.engine.update(gradient_accumulation_steps=3, gradient_clipping=1.0)
-    assert cut_batches(config, launch).accumulation == 3
-    launch.engine["gradient_clipping"] = 0.5
+        cut(config, 4, {"gradient_accumulation_steps": 4})
+    with pytest.raises(ValueError, match="gradient_accumulation_steps 5, but .* of 4 makes 3; remove it.$"):
+        cut(config, 4, {"gradient_accumulation_steps": 5})  # no micro-batch makes 5 of 12 rows
+    assert cut(config, 4, {"gradient_accumulation_steps": 3, "gradient_clipping": 1.0}).accumulation == 3
     with pytest.raises(ValueError, match="gradient_clipping 0.5, but optimizer.clip is 1.0; .* --optimizer.clip 0.5"):
-        cut_batches(config, launch)
+        cut(config, 4, {"gradient_clipping": 0.5})
 
 
 def test_steps_stay_within_the_token_budget() -> None:
@@ -85,14 +107,11 @@ STAGED = Config(
 def test_stages_are_the_same_global_batches_for_every_world_size(world_size: int) -> None:
     sections = resolve(STAGED, 12)
     data = open_data(STAGED.data, 257, 1, sections)
-    cuts = {
-        section.name: [cut_batches(STAGED, launch_of("ddp", r, world_size), section) for r in range(world_size)]
-        for section in sections
-    }
-    assert [len(rows[0].micro_batches()) for rows in cuts.values()] == [1, 12 // world_size, 1]
-    for section in sections:
+    cuts = [cut_batches(STAGED, section, world_size) for section in sections]
+    assert [batches.accumulation for batches in cuts] == [1, 12 // world_size, 1]
+    for section, batches in zip(sections, cuts, strict=True):
         for step in (section.first, section.last - 1):
-            pieces = [cut for rank in cuts[section.name] for cut in rank.micro_batches()]
+            pieces = [piece for rank in range(world_size) for piece in batches.micro_batches(rank)]
             parts = [data.batch(step, first, last) for first, last in pieces]
             inputs, targets = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
             assert inputs.shape == (section.global_batch, section.sequence_length)
@@ -102,4 +121,4 @@ def test_stages_are_the_same_global_batches_for_every_world_size(world_size: int
 def test_a_stage_whose_batch_does_not_divide_is_named() -> None:
     section = resolve(STAGED, 12)[1]
     with pytest.raises(ValueError, match="schedule.stages.1.global_batch 24 does not divide over 5 ranks; use 25"):
-        cut_batches(STAGED, launch_of("ddp", 0, 5), section)
+        cut_batches(STAGED, section, 5)

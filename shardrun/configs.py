@@ -155,6 +155,7 @@ def _deepspeed(path: Path, config: dict[str, Any]) -> dict[str, Any]:
             )
     else:
         engine = {"zero_optimization": {"stage": config.get("zero_stage", 2)}}
+        engine |= {key: config[key] for key in ("gradient_accumulation_steps", "gradient_clipping") if key in config}
     stage = _section(path, engine, "zero_optimization").get("stage")
     if isinstance(stage, bool) or not isinstance(stage, int) or stage not in (1, 2, 3):
         raise ValueError(

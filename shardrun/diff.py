@@ -2,16 +2,20 @@
 
 import argparse
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from shardrun.configs import Resolved, resolve
 from shardrun.launch import find_config
-from shardrun.plan import COLUMNS, books_of, memory_of, wrapped
-from speedrun.config import PRESETS, Config
+from shardrun.plan import COLUMNS, Planned, fullest, planned, wrapped
+from speedrun.config import PRESETS
 from strategies.ledger.predict import Run
 from strategies.ledger.traffic import explain_volume, paper_volumes, predict_traffic
 
 MIB = 2**20
+
+WAITING = "gradients between micro-batches"
+"""A line of its own in the table below: of a step with several micro-batches."""
 
 WHY = {
     "parameters": {
@@ -35,6 +39,14 @@ WHY = {
         "ddp": "whole, float32, in the buckets",
         "fsdp": "float32 rows",
         "zero1": "what its slice needs, after the last",
+        "zero2": "what its slice needs, after each pass",
+        "zero3": "its cuts, in a buffer that stays",
+    },
+    WAITING: {
+        "single": "whole, float32",
+        "ddp": "twice: added up, and the buckets",
+        "fsdp": "whole, float32, till the last pass",
+        "zero1": "whole, till the last pass",
         "zero2": "what its slice needs, after each pass",
         "zero3": "its cuts, in a buffer that stays",
     },
@@ -64,34 +76,46 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("a", help="an accelerate config: a file, or a shipped name such as ddp or cpu/zero2")
     parser.add_argument("b", help="another")
     parser.add_argument("--preset", default="gpt2", choices=PRESETS, help="the model (default: gpt2)")
-    parser.add_argument("--micro-batch", type=int, default=8, help="rows of one forward pass (default: 8)")
-    parser.add_argument("--accumulation", type=int, default=1, help="micro-batches of a step (default: 1)")
+    parser.add_argument("--micro-batch", type=int, help="rows of one forward pass at most (default: the preset's)")
+    parser.add_argument(
+        "--accumulation",
+        type=int,
+        help="the preset's batch in so many micro-batches (default: what batch and micro-batch make). Both together "
+        "set the batch: micro-batch × accumulation × ranks",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    if arguments.micro_batch < 1 or arguments.accumulation < 1:
-        raise ValueError("--micro-batch and --accumulation are at least 1.")
     config = PRESETS[arguments.preset][1]
     sides = [resolve(find_config(path)) for path in (arguments.a, arguments.b)]
-    books = [
-        books_of(config, side.strategy, side.world_size, side.precision, arguments.accumulation, side.engine)
+    found = [
+        fullest(
+            planned(config, arguments, side.world_size, side.engine),
+            *(side.strategy, side.world_size, side.precision, side.engine),
+        )
         for side in sides
     ]
-    held = [memory_of(config, book, arguments.micro_batch) for book in books]
     if arguments.json:
-        rows = [_as_dict(*each) for each in zip(sides, books, held, strict=True)]
-        print(json.dumps({"schema": 1, "sides": rows}))
+        rows = [_as_dict(side, *each) for side, each in zip(sides, found, strict=True)]
+        print(json.dumps({"schema": 1, "preset": arguments.preset, "sides": rows}))
         return 0
-    _print(sides, books, held, config, arguments)
+    stages, books, held = zip(*found, strict=True)
+    _print(arguments.preset, sides, stages, books, held)
     return 0
 
 
 def _print(
-    sides: list[Resolved], books: list[Run], held: list[dict[str, int]], config: Config, arguments: argparse.Namespace
+    preset: str,
+    sides: Sequence[Resolved],
+    stages: Sequence[Planned],
+    books: Sequence[Run],
+    held: Sequence[dict[str, int]],
 ) -> None:
     a, b = (f"{side.strategy} ×{side.world_size} {side.precision}" for side in sides)
-    print(f"{arguments.preset}, {arguments.micro_batch} rows of {config.data.sequence_length} tokens: MiB per rank\n")
+    for stage in dict.fromkeys(map(str, stages)):
+        print(f"{preset}, {stage}")
+    print("MiB per rank at the peak\n")
     print(f"{'':<18}{a:>15}{b:>16}{'change':>10}  why (in {sides[1].strategy})")
     same = []
     for category in COLUMNS:
@@ -101,7 +125,7 @@ def _print(
             continue
         print(
             f"{category:<18}{before / MIB:>15,.1f}{after / MIB:>16,.1f}{(after - before) / MIB:>+10,.1f}  "
-            f"{WHY[category][sides[1].strategy]}"
+            f"{_why(category, sides[1].strategy, books[1].accumulation, after)}"
         )
     before, after = (sum(side.values()) for side in held)
     print(f"{'total':<18}{before / MIB:>15,.1f}{after / MIB:>16,.1f}{(after - before) / MIB:>+10,.1f}")
@@ -116,13 +140,20 @@ def _print(
             wrapped(f"{side.strategy} sends {volume:.2f}Ψ:", explain_volume(book))
 
 
-def _as_dict(side: Resolved, books: Run, held: dict[str, int]) -> dict[str, Any]:
+def _why(category: str, strategy: str, accumulation: int, held: int) -> str:
+    if not held and category in ("gradients", "buffers"):
+        return "none yet at the peak"
+    return WHY[WAITING if category == "gradients" and accumulation > 1 else category][strategy]
+
+
+def _as_dict(side: Resolved, planned: Planned, books: Run, held: dict[str, int]) -> dict[str, Any]:
     entries = predict_traffic(books)
     return {
         "config": str(side.path),
         "strategy": side.strategy,
         "world_size": side.world_size,
         "precision": side.precision,
+        **planned.as_dict(),
         "memory": held,
         "ring_bytes": sum(entry.ring_bytes for entry in entries),
         "volumes": paper_volumes(entries, books.parameters),

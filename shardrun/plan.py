@@ -13,11 +13,13 @@ from functools import cache
 from typing import Any
 
 from speedrun.activations import loss_backward, predict_activations
-from speedrun.config import PRESETS, Config, DataConfig, ModelConfig, OptimizerConfig
+from speedrun.config import PRESETS, Config, ModelConfig, OptimizerConfig
 from speedrun.shapes import parameter_groups, parameter_shapes
+from speedrun.stages import Batches, Section, cut_batches, cut_rows, number_of_steps, resolve
 from speedrun.wiring import check
 from strategies.ledger.hardware import GIB, LATENCY, MFU, Gpu, find_gpu
-from strategies.ledger.predict import Run, predict_buffers, predict_memory
+from strategies.ledger.passes import predict_peak
+from strategies.ledger.predict import Run
 from strategies.ledger.timing import communication
 from strategies.ledger.traffic import Entry, explain_volume, paper_volumes, predict_traffic
 
@@ -26,9 +28,34 @@ COLUMNS = ("parameters", "master parameters", "gradients", "optimizer states", "
 
 
 @dataclass(frozen=True)
+class Planned:
+    """A stage of a run, and how its batch is cut over the ranks."""
+
+    config: Config
+    """With the row length and the windows of the stage."""
+    section: Section
+    batches: Batches
+
+    def __str__(self) -> str:
+        name = f"{self.section.name}: " if self.section.name != "data" else ""
+        rows = "1 row" if self.batches.micro_batch == 1 else f"{self.batches.micro_batch} rows"
+        return f"{name}{rows} of {self.section.sequence_length} tokens × {self.batches.accumulation}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "stage": self.section.name,
+            "micro_batch": self.batches.micro_batch,
+            "accumulation": self.batches.accumulation,
+            "sequence_length": self.section.sequence_length,
+        }
+
+
+@dataclass(frozen=True)
 class Estimate:
     """One strategy on one number of ranks. Bytes are of the rank that holds most; times are in seconds."""
 
+    planned: Planned
     books: Run
     memory: dict[str, int]
     spare: int
@@ -57,15 +84,27 @@ class Estimate:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "preset", nargs="?", help=f"{', '.join(PRESETS)} (default: speedrun; modern where a shape is given)"
+        "preset",
+        nargs="?",
+        help=f"{', '.join(PRESETS)} (default: speedrun): the run that the trainer makes of it on so many ranks, in the "
+        "stage that needs most memory. With a shape (--params, --layers …) only its other settings (default: modern)",
     )
     parser.add_argument("--params", help="a GPT of about so many parameters instead: 350M, 7B, 1T")
     for name in ("layers", "width", "heads", "vocab", "seq"):
         parser.add_argument(f"--{name}", type=int, help=f"override the model's {name}")
     parser.add_argument("--world", type=int, default=8, help="ranks (default: 8)")
     parser.add_argument("--gpu", default="h100", help="h100, h200, a100, rtx4090 or a memory in GiB (default: h100)")
-    parser.add_argument("--micro-batch", type=int, help="rows of one forward pass (default: the preset's, else 8)")
-    parser.add_argument("--accumulation", type=int, default=1, help="micro-batches of a step (default: 1)")
+    parser.add_argument(
+        "--micro-batch",
+        type=int,
+        help="rows of one forward pass (default: 8); with a preset at most so many, in every stage (default: its own)",
+    )
+    parser.add_argument(
+        "--accumulation",
+        type=int,
+        help="micro-batches of a step (default: 1); with a preset its batch in so many, in every stage (default: what "
+        "batch and micro-batch make). Both together set the batch: micro-batch × accumulation × ranks",
+    )
     parser.add_argument("--optimizer", choices=("muon", "adamw"), help="override the preset's optimizer")
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="default: bf16")
     parser.add_argument("--checkpointing", choices=("none", "block", "selective"), help="default: the preset's")
@@ -89,34 +128,46 @@ def run(arguments: argparse.Namespace) -> int:
         return simulation.run(config, gpu, arguments)
     if arguments.sweep:
         return _sweep(config, gpu, arguments)
-    estimates = [
-        estimate(
-            config, books_of(config, name, arguments.world, arguments.precision, arguments.accumulation), gpu,
-            arguments.micro_batch,
-        )
-        for name in STRATEGIES
-    ]  # fmt: skip
+    stages = planned(config, arguments, arguments.world)
+    estimates = [estimate(stages, name, arguments.world, arguments.precision, gpu) for name in STRATEGIES]
     if arguments.json:
-        print(json.dumps({"schema": 1, "gpu": dataclasses.asdict(gpu), "estimates": [_row(e) for e in estimates]}))
+        settings = {
+            "preset": preset_of(arguments),
+            "optimizer": config.optimizer.name,
+            "precision": arguments.precision,
+            "checkpointing": config.model.checkpointing,
+        }
+        rows = [_row(e) for e in estimates]
+        print(json.dumps({"schema": 1, **settings, "gpu": dataclasses.asdict(gpu), "estimates": rows}))
         return 0
-    _headline(config, gpu, arguments)
+    _headline(config, gpu, arguments, estimates)
     _print_memory(estimates, gpu)
-    _print_traffic(estimates, config, arguments)
+    _print_traffic(estimates)
     print(textwrap.fill(advice(estimates), 98))
     return 0
 
 
+def shaped(arguments: argparse.Namespace) -> bool:
+    """Whether a shape is planned that is no preset's."""
+    return any((arguments.params, arguments.layers, arguments.width, arguments.heads, arguments.vocab))
+
+
+def preset_of(arguments: argparse.Namespace) -> str:
+    """The preset that is planned, or whose settings a shape takes."""
+    return arguments.preset or ("modern" if shaped(arguments) else "speedrun")
+
+
 def configure(arguments: argparse.Namespace) -> Config:
-    """The preset or shape asked for, whose defaults go into `arguments`. Raises ValueError where it cannot be."""
-    shaped = any((arguments.params, arguments.layers, arguments.width, arguments.heads, arguments.vocab))
-    preset = arguments.preset or ("modern" if shaped else "speedrun")
+    """The preset or shape asked for; a shape's rows go into `arguments`. Raises ValueError where it cannot be."""
+    preset = preset_of(arguments)
     if preset not in PRESETS:
         raise ValueError(f"there is no preset {preset!r}; there are {', '.join(PRESETS)}.")
     config = PRESETS[preset][1]
-    if arguments.micro_batch is None:
-        arguments.micro_batch = 8 if shaped else config.data.micro_batch or 8
-    if arguments.world < 1 or arguments.micro_batch < 1 or arguments.accumulation < 1:
-        raise ValueError("--world, --micro-batch and --accumulation are at least 1.")
+    if shaped(arguments):
+        arguments.micro_batch = 8 if arguments.micro_batch is None else arguments.micro_batch
+        arguments.accumulation = 1 if arguments.accumulation is None else arguments.accumulation
+    if arguments.world < 1:
+        raise ValueError("--world is at least 1.")
     if not 0 <= arguments.rank < arguments.world:
         raise ValueError(f"there is no rank {arguments.rank} of {arguments.world}; --rank counts from 0.")
     model = config.model
@@ -133,11 +184,15 @@ def configure(arguments: argparse.Namespace) -> Config:
         model = dataclasses.replace(model, heads=max(1, arguments.width // 128))
     if model.layers < 1 or model.width < 1 or model.heads < 1 or model.width % model.heads:
         raise ValueError(f"{model.heads} heads do not divide a width of {model.width}; pass --heads.")
+    stages = () if shaped(arguments) else config.schedule.stages
+    if arguments.seq:
+        stages = tuple(dataclasses.replace(stage, sequence_length=arguments.seq) for stage in stages)
     length = arguments.seq or config.data.sequence_length
+    lengths = (length, *(stage.sequence_length for stage in stages))
     model = dataclasses.replace(
         model,
         checkpointing=arguments.checkpointing or model.checkpointing,
-        max_sequence_length=max(length, 1024 if model.positions != "learned" else length),
+        max_sequence_length=max(*lengths, 1024 if model.positions != "learned" else length),
     )
     check(model)
     optimizer = config.optimizer
@@ -147,8 +202,55 @@ def configure(arguments: argparse.Namespace) -> Config:
         config,
         model=model,
         optimizer=optimizer,
-        data=DataConfig(sequence_length=length, global_batch=arguments.micro_batch * arguments.world),
+        schedule=dataclasses.replace(config.schedule, stages=stages),
+        data=dataclasses.replace(config.data, sequence_length=length),
     )
+
+
+def planned(
+    config: Config, arguments: argparse.Namespace, world_size: int, engine: dict[str, Any] | None = None
+) -> list[Planned]:
+    """Every stage of the run on so many ranks, with the rows that --micro-batch and --accumulation ask for.
+
+    engine: the settings of an accelerate config. Raises ValueError, in the trainer's own words, for a run that the
+    trainer refuses.
+    """
+    at_most, accumulation = arguments.micro_batch, arguments.accumulation
+    if any(count is not None and count < 1 for count in (at_most, accumulation)):
+        raise ValueError("--micro-batch and --accumulation are at least 1.")
+    stages, data = config.schedule.stages, config.data
+    if at_most:
+        stages = tuple(dataclasses.replace(stage, micro_batch=0) for stage in stages)
+        data = dataclasses.replace(data, micro_batch=at_most)
+    if at_most and accumulation:
+        stages = tuple(dataclasses.replace(stage, global_batch=0) for stage in stages)
+        data = dataclasses.replace(data, global_batch=at_most * accumulation * world_size)
+    config = dataclasses.replace(config, data=data, schedule=dataclasses.replace(config.schedule, stages=stages))
+    sections = resolve(config, number_of_steps(config))
+    if accumulation and not at_most:
+        sections = [_in_micro_batches(section, world_size, accumulation) for section in sections]
+    return [
+        Planned(at_stage(config, section), section, cut_batches(config, section, world_size, engine))
+        for section in sections
+    ]
+
+
+def _in_micro_batches(section: Section, world_size: int, accumulation: int) -> Section:
+    rows = cut_rows(section.global_batch, world_size, name=section.name).rows
+    if rows % accumulation:
+        raise ValueError(
+            f"--accumulation {accumulation} does not divide a rank's {rows} rows ({section.name}.global_batch "
+            f"{section.global_batch} over {world_size} ranks); use a divisor of {rows}, or set --micro-batch too."
+        )
+    return dataclasses.replace(section, micro_batch=rows // accumulation)
+
+
+def at_stage(config: Config, section: Section) -> Config:
+    """The run as it is in one of its stages: its row length, its windows."""
+    short, long = section.windows[-1]
+    model = dataclasses.replace(config.model, window_short=short, window_long=long)
+    data = dataclasses.replace(config.data, sequence_length=section.sequence_length)
+    return dataclasses.replace(config, model=model, data=data)
 
 
 def parse_count(text: str) -> int:
@@ -193,26 +295,40 @@ def books_of(
 
 
 def memory_of(config: Config, books: Run, micro_batch: int) -> dict[str, int]:
-    """Bytes by category at the peak, of the rank that holds most."""
-    ranks = predict_memory(books)
-    held = [rank["after backward"] for rank in ranks]
-    memory = dict(held[max(range(len(held)), key=lambda rank: sum(held[rank].values()))])
+    """Bytes by category at the peak of a step's passes, of the rank that holds most: with gradients that wait from one
+    micro-batch to the next, wherever they do.
+    """
     precision = books.precision
     if precision == "bf16" and books.strategy in ("single", "ddp"):
         precision = "autocast"
     future = len(config.schedule.future_weights)
-    memory["activations"] = _activations(config.model, micro_batch, config.data.sequence_length, precision, future)
-    memory["buffers"] = memory.pop("communication buffers") + sum(predict_buffers(books).values())
+    length = config.data.sequence_length
+    ranks = predict_peak(books, *_activations(config.model, micro_batch, length, precision, future))
+    memory = dict(max(ranks, key=lambda held: sum(held.values())))
+    memory["activations"] += memory.pop("other")
+    memory["buffers"] = memory.pop("communication buffers")
     return memory
 
 
-def estimate(config: Config, books: Run, gpu: Gpu, micro_batch: int) -> Estimate:
-    """Predict one strategy."""
-    memory = memory_of(config, books, micro_batch)
+def fullest(
+    stages: list[Planned], strategy: str, world_size: int, precision: str, engine: dict[str, Any] | None = None
+) -> tuple[Planned, Run, dict[str, int]]:
+    """The stage that needs most memory, what predictions need to know of it, and its bytes by category."""
+    rows = []
+    for stage in stages:
+        books = books_of(stage.config, strategy, world_size, precision, stage.batches.accumulation, engine)
+        rows.append((stage, books, memory_of(stage.config, books, stage.batches.micro_batch)))
+    return max(rows, key=lambda row: sum(row[2].values()))
+
+
+def estimate(stages: list[Planned], strategy: str, world_size: int, precision: str, gpu: Gpu) -> Estimate:
+    """Predict one strategy, in the stage of the run that needs most memory."""
+    planned, books, memory = fullest(stages, strategy, world_size, precision)
     entries = predict_traffic(books, rank=0)
-    compute = books.accumulation * flops(config, micro_batch) / (gpu.flops * MFU)
+    compute = flops(planned.config, planned.batches.rows) / (gpu.flops * MFU)
     total, exposed = communication(entries, books.strategy, compute, books.accumulation, gpu.link)
     return Estimate(
+        planned=planned,
         books=books,
         memory=memory,
         spare=gpu.memory - sum(memory.values()),
@@ -225,15 +341,18 @@ def estimate(config: Config, books: Run, gpu: Gpu, micro_batch: int) -> Estimate
 
 
 @cache
-def _activations(model: ModelConfig, rows: int, length: int, precision: Any, future: int) -> int:
-    """Bytes at the peak, temporaries among them, in a run of the trainer; the same for every number of ranks.
+def _activations(model: ModelConfig, rows: int, length: int, precision: Any, future: int) -> tuple[int, int, int]:
+    """Bytes kept between forward and backward pass; those of the loss among them; and what is there beside what is kept
+    where both passes hold most: at the end of the forward pass, or in the backward pass of the loss. As
+    `strategies.ledger.passes.predict_peak` takes them.
 
-    The peak is in the forward pass or in the backward pass of the loss. The trainer's documents need a mask in numbers
-    where attention is torch's own; FlexAttention and FlashAttention, which "auto" takes on a GPU, do without.
+    The trainer's documents need a mask in numbers where attention is torch's own; FlexAttention and FlashAttention,
+    which "auto" takes on a GPU, do without.
     """
     documents = model.attention == "sdpa"
     predicted = predict_activations(model, rows, length, precision, documents=documents, future=future)
-    return max(predicted.peak, predicted.total + loss_backward(model, rows, length))
+    passing = max(predicted.peak - predicted.total, loss_backward(model, rows, length))
+    return predicted.total, predicted.by_part()["logits and loss"], passing
 
 
 def flops(config: Config, rows: int) -> float:
@@ -256,7 +375,7 @@ def advice(estimates: list[Estimate]) -> str:
         least = min(estimates, key=lambda e: e.total)
         return (
             f"Nothing fits: {least.strategy} comes closest and lacks {-least.spare / GIB:.1f} GiB.\n"
-            "Try more ranks, a smaller --micro-batch with --accumulation, or --checkpointing block."
+            "Try more ranks, a smaller --micro-batch, or --checkpointing block."
         )
     best = min(fitting, key=lambda e: (round(e.step_s, 4), e.total))
     roomy = min(fitting, key=lambda e: e.total)
@@ -267,24 +386,39 @@ def advice(estimates: list[Estimate]) -> str:
 
 
 def _row(e: Estimate) -> dict[str, Any]:
-    row = {
-        field.name: getattr(e, field.name) for field in dataclasses.fields(e) if field.name not in ("books", "traffic")
-    }
+    apart = ("planned", "books", "traffic")
+    row = {field.name: getattr(e, field.name) for field in dataclasses.fields(e) if field.name not in apart}
     traffic = [dataclasses.asdict(entry) for entry in e.traffic]
     names = {"strategy": e.strategy, "world_size": e.books.world_size, "parameters": e.books.parameters}
-    return {**names, **row, "total": e.total, "fits": e.fits, "step_s": e.step_s, "traffic": traffic}
+    return {
+        **names,
+        **e.planned.as_dict(),
+        **row,
+        "total": e.total,
+        "fits": e.fits,
+        "step_s": e.step_s,
+        "traffic": traffic,
+    }
 
 
-def _headline(config: Config, gpu: Gpu, arguments: argparse.Namespace) -> None:
+def _headline(config: Config, gpu: Gpu, arguments: argparse.Namespace, estimates: list[Estimate]) -> None:
+    """estimates: none for a sweep."""
     model = config.model
     psi = books_of(config, "single", 1, arguments.precision).parameters
-    ranks = "1 … 1024" if arguments.sweep else str(arguments.world)
+    ranks = str(arguments.world) if estimates else "1 … 1024"
     print(
         f"{psi / 1e6:,.1f}M parameters ({model.layers} layers, width {model.width}, {model.heads} heads, "
         f"{config.optimizer.name}) in {arguments.precision}\n"
-        f"{ranks} × {gpu.name}, {gpu.memory / GIB:.1f} GiB each, {arguments.micro_batch} rows of "
-        f"{config.data.sequence_length} tokens × {arguments.accumulation}, checkpointing {model.checkpointing}\n"
+        f"{ranks} × {gpu.name}, {gpu.memory / GIB:.1f} GiB each, checkpointing {model.checkpointing}"
     )
+    by_stage: dict[str, list[str]] = {}
+    for e in estimates:
+        by_stage.setdefault(str(e.planned), []).append(e.strategy)
+    for stage, names in by_stage.items():
+        under = f", under {', '.join(names)}" if len(by_stage) > 1 else ""
+        most = f" (of {len(config.schedule.stages)} stages the one that needs most memory{under})"
+        print(stage + (most if config.schedule.stages else ""))
+    print()
 
 
 def table(title: str, headings: list[str], rows: list[list[str]]) -> None:
@@ -319,13 +453,15 @@ def _print_memory(estimates: list[Estimate], gpu: Gpu) -> None:
         spare = f"{e.spare / GIB:+,.1f}" if e.fits else f"{e.spare / GIB:,.1f} no"
         rows.append([e.strategy, *(_gib(e.memory.get(c, 0)) for c in COLUMNS), _gib(e.total), bar, spare])
     table("What the fullest GPU holds at its peak (predicted)", headings, rows)
+    wrapped("", "Gradients at the peak: with accumulation those of the micro-batches before wait there.")
+    print()
 
 
-def _print_traffic(estimates: list[Estimate], config: Config, arguments: argparse.Namespace) -> None:
+def _print_traffic(estimates: list[Estimate]) -> None:
     headings = ["per step", "payload", "on the wire", "in Ψ", "compute", "comm.", "exposed", "step", "tokens/s"]
     rows = []
     for e in estimates:
-        tokens = e.books.world_size * arguments.micro_batch * arguments.accumulation * config.data.sequence_length
+        tokens = e.planned.section.tokens_per_step
         payload = sum(entry.payload_bytes for entry in e.traffic)
         wire = sum(entry.ring_bytes for entry in e.traffic)
         times = [f"{seconds * 1e3:,.1f} ms" for seconds in (e.compute_s, e.communication_s, e.exposed_s, e.step_s)]
@@ -343,25 +479,27 @@ def _print_traffic(estimates: list[Estimate], config: Config, arguments: argpars
 
 
 def _sweep(config: Config, gpu: Gpu, arguments: argparse.Namespace) -> int:
-    worlds = [2**i for i in range(11)]
-    totals = {
-        world: {
-            name: sum(
-                memory_of(config, books_of(config, name, world, arguments.precision), arguments.micro_batch).values()
-            )
-            for name in STRATEGIES
-        }
-        for world in worlds
-    }
+    totals: dict[int, dict[str, int]] = {}
+    refused = ""
+    for world in (2**i for i in range(11)):
+        try:
+            stages = planned(config, arguments, world)
+        except ValueError as error:
+            refused = str(error)
+            break
+        estimates = [estimate(stages, name, world, arguments.precision, gpu) for name in STRATEGIES]
+        totals[world] = {e.strategy: e.total for e in estimates}
     if arguments.json:
-        print(json.dumps({"schema": 1, "gpu": dataclasses.asdict(gpu), "totals": totals}))
+        print(json.dumps({"schema": 1, "gpu": dataclasses.asdict(gpu), "totals": totals, "refused": refused or None}))
         return 0
-    _headline(config, gpu, arguments)
+    _headline(config, gpu, arguments, [])
     rows = [
-        [str(world), *(f"{_gib(totals[world][s])}{' ' if totals[world][s] <= gpu.memory else '!'}" for s in STRATEGIES)]
-        for world in worlds
+        [str(world), *(f"{_gib(held[s])}{' ' if held[s] <= gpu.memory else '!'}" for s in STRATEGIES)]
+        for world, held in totals.items()
     ]
     table("GiB of the fullest GPU by number of ranks (! does not fit)", ["ranks", *STRATEGIES], rows)
+    if refused:
+        wrapped("No more ranks:", refused)
     return 0
 
 

@@ -10,12 +10,14 @@ import json
 import time
 from typing import TYPE_CHECKING, Any
 
-from shardrun.plan import STRATEGIES, books_of, table, wrapped
+from shardrun.plan import STRATEGIES, Planned, books_of, fullest, planned, table, wrapped
 from speedrun.config import Config
+from speedrun.stages import Batches
 from strategies.ledger.hardware import Gpu
 from strategies.ledger.predict import MODEL_STATES, predict_memory
 
 if TYPE_CHECKING:
+    from strategies.base import Precision
     from strategies.ledger.replay import Replay
 
 MIB = 2**20
@@ -42,6 +44,7 @@ NOT_SIMULATED = (
 class Simulated:
     """A strategy's rank; `replay` is None where `refused` says why it could not be."""
 
+    planned: Planned
     strategy: str
     replay: "Replay | None"
     refused: str
@@ -54,7 +57,11 @@ def run(config: Config, gpu: Gpu, arguments: argparse.Namespace) -> int:
     for name in names:
         if name not in STRATEGIES:
             raise ValueError(f"there is no strategy {name!r} to simulate; there are {', '.join(STRATEGIES)}.")
-    simulated = [simulate_one(config, name, arguments) for name in names]
+    stages = planned(config, arguments, arguments.world)
+    simulated = []
+    for name in names:
+        stage, _, _ = fullest(stages, name, arguments.world, arguments.precision)
+        simulated.append(simulate_one(stage, name, arguments.rank, arguments.world, arguments.precision))
     if arguments.json:
         content = {"schema": 1, "rank": arguments.rank, "world_size": arguments.world, "not_simulated": NOT_SIMULATED}
         print(json.dumps({**content, "strategies": [_row(s) for s in simulated]}))
@@ -63,31 +70,32 @@ def run(config: Config, gpu: Gpu, arguments: argparse.Namespace) -> int:
     return 0
 
 
-def simulate_one(config: Config, name: str, arguments: argparse.Namespace) -> Simulated:
+def simulate_one(planned: Planned, name: str, rank: int, world_size: int, precision: "Precision") -> Simulated:
     """One strategy, as the trainer runs it: two steps of this model, optimizer and micro-batch."""
     from speedrun.model import GPT
     from speedrun.optim.policy import parameter_groups
     from strategies.ledger.simulate import simulate
 
-    books = books_of(config, name, arguments.world, arguments.precision, arguments.accumulation)
+    config, batches = planned.config, planned.batches
+    books = books_of(config, name, world_size, precision, batches.accumulation)
     started = time.perf_counter()
     replay, refused = None, ""
     try:
         replay = simulate(
             name,
-            arguments.rank,
-            arguments.world,
+            rank,
+            world_size,
             lambda: GPT(config.model, document_start=0),
             parameter_groups(books.shapes, config.optimizer),
-            (arguments.micro_batch, config.data.sequence_length),
+            (batches.micro_batch, config.data.sequence_length),
             clip=config.optimizer.clip,
-            accumulation=arguments.accumulation,
-            precision=arguments.precision,
+            accumulation=batches.accumulation,
+            precision=precision,
             engine=books.engine,
         )
     except ValueError as error:  # DeepSpeed is not installed here, or does not do this
         refused = str(error)
-    return Simulated(name, replay, refused, time.perf_counter() - started)
+    return Simulated(planned, name, replay, refused, time.perf_counter() - started)
 
 
 def model_states(config: Config, name: str, arguments: argparse.Namespace) -> int | None:
@@ -96,16 +104,16 @@ def model_states(config: Config, name: str, arguments: argparse.Namespace) -> in
     """
     ranks = predict_memory(books_of(config, name, arguments.world, "bf16", 1))
     held = [sum(rank["after backward"][category] for category in MODEL_STATES) for rank in ranks]
-    fullest = held.index(max(held))
-    arguments = argparse.Namespace(**{**vars(arguments), "precision": "bf16", "accumulation": 1, "rank": fullest})
-    replay = simulate_one(config, name, arguments).replay
+    first = planned(config, arguments, arguments.world)[0]
+    one = dataclasses.replace(first, batches=Batches(first.batches.micro_batch, first.batches.micro_batch))
+    replay = simulate_one(one, name, held.index(max(held)), arguments.world, "bf16").replay
     if replay is None:
         return None
     return sum(replay.moments["after backward"].get(category, 0) for category in MODEL_STATES)
 
 
 def _row(simulated: Simulated) -> dict[str, Any]:
-    row: dict[str, Any] = {"strategy": simulated.strategy, "seconds": simulated.seconds}
+    row: dict[str, Any] = {"strategy": simulated.strategy, **simulated.planned.as_dict(), "seconds": simulated.seconds}
     if simulated.replay is None:
         return {**row, "refused": simulated.refused}
     replay = simulated.replay
@@ -131,7 +139,8 @@ def _print(simulated: list[Simulated], gpu: Gpu, arguments: argparse.Namespace) 
         if s.replay is None:
             wrapped(f"{s.strategy}:", s.refused)
             continue
-        print(f"{s.strategy}, at its peak: who allocated what was alive, in MiB (simulated in {s.seconds:.1f} s)")
+        print(f"{s.strategy}, {s.planned}")
+        print(f"At its peak: who allocated what was alive, in MiB (simulated in {s.seconds:.1f} s)")
         for what, size in s.replay.largest[: arguments.largest]:
             print(f"  {_mib(size):>10}  {what[:86]}")
         sent = (f"{name} ×{calls} {_mib(size)} MiB" for name, (calls, size) in s.replay.collectives.items())

@@ -36,7 +36,7 @@ SEVEN = Config(
 )
 """What `shardrun plan --params 7B` plans for."""
 CHOICES = {
-    "124M": ["gpt2", "--micro-batch", "8"],
+    "124M": ["gpt2"],
     "7B": ["--params", "7B"],
     "32B": ["--params", "32B"],
     "32B again": ["--params", "32B", "--micro-batch", "1", "--checkpointing", "block"],

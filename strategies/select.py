@@ -100,8 +100,9 @@ def start(launch: Launch, timeout: float = COLLECTIVE_TIMEOUT) -> Strategy:
     if launch.strategy == "single":
         state = PartialState(cpu=launch.cpu)
     else:
-        if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" and not torch.distributed.is_initialized():
-            _start_again("gloo" if launch.cpu else "nccl", launch, timeout)
+        restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+        if (restarted or not launch.cpu) and not torch.distributed.is_initialized():
+            _start_group("gloo" if launch.cpu else "nccl", launch, timeout)  # accelerate takes it as it finds it
         state = PartialState(cpu=launch.cpu, timeout=timedelta(seconds=timeout))
     backend = "gloo" if launch.cpu else "nccl"
     if launch.world_size != state.num_processes or launch.rank != state.process_index:
@@ -125,15 +126,20 @@ def bound_collectives(timeout: float) -> None:
             groups._set_pg_timeout(timedelta(seconds=timeout), group)
 
 
-def _start_again(backend: str, launch: Launch, timeout: float) -> None:
-    """The process group of a restart by torchrun, whose store still holds the addresses of the ranks that ended: under
-    names of its own, or the new ranks would call the old ones."""
+def _start_group(backend: str, launch: Launch, timeout: float) -> None:
+    """The process group, where accelerate's would not do.
+
+    On GPUs it is told this rank's device, which neither accelerate nor DeepSpeed passes on: a barrier has no tensor to
+    tell it by. After a restart by torchrun, whose store still holds the addresses of the ranks that ended, it stands
+    under names of its own, or the new ranks would call the old ones.
+    """
     store, rank, world_size = next(torch.distributed.rendezvous("env://", launch.rank, launch.world_size))
-    store = torch.distributed.PrefixStore(f"attempt_{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
-    if not launch.cpu:
-        torch.cuda.set_device(launch.local_rank)
+    store = torch.distributed.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    device = None if launch.cpu else torch.device("cuda", launch.local_rank)
+    if device:
+        torch.cuda.set_device(device)
     torch.distributed.init_process_group(
-        backend, store=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=timeout)
+        backend, store=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=timeout), device_id=device
     )
 
 

@@ -20,7 +20,8 @@ def main() -> None:
     elif not os.environ.get("GLOO_SOCKET_IFNAME"):  # as strategies.select does it
         os.environ["GLOO_SOCKET_IFNAME"] = "lo0" if sys.platform == "darwin" else "lo"
     store = dist.TCPStore("127.0.0.1", port, world_size, is_master=rank == 0)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
+    bound = torch.device("cuda", rank) if backend == "nccl" else None
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, device_id=bound)
     print("summing", flush=True)
     device = "cuda" if backend == "nccl" else "cpu"
     dist.all_reduce(torch.zeros(1, device=device))  # connects

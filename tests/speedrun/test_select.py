@@ -195,3 +195,25 @@ def test_every_way_of_calling_accelerate_launch_is_recognised(
 def test_other_parents_are_no_accelerate_launch(monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:
     pretend_parent(monkeypatch, words)
     assert select._launch_command() is None
+
+
+@pytest.mark.parametrize("strategy", ("ddp", "fsdp", "zero2"))
+def test_a_process_group_on_gpus_is_told_its_device(monkeypatch: pytest.MonkeyPatch, strategy: str) -> None:
+    """torch warns at every barrier of a group that does not know it. Everything that would touch a GPU stands in."""
+    started: list[dict[str, Any]] = []
+    devices: list[torch.device] = []
+    state = Namespace(num_processes=2, process_index=1, device=torch.device("cuda", 1))
+    store = torch.distributed.HashStore()
+    for variable in ("TORCHELASTIC_RESTART_COUNT", "ACCELERATE_USE_CPU"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr("accelerate.PartialState", lambda **_: state)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: bool(started))
+    monkeypatch.setattr(torch.distributed, "rendezvous", lambda url, rank, world: iter([(store, rank, world)]))
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *a, **options: started.append(options))
+    monkeypatch.setattr(torch.distributed, "get_backend", lambda: "nccl")
+    monkeypatch.setattr(torch.cuda, "set_device", devices.append)
+    monkeypatch.setattr(select, "make", lambda *_: None)
+    select.start(select.Launch(strategy, 1, 1, 2, 2, "bf16", cpu=False), timeout=7.0)
+    (options,) = started
+    assert options["device_id"] == torch.device("cuda", 1) and devices == [torch.device("cuda", 1)]
+    assert (options["rank"], options["world_size"], options["timeout"].seconds) == (1, 2, 7)

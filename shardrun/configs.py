@@ -181,6 +181,7 @@ EFFECTS = {
     "deepspeed_config_file": "DeepSpeed's own settings, taken whole",
     "gradient_accumulation_steps": "must agree with what data.global_batch and data.micro_batch make",
     "gradient_clipping": "must agree with optimizer.clip",
+    "mpirun_config": "quiet: true is accelerate launch --quiet: no traceback of its own after a run's last word",
     "deepspeed_multinode_launcher": "how processes start on the other machines",
     "zero3_init_flag": "not used: the model is built whole on every rank and then partitioned",
 }

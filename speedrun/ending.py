@@ -1,7 +1,9 @@
 """How a rank's process ends, so that a person sees one sentence and nobody waits for a rank that has gone.
 
 torchrun (which is inside accelerate launch) ends all ranks as soon as one ends with an error, and closes with a summary
-of what each left in a file. So a sentence goes to both places: printed by whichever rank has it first, and the file.
+of what each left in a file. So a sentence goes to both places: printed by whichever rank has it first, and the file,
+for the last line of that summary. A single process has no torchrun: there accelerate launch itself prints a traceback
+after whatever ended with a status that is not 0, unless it is told --quiet, as the shipped single*.yaml tell it.
 """
 
 import hashlib

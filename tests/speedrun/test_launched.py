@@ -103,8 +103,27 @@ def test_a_mistake_is_one_sentence_also_in_the_summary_of_torchrun(tmp_path: Pat
     sentence = "shardrun: error: data.global_batch 13 does not divide over 2 ranks; use 12, or another number"
     lines = (output + errors).splitlines()
     assert sum(line.startswith(sentence) for line in lines) == 1
-    assert any(line.strip().startswith("traceback : " + sentence) for line in lines)
+    # It is the last thing that the summary says, before its closing rule.
+    assert lines[-2].strip().startswith("traceback : " + sentence) and set(lines[-1]) == {"="}
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("config", ("single", "single_bf16"))
+def test_a_mistake_on_one_process_is_the_last_thing_on_the_screen(tmp_path: Path, config: str) -> None:
+    """Nothing of accelerate's own launcher after it, which has a traceback for every status that is not 0."""
+    with launch(config, tmp_path, "tiny", "--data.global-batch", "0") as process:
+        output, errors = finish(process, 60)
+    sentence = "data.global_batch 0 does not divide over 1 ranks; use 1, or another number of processes."
+    assert process.returncode != 0 and output == ""
+    assert errors.splitlines()[-1] == f"shardrun: error: {sentence}" and errors.count(sentence) == 1
+    assert "Traceback" not in errors
+
+
+def test_a_mistyped_option_on_one_process_ends_with_what_is_wrong_with_it(tmp_path: Path) -> None:
+    with launch("single", tmp_path, "tiny", "--stepps", "3") as process:
+        output, errors = finish(process, 60)
+    assert process.returncode != 0
+    assert "--stepps" in output + errors and "Traceback" not in output + errors
 
 
 def test_a_bad_token_that_one_rank_meets_ends_all(tmp_path: Path) -> None:

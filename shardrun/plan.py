@@ -304,7 +304,8 @@ def memory_of(config: Config, books: Run, micro_batch: int) -> dict[str, int]:
     future = len(config.schedule.future_weights)
     length = config.data.sequence_length
     ranks = predict_peak(books, *_activations(config.model, micro_batch, length, precision, future))
-    memory = dict(max(ranks, key=lambda held: sum(held.values())))
+    most = max(ranks, key=lambda held: sum(held.values()))
+    memory = dict(most)
     memory["activations"] += memory.pop("other")
     memory["buffers"] = memory.pop("communication buffers")
     return memory

@@ -97,6 +97,14 @@ def cut_batches(config: Config, section: Section, world_size: int, engine: Mappi
     return batches
 
 
+def validation_rows(config: Config, sections: Sequence[Section], world_size: int) -> int:
+    """Rows of a validation's forward pass on one rank: no more tokens than a training pass of the run has at most, so
+    that what there is room to train there is room to validate.
+    """
+    tokens = [cut_batches(config, s, world_size).micro_batch * s.sequence_length for s in sections]
+    return max(1, max(tokens) // (config.data.eval_sequence_length or config.data.sequence_length))
+
+
 def resolve(config: Config, steps: int) -> list[Section]:
     """The run's stages, in order; one that holds for all of it where the table is empty.
 

@@ -10,7 +10,7 @@ from shardrun.configs import resolve as resolve_config
 from shardrun.launch import shipped_config
 from speedrun.config import PRESETS, Config, DataConfig, ScheduleConfig, Stage
 from speedrun.data import batch_hash, open_data
-from speedrun.stages import Batches, cut_batches, cut_rows, number_of_steps, resolve
+from speedrun.stages import Batches, cut_batches, cut_rows, number_of_steps, resolve, validation_rows
 from tests.speedrun.runs import STRATEGIES
 
 DATA = DataConfig(sequence_length=32, global_batch=48, eval_tokens=320)
@@ -71,6 +71,20 @@ def test_every_preset_can_be_cut_for_1_2_4_and_8_ranks_under_every_shipped_confi
 def test_a_batch_that_does_not_divide_is_refused(world_size: int, data: dict[str, int], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         cut(Config(data=dataclasses.replace(DATA, **data)), world_size)
+
+
+@pytest.mark.parametrize(("world_size", "rows"), [(1, 16), (2, 16), (4, 16), (8, 16)])
+def test_a_validation_takes_no_more_tokens_than_a_training_pass(world_size: int, rows: int) -> None:
+    """speedrun: 32 rows of 1024 tokens in training at most, and validation rows of 2048."""
+    config = PRESETS["speedrun"][1]
+    assert validation_rows(config, resolve(config, config.steps), world_size) == rows
+
+
+def test_a_validation_takes_a_row_at_least() -> None:
+    config = Config(data=dataclasses.replace(DATA, micro_batch=1, eval_sequence_length=64))
+    assert validation_rows(config, resolve(config, 1), 2) == 1
+    config = Config(data=DATA)
+    assert validation_rows(config, resolve(config, 1), 2) == 24
 
 
 def test_an_accelerate_config_that_contradicts_the_run_is_refused() -> None:

@@ -78,7 +78,8 @@ def _run(folder: Path, source: list[str], steps: int) -> tuple[float, float]:
     log = folder / "log.txt"
     if launch(shipped_config("cpu/ddp"), "speedrun.train", ["tiny", *options], ["--num_processes", "2"], log):
         raise SystemExit(what_went_wrong(log))
-    metrics = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()][1 + steps // 5 :]
+    lines = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()][1 + steps // 5 :]
+    metrics = [line for line in lines if not line.get("counted")]
     return (
         statistics.median(line["data_time_ms"] for line in metrics),
         statistics.median(line["compute_time_ms"] for line in metrics),

@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 from shardrun.launch import launch, shipped_config, what_went_wrong
+from speedrun.logbook import step_times
 
 ROWS, TOKENS = 16, 128
 TRAINER = ["--data.global-batch", str(ROWS), "--data.sequence-length", str(TOKENS), "--data.eval-tokens", "1024"]
@@ -59,10 +60,10 @@ def _pair(optimizer: str, steps: int) -> tuple[float, float]:
         options += ["--out", folder, "--name", "run", "--optimizer.orthogonalization-dtype", "float32"]
         _run("speedrun.train", ["tiny", *options], Path(folder))
         metrics = [json.loads(line) for line in (Path(folder) / "run/metrics.jsonl").read_text().splitlines()][1:]
-        ours = [line["data_time_ms"] + line["compute_time_ms"] for line in metrics]
+        ours = step_times(metrics)
         _run("benchmarks.overhead_loop", [optimizer, str(steps), folder], Path(folder))
         theirs = json.loads((Path(folder) / "loop.json").read_text())
-    return statistics.median(ours[steps // 5 :]), statistics.median(theirs[steps // 5 :])
+    return statistics.median(ours[len(ours) // 5 :]), statistics.median(theirs[steps // 5 :])
 
 
 def _run(module: str, arguments: list[str], folder: Path) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from shardrun.launch import launch, shipped_config, shown, what_went_wrong
+from speedrun.logbook import step_times
 
 STRATEGIES = ("ddp", "fsdp", "zero1", "zero2", "zero3")
 AGREEMENT = 1e-3
@@ -127,7 +128,7 @@ def read(strategy: str, folder: Path) -> Run:
         folder=folder,
         losses=[line["train_loss"] for line in steps],
         val_loss=lines[-1]["val_loss"],
-        step_ms=statistics.median(line["data_time_ms"] + line["compute_time_ms"] for line in steps),
+        step_ms=statistics.median(step_times(lines)),
         memory=_before_step(fullest),
         activations=fullest["memory"].get("after forward", {}).get("activations", {}),
         peak=_added(fullest["memory"].get("peak", {})),

@@ -60,6 +60,11 @@ class Resumed:
         """Seconds trained before."""
         return self.index.run["metrics"]["train_time_ms"] / 1e3 if self.index else 0.0
 
+    @property
+    def timed_steps(self) -> int:
+        """Steps that these took. An older checkpoint has no such figure: in it every step was timed."""
+        return self.index.run["metrics"].get("timed_steps", self.step) if self.index else 0
+
     def restore(self, strategy: Strategy, say: Callable[[str], None]) -> None:
         """Make the strategy what it was. Raises ValueError for a damaged checkpoint. Collective."""
         if self.folder is None or self.index is None:

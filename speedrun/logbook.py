@@ -8,6 +8,7 @@ Both are made from what the run has left in its folder anyway, once it has ended
 
 import json
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,16 @@ def write_record(folder: Path, target: float) -> None:
     ]
     (folder / "record.txt").write_text(f"\n{RULE}\n".join(parts) + "\n", encoding="utf-8")
     _draw(folder / "curves.png", metrics, target)
+
+
+def step_times(lines: Iterable[dict[str, Any]]) -> list[float]:
+    """Milliseconds of the timed steps, waiting for data included; of all where none was (a run of one or two steps).
+
+    lines: of metrics.jsonl. A step whose books were kept is not timed.
+    """
+    steps = [line for line in lines if line.get("compute_time_ms") is not None]
+    timed = [line for line in steps if not line.get("counted")]
+    return [line["data_time_ms"] + line["compute_time_ms"] for line in timed or steps]
 
 
 def gpus() -> str:

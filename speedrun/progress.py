@@ -16,6 +16,8 @@ def describe(metrics: dict[str, Any], steps: int) -> str:
     parts.append(f"train_time:{metrics['train_time_ms']:.0f}ms")
     if metrics.get("step_avg_ms") is not None:
         parts.append(f"step_avg:{metrics['step_avg_ms']:.2f}ms")
+    if metrics.get("counted"):
+        parts.append("(counted for the books, not timed)")
     return " ".join(parts)
 
 

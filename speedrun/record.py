@@ -102,7 +102,8 @@ class Record:
             self._unwritten = True
         else:
             self._unwritten = False
-        self.last |= {key: value for key, value in metrics.items() if value is not None}
+        of_one_step = ("counted", "skipped")
+        self.last |= {key: value for key, value in metrics.items() if value is not None and key not in of_one_step}
         if self._wandb:
             shown = {key: value for key, value in metrics.items() if value is not None and key != "step"}
             try:

@@ -34,7 +34,16 @@ from speedrun.optim.policy import parameter_groups
 from speedrun.optim.schedule import adamw_updates, forward_options, learning_rate_multiplier, muon_momentum
 from speedrun.progress import Progress
 from speedrun.record import Record
-from speedrun.stages import Batches, Section, cut_batches, number_of_steps, resolve, section_at, tokens_before
+from speedrun.stages import (
+    Batches,
+    Section,
+    cut_batches,
+    number_of_steps,
+    resolve,
+    section_at,
+    tokens_before,
+    validation_rows,
+)
 from strategies import select
 from strategies.base import Strategy
 from strategies.select import Launch
@@ -159,7 +168,7 @@ def _loop(
     checkpoints: Checkpoints,
     resumed: Resumed | None,
 ) -> None:
-    rows = batches[0].micro_batch
+    rows = validation_rows(config, sections, launch.world_size)
     steps = sections[-1].last
     device = strategy.optimizer.place.device
 
@@ -201,13 +210,13 @@ def _loop(
         first_batch = micro_batches(section.first)
         _warm_up(strategy, untimed, lambda batch=first_batch: forward_and_backward(batch, 0))  # type: ignore[misc]
     enter(section_at(sections, min(start, steps - 1)))
-    train_time = 0.0
+    train_time, timed_steps = 0.0, 0
     if resumed and start:
         resumed.restore(strategy, progress.say)
-        train_time = resumed.train_time
+        train_time, timed_steps = resumed.train_time, resumed.timed_steps
     else:
         validation = _validate(strategy, config, data, rows)
-        _log(record, progress, {"step": 0, "tokens": 0, "train_time_ms": 0.0, **validation})
+        _log(record, progress, {"step": 0, "tokens": 0, "train_time_ms": 0.0, "timed_steps": 0, **validation})
     with prefetch((micro_batches(step) for step in range(start, steps)), depth=2) as upcoming:
         for step in range(start, steps):
             started = time.perf_counter()
@@ -231,14 +240,17 @@ def _loop(
             asked = NOT_SAVED if checkpoints.give_up() else interruption.asked
             loss, interrupted = mean_over_ranks(total, float(asked))
             ended = time.perf_counter()
-            train_time += ended - started
-            if counted:
+            if not counted:  # whose every operator is watched: no measure of training
+                train_time += ended - started
+                timed_steps += 1
+            else:
                 books.note("after step")
                 ranks = books.gather()
                 if record:
                     record.ledger(step + 1, ranks)
 
             done = step + 1
+            # A step that is repeated to name a tensor is not timed either, nor are validation and checkpoints.
             repeat = partial(first_nonfinite, strategy, partial(forward_and_backward, batch, step))
             counts = faults.after_step(done, loss, norm, repeat)
             last = done == steps
@@ -254,10 +266,12 @@ def _loop(
                 "grad_norm": norm if counts else None,
                 **({} if counts else {"skipped": True}),
                 "train_time_ms": train_time * 1e3,
-                "step_avg_ms": train_time * 1e3 / done,
+                "timed_steps": timed_steps,
+                "step_avg_ms": train_time * 1e3 / timed_steps if timed_steps else None,
                 "data_time_ms": (fetched - started) * 1e3,
                 "compute_time_ms": (ended - fetched) * 1e3,
-                "tokens_per_second": section.tokens_per_step / (ended - started),
+                "tokens_per_second": None if counted else section.tokens_per_step / (ended - started),
+                **({"counted": True} if counted else {}),
             }
             _log(record, progress, metrics)
             target = config.target_val_loss

@@ -22,6 +22,7 @@ from shardrun.plan import flops
 from speedrun.config import PRESETS, Config, DataConfig, ModelConfig
 from speedrun.ending import guarded
 from speedrun.evaluate import evaluate
+from speedrun.logbook import step_times
 from speedrun.train import train
 from strategies import select
 from strategies.base import Settings
@@ -72,13 +73,13 @@ def read(folder: Path) -> list[dict]:
         for line in (logged[0], "…", logged[-1], text.splitlines()[-1]):
             print(textwrap.fill(line, 98, initial_indent="  ", subsequent_indent="      "))
     validations = [line for line in lines if line.get("val_loss") is not None]
-    steps = [b["train_time_ms"] - a["train_time_ms"] for a, b in zip(lines, lines[1:], strict=False)]
+    steps = step_times(lines)
     print("\nThe curves:")
     rows = []
     for line in validations:
         done = line["step"]
-        latest = f"{statistics.median(steps[max(0, done - 5) : done]):.0f}" if done else "–"
-        average = f"{line['step_avg_ms']:.0f}" if done else "–"
+        latest = f"{statistics.median(step_times(lines[max(1, done - 4) : done + 1])):.0f}" if done else "–"
+        average = f"{line['step_avg_ms']:.0f}" if line.get("step_avg_ms") else "–"
         seconds = line["train_time_ms"] / 1e3
         rows.append([str(done), f"{line['tokens']:,}", f"{line['val_loss']:.4f}", f"{seconds:.1f}", average, latest])
     print(table(["step", "tokens", "val_loss", "seconds", "step_avg_ms", "of the last 5"], rows[-12:]))

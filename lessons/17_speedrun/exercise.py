@@ -26,7 +26,7 @@ def tokens_to_target(curve: list[tuple[int, float]], target: float) -> float | N
 def step_ms(train_time_ms: list[float]) -> dict[str, float]:
     """{"average": milliseconds per step over the whole run, "median": milliseconds of the median step}.
 
-    train_time_ms: milliseconds of training after step 1, 2, 3 …, as they stand in metrics.jsonl.
+    train_time_ms: milliseconds of training after the first, second, third … timed step, as they stand in metrics.jsonl.
     """
     raise NotImplementedError
 

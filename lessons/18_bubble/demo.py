@@ -91,7 +91,8 @@ def from_record(folder: Path) -> None:
     except FileNotFoundError as error:
         raise FileNotFoundError(f"there is no {error.filename}; name a finished run's folder, runs/NAME.") from None
     launch, traffic = config["launch"], books["ranks"][0]["traffic"]
-    took = statistics.median(line["compute_time_ms"] for line in steps if line.get("compute_time_ms"))
+    timed = [line for line in steps if not line.get("counted")] or steps  # a counted step takes longer
+    took = statistics.median(line["compute_time_ms"] for line in timed if line.get("compute_time_ms"))
     print(f"{folder}: {launch['strategy']} on {launch['world_size']} ranks, {config['parameters']:,} parameters")
     print("\nWhat rank 0 sent in a step, by its ledger:")
     lines = [

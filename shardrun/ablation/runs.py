@@ -20,6 +20,7 @@ from typing import Any
 from shardrun.ablation.ideas import Changes, Setting, trainer_options
 from shardrun.launch import launch, what_went_wrong
 from shardrun.machine import cpu_name
+from speedrun.logbook import step_times
 
 SCHEMA = 1
 
@@ -132,7 +133,7 @@ def result_of(folder: Path, label: str, seed: int, diverged: bool) -> Result:
         val_loss=float("inf") if diverged else last["val_loss"],
         tokens=last["tokens"],
         seconds=last["train_time_ms"] / 1e3,
-        step_ms=statistics.median([step["data_time_ms"] + step["compute_time_ms"] for step in steps] or [0.0]),
+        step_ms=statistics.median(step_times(lines) or [0.0]),
         curve=[(s["tokens"], s["val_loss"], s["train_time_ms"] / 1e3) for s in steps if s.get("val_loss") is not None],
         data_hash=json.loads((folder / "config.json").read_text(encoding="utf-8"))["data_hash"],
         commit=environment["commit"],

@@ -10,6 +10,8 @@ VALIDATED = {**STEP, "val_loss": 3.5, "val_bits_per_byte": 5.05}
 
 def test_a_step_is_a_line_as_in_the_public_speedrun_logs() -> None:
     assert describe(STEP, 20) == "step:3/20 train_loss:4.2500 train_time:1234ms step_avg:411.47ms"
+    assert describe({**STEP, "counted": True}, 20).endswith("step_avg:411.47ms (counted for the books, not timed)")
+    assert "step_avg" not in describe({**STEP, "step_avg_ms": None}, 20)  # of a run of one step, which is counted
     assert describe({"step": 0, "val_loss": 5.0, "val_bits_per_byte": None, "train_time_ms": 0.0}, 20) == (
         "step:0/20 val_loss:5.0000 train_time:0ms"
     )

@@ -75,6 +75,9 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     assert [line["tokens"] for line in metrics(out / "run")] == [line["tokens"] for line in whole]
     times = [line["train_time_ms"] for line in metrics(out / "run")]
     assert times == sorted(times)
+    for i, line in enumerate(metrics(out / "run")):  # each of the two processes has counted a step
+        assert line["timed_steps"] == sum(not before.get("counted") for before in metrics(out / "run")[1 : i + 1])
+    assert line["step_avg_ms"] == pytest.approx(line["train_time_ms"] / line["timed_steps"])
     summary = read(out / "run", "summary.json")
     assert (summary["status"], summary["step"]) == ("finished", 6) and read(out / "run", "config.json")[
         "resumed_at"

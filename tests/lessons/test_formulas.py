@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from lessons import kit
 from speedrun.activations import korthikanti
 from speedrun.config import ScheduleConfig
 from speedrun.data.shards import open_shard, write_shard
@@ -109,3 +110,17 @@ def test_mean_multipliers() -> None:
         schedule = ScheduleConfig(name=name, warmup=round(warmup * steps), decay=decay)
         total = sum(learning_rate_multiplier(schedule, step, steps) for step in range(steps))
         assert mean == pytest.approx(total / steps, abs=1e-3), name
+
+
+def test_a_lesson_s_batch_is_cut_exactly_or_not_at_all() -> None:
+    """16 rows, every one once, in so many equal micro-batches: no number of processes trains on some rows twice."""
+    data = kit.open_text()
+    for ranks, accumulation in ((1, 1), (2, 2), (4, 2), (8, 2)):
+        cut = kit.cut(data, ranks, accumulation)
+        pieces = [piece for rank in range(ranks) for piece in cut.micro_batches(rank)]
+        assert cut.accumulation == accumulation and [row for piece in pieces for row in range(*piece)] == list(
+            range(16)
+        )
+    for ranks, accumulation in ((3, 1), (5, 2), (16, 2)):
+        with pytest.raises(ValueError, match="not divide"):
+            kit.cut(data, ranks, accumulation)

@@ -234,9 +234,16 @@ class IntervalOptimizer(torch.optim.Optimizer):
             self.place,
         )
 
+    @torch.no_grad()
     def reset(self) -> None:
-        """Forget all state, as if no step had been taken."""
-        self.state.clear()
+        """Forget all state, as if no step had been taken: zeros are what every rule begins with.
+
+        In place. DeepSpeed links the tensors that it finds after an engine's first step to the parameters, and keeps
+        those for good: if the next step made new ones, the old ones would stay alive beside them.
+        """
+        for state in self.state.values():
+            for tensor in state.values():
+                tensor.zero_()
 
     def initialize(self) -> None:
         """Allocate all state now, zero, as the first step would."""

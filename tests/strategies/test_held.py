@@ -3,6 +3,8 @@
 import gc
 import math
 import time
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +13,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from shardrun.equivalence import Case
+from speedrun.train import _warm_up
 from strategies.base import Precision
+from strategies.checkpoint.folder import find
+from strategies.checkpoint.format import read_index
+from strategies.checkpoint.load import load
+from strategies.checkpoint.save import Saver
 from strategies.layout import Shape, equal_cuts, flat_partition, flat_partition_size, row_blocks
 from strategies.ledger.memory import measure
 from strategies.owners import assign_owners
@@ -20,6 +27,9 @@ from tests.strategies.small import STRATEGIES, batch, build, forward_backward, m
 
 MOMENTS = ("start", "between", "before step", "after step")
 """Prepared; between two micro-batches; after the last backward pass; after the step."""
+
+FLOAT32_ACCUMULATION = {"data_types": {"grad_accum_dtype": "fp32"}}
+"""DeepSpeed's setting; ZeRO-1 in bf16 is then another class of its optimizers."""
 
 Books = dict[str, dict[str, int]]
 """Moment → category → bytes; what is zero is left out."""
@@ -156,8 +166,7 @@ def unexplained(held: dict[str, list[Tensor]], before: dict[Storage, str]) -> li
 def keep_books(name: str, precision: Precision, case: Case, accumulate: bool) -> list[tuple[str, dict[str, int]]]:
     """On a rank: two steps of two micro-batches; the measured books at every moment, nothing being unexplained."""
     before = alive()
-    engine = {"data_types": {"grad_accum_dtype": "fp32"}} if accumulate else None
-    strategy: Any = prepared(make(name, precision, engine), case)
+    strategy: Any = prepared(make(name, precision, FLOAT32_ACCUMULATION if accumulate else None), case)
     books = []
 
     def enter(moment: str) -> None:
@@ -199,6 +208,64 @@ def test_a_rank_holds_what_the_formulas_say(ranks: RankPool, name: str, precisio
 @pytest.mark.parametrize("name", ("zero1", "zero2", "zero3"))
 def test_a_rank_that_accumulates_in_float32_holds_what_the_formulas_say(ranks: RankPool, name: str) -> None:
     check(ranks, 3, name, "bf16", Case(accumulation=2), accumulate=True)
+
+
+def leftovers(strategy: Any, before: dict[Storage, str]) -> list[str]:
+    """What is alive in no category, and the optimizer states that DeepSpeed has linked to parameters and that are not
+    the ones which the optimizer uses. (Stage 3 links none.)"""
+    held = strategy.held()
+    used = {state.untyped_storage().data_ptr() for state in held["optimizer states"]}
+    linked = [
+        (name, key, fragment.untyped_storage().data_ptr())
+        for name, p in strategy.engine.module.named_parameters()
+        if getattr(p, "_hp_mapping", None) is not None
+        for key, fragment in (p._hp_mapping.optim_fragment or {}).items()
+    ]
+    assert linked or strategy.stage == 3
+    stale = [f"{key} of {name} is not the optimizer's" for name, key, address in linked if address not in used]
+    return stale + unexplained(held, before)
+
+
+def after_a_warm_up(
+    name: str, precision: Precision, accumulate: bool, case: Case, folder: Path, resume: bool
+) -> list[str]:
+    """On a rank: what is left over in a run after its warm-up and two steps; it saves a checkpoint, or resumes one."""
+    before = alive()
+    strategy: Any = prepared(make(name, precision, FLOAT32_ACCUMULATION if accumulate else None), case)
+    _warm_up(strategy, 2, partial(forward_backward, strategy, 0))  # type: ignore[arg-type]
+    if resume:
+        load(find(folder), read_index(find(folder)), strategy)
+    for group in strategy.optimizer.param_groups:
+        group["lr"] = group["peak_lr"]
+    for step in range(2):
+        forward_backward(strategy, step)
+        strategy.step()
+    if not resume:
+        saver = Saver(folder, name, precision, strategy.optimizer)
+        saver.save(2, {"note": "a test"})
+        saver.wait()
+        assert saver.failure is None, saver.failure
+        del saver
+    return leftovers(strategy, before)
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize(
+    ("name", "precision", "accumulate"),
+    [
+        *((name, precision, False) for name in ("zero1", "zero2", "zero3") for precision in ("bf16", "fp32")),
+        ("zero1", "bf16", True),
+    ],
+)
+def test_nothing_is_left_of_a_warm_up(
+    ranks: RankPool, tmp_path: Path, name: str, precision: Precision, accumulate: bool
+) -> None:
+    """DeepSpeed links optimizer states to parameters in an engine's first step and never again: states that were made
+    anew after the warm-up would leave the linked ones alive for good, 8 bytes for every element of their group."""
+    for resume in (False, True):
+        run = (name, precision, accumulate, Case(record=True), tmp_path, resume)
+        for rank, left in enumerate(ranks.run(2, after_a_warm_up, *run)):
+            assert not left, f"rank {rank}, {resume=}: {left}"
 
 
 def evaluate(precision: Precision) -> dict[str, int]:

@@ -251,8 +251,7 @@ class _Forward:
         What skips read (`embedded`, `earlier`) is input too.
 
         Selective checkpointing adds the outputs of q, k, v, attention and its output projection, 5·c·n·h + 4·n·a, and
-        of the MLP's up-projection, c·n·m. The down-projection's goes only into the next block's input. (Under ZeRO-3
-        with biases its c·n·h is kept too, which is not in here: see `keep_products`.)
+        of the MLP's up-projection, c·n·m. The down-projection's goes only into the next block's input.
         """
         config, name, before = self.config, f"blocks.{layer}", x
         self.module = name
@@ -320,15 +319,14 @@ class _Forward:
     ) -> _Tensor:
         """Keeps its input, c·n·inputs, which functions before it may have kept already.
 
-        Under autocast a float32 input is cast first and the copy is kept; so are 2·inputs·outputs of cast weights, and
-        2·outputs of cast biases, by autocast's cache, checkpoint or not.
+        Under autocast a float32 input is cast first and the copy is kept; so are 2·inputs·outputs of cast weights, by
+        autocast's cache, checkpoint or not. A bias, and under autocast its cast, goes into a sum of its own.
         """
         inputs = x.elements // self.tokens
         if bias is None:
             bias = self.config.bias and self.module != "head"
         if self.autocast:
-            for what, elements in (("bias", outputs * bias), ("weight", inputs * outputs)):
-                self.new("weight casts", what, elements, 2).kept = True
+            self.new("weight casts", "weight", inputs * outputs, 2).kept = True
         source = x
         if x.size > self.product_size:
             source = self.new(part, "cast input", x.elements, self.product_size)
@@ -342,6 +340,10 @@ class _Forward:
         )
         if source is not x:
             self.drop(source)
+        if bias:
+            cast = [self.new("weight casts", "bias", outputs, 2)] if self.autocast else []
+            product, y = y, self.new(output_part or part, "with bias", y.elements, y.size)
+            self.drop(product, *cast)
         return y
 
     def mlp(self, name: str, y: _Tensor) -> _Tensor:

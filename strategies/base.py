@@ -47,7 +47,8 @@ class Strategy(Protocol):
         """Call it like the plain model, inside `micro_batch` or `evaluation`."""
 
     def prepare(self, model: nn.Module, recipe: Recipe, clip: float, accumulation: int) -> None:
-        """Spread the model (equal on all ranks, in float32) and bind its optimizer. Once.
+        """Spread the model (equal on all ranks, in float32) and bind its optimizer. Once. In bf16 too the weights that
+        the optimizer updates are these float32 values, to the bit.
 
         clip: the global L2 norm above which gradients are scaled down, 0 for never; accumulation: micro-batches per
         step.

@@ -9,6 +9,10 @@ whose `.grad` is already reduced, accumulated and clipped, and copies the update
 optimizer is bound to the partitions after `deepspeed.initialize`: slices of many parameters lie end to end in one
 partition, and a matrix that a boundary cuts in two meets its other half on the owner.
 
+In bf16 DeepSpeed rounds the model first and takes its master weights from that. Ours begin at the initial float32
+values, as FSDP's do: masters on bf16's grid would round the first, small updates of a warm-up away in the copies that
+the model computes with.
+
 Holds (bf16; float32 in brackets): parameters 2 [4] bytes, all of them in ZeRO-1/2 and 1/N in ZeRO-3 (where
 stage3_param_persistence_threshold is set, smaller ones also whole); float32 master weights, 1/N (in float32 too:
 DeepSpeed keeps a second copy); gradients 2 [4] bytes; optimizer state 1/N. Sends per step: ZeRO-1 an all-reduce of
@@ -45,6 +49,10 @@ class ZeRO:
         self.accumulation = accumulation
         names = {id(p): name for name, p in model.named_parameters()}
         shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+        initial: dict[str, Tensor] = {}
+        if self.settings.precision == "bf16":
+            # Not copies: the tensors that the parameters hold until DeepSpeed puts rounded ones in their place.
+            initial = {name: p.detach() for name, p in model.named_parameters()}
         self.optimizer = IntervalOptimizer(model, recipe)
         self.engine, self.zero, _, _ = deepspeed.initialize(
             model=model,
@@ -56,6 +64,11 @@ class ZeRO:
         # DeepSpeed partitions in the order of the parameter groups, and the optimizer's groups now hold its partitions.
         slices = self._partitions(names, shapes) if self.stage == 3 else self._flat_slices(names, shapes)
         self.optimizer.bind(slices, self.settings.place)
+        if initial:
+            # DeepSpeed's rounded copies are those of the initial values already: nothing has to be published.
+            for piece in slices:
+                start, stop = piece.state[self.settings.place.rank]
+                self.optimizer.weight(piece).copy_(initial.pop(piece.name).view(-1)[start:stop])
 
     def _flat_slices(self, names: dict[int, str], shapes: dict[str, Shape]) -> list[Slice]:
         """ZeRO-1/2: one flat buffer per group, of which this rank updates one slice."""

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from speedrun.config import GATE_CHANNELS, ModelConfig
 from speedrun.model.attend import attend
+from speedrun.model.linear import Linear
 from speedrun.model.masks import Mask, View
 from speedrun.model.norm import rms_norm
 from speedrun.model.rope import rope_tables, rotate, yarn_scale
@@ -45,10 +46,10 @@ class Attention(nn.Module):
         self.key_offset = config.partial_key_offset and self.long
         self.yarn = config.yarn
         self.base_scale = config.attention_scale or None
-        self.q = nn.Linear(config.width, config.width, bias=config.bias)
-        self.k = nn.Linear(config.width, config.width, bias=config.bias)
-        self.v = nn.Linear(config.width, config.width, bias=config.bias)
-        self.out = nn.Linear(config.width, config.width, bias=config.bias)
+        self.q = Linear(config.width, config.width, bias=config.bias)
+        self.k = Linear(config.width, config.width, bias=config.bias)
+        self.v = Linear(config.width, config.width, bias=config.bias)
+        self.out = Linear(config.width, config.width, bias=config.bias)
         self.gate = nn.Linear(GATE_CHANNELS, config.heads, bias=False) if config.attention_gate else None
         self.set_windows([(config.window_short, config.window_long)])
 

@@ -65,9 +65,7 @@ class Block(nn.Module):
         # once per pass. The model draws no random numbers, so there is no generator to wind back.
         options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
         if self.checkpointing == "selective":
-            options["context_fn"] = partial(
-                create_selective_checkpoint_contexts, keep_products, allow_cache_entry_mutation=True
-            )
+            options["context_fn"] = partial(create_selective_checkpoint_contexts, keep_products)
         return checkpoint(self._compute, x, mask, tokens, embedded, earlier, **options)
 
     def _compute(
@@ -87,8 +85,9 @@ class Block(nn.Module):
         return self.attention(y, mask, values)
 
 
-MATRIX_PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
-"""What a linear layer becomes, without and with bias. Not bmm: unfused attention multiplies score matrices with it."""
+MATRIX_PRODUCT = torch.ops.aten.mm.default
+"""What a linear layer becomes, beside the sum with its bias. Not bmm: unfused attention multiplies score matrices with
+it."""
 FUSED_ATTENTION = (
     torch.ops.aten._scaled_dot_product_flash_attention.default,
     torch.ops.aten._scaled_dot_product_efficient_attention.default,
@@ -97,8 +96,6 @@ FUSED_ATTENTION = (
 )
 FUSED_LINEAR = ("speedrun.linear_relu2.", "speedrun.fp8_linear.")
 """The MLP's layers from `speedrun.kernels`."""
-BIAS_IN_PLACE = torch.ops.aten.add_.Tensor
-"""DeepSpeed's linear layer under ZeRO-3 adds its bias into the product, and so into what is kept of it."""
 
 
 def keep_products(context: Any, operator: Any, *args: Any, **options: Any) -> CheckpointPolicy:
@@ -108,19 +105,15 @@ def keep_products(context: Any, operator: Any, *args: Any, **options: Any) -> Ch
     arithmetic. A product that makes its rows shorter is the MLP's last: its output goes only into the sum that is the
     next block's input, which is kept, and backward stops computing again before it gets there. (Korthikanti et al.
     2022, arXiv 2205.05198, recompute attention's score matrices instead; fused attention has none to begin with.)
-
-    A sum into a product counts as kept too: it is the same memory. Computed again, it would add the bias to what is
-    kept a second time and gradients would be wrong (torch's check for such mutations does not see it). The price is
-    that biases under ZeRO-3 keep the block's last product as well.
     """
-    if operator in MATRIX_PRODUCTS:
-        rows, matrix = args[-2:]
+    if operator == MATRIX_PRODUCT:
+        rows, matrix = args
         keep = rows.shape[1] <= matrix.shape[1]
     elif str(operator).startswith(FUSED_LINEAR):
         rows, weight = args[:2]
         keep = rows.shape[1] <= weight.shape[0]
     else:
-        keep = operator in FUSED_ATTENTION or operator == BIAS_IN_PLACE
+        keep = operator in FUSED_ATTENTION
     return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
 
 

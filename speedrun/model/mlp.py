@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from speedrun.config import ModelConfig
 from speedrun.kernels import use_triton
 from speedrun.kernels.fp8_linear import DelayedScales, mlp_down, mlp_up
+from speedrun.model.linear import Linear
 
 
 class MLP(nn.Module):
@@ -32,7 +33,7 @@ class MLP(nn.Module):
         return self.down(hidden)
 
 
-class Up(nn.Linear):
+class Up(Linear):
     """The linear layer up; where kernels allow it, its squared ReLU at once (`squares`).
 
     A module and not a function of the weight, because FSDP and ZeRO-3 gather weights when their module is called.
@@ -57,7 +58,7 @@ class Up(nn.Linear):
         return super().forward(x)
 
 
-class Down(nn.Linear):
+class Down(Linear):
     """The linear layer down, with delayed scales where it is in FP8."""
 
     def __init__(self, config: ModelConfig, hidden: int, width: int) -> None:

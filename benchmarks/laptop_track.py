@@ -11,9 +11,11 @@ On one machine, with the same threads, training tokens and validation targets, a
 What each idea in `tiny` contributes is `shardrun ablate`'s question (benchmarks/ablation.py).
 
 Both clocks run while a model trains and stand while it validates. The sweep is kept in the results file from one call
-to the next (an entry counts only for the same data and settings); pairs are measured anew on every call, because
-seconds of different days do not compare. A call with fewer `--iterations` is a smoke test of this script and says
-nothing about either recipe. Close other programs: they slow one side of a pair.
+to the next (an entry counts only for the same data and settings), and `--sweep FILE` takes that of another results
+file: which rate is best does not depend on a machine's speed. Pairs are measured anew on every call, because seconds of
+different days do not compare; `--more` adds to those in the file, for one pair at a time. A pair takes a quarter of an
+hour on a core of its own. A call with fewer `--iterations` is a smoke test of this script and says nothing about either
+recipe. Close other programs: they slow one side of a pair.
 """
 
 import argparse
@@ -36,6 +38,7 @@ from shardrun.machine import cores, cpu_name
 from speedrun.config import PRESETS, Config
 from speedrun.data import Data, open_data
 from speedrun.model import parameter_shapes
+from speedrun.optim.precision import native_bf16
 
 RATES = (0.002, 0.004, 0.008)
 """The sweep, in factors of two. The best one has to lie inside, or the sweep is extended."""
@@ -43,7 +46,7 @@ RATES = (0.002, 0.004, 0.008)
 EVAL_TOKENS = 131_072
 """Validation targets, in windows as long as the baseline's rows; nearly all that the corpus holds out."""
 
-EVAL_EVERY = 20
+EVAL_EVERY = 10
 """Steps between validations of `tiny`: how finely the moment of reaching the target is known."""
 
 
@@ -52,13 +55,17 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="threads of both sides")
     parser.add_argument("--iterations", type=int, default=baseline.ITERATIONS, help="fewer: a smoke test only")
     parser.add_argument("--pairs", type=int, default=2, help="how often baseline and tiny are timed")
+    parser.add_argument("--more", action="store_true", help="add the pairs to those in the results file")
+    parser.add_argument("--sweep", type=Path, help="a results file with a sweep of the same data (default: its own)")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"), help="results file (.json)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
 
     track = Track(options.threads, options.iterations, options.out)
+    if options.sweep:
+        track.take_sweep(options.sweep)
     track.sweep()
-    track.pairs(options.pairs)
+    track.pairs(options.pairs, options.more)
     print(track.report())
 
 
@@ -82,6 +89,10 @@ class Track:
         if abs(ours - theirs) > 0.05 * theirs:
             raise ValueError(f"tiny has {ours:,} parameters and the baseline {theirs:,}: more than 5 % apart.")
 
+    def take_sweep(self, other: Path) -> None:
+        """The baseline's runs at each rate out of another results file."""
+        self.results["sweep"] = json.loads(other.read_text(encoding="utf-8"))["sweep"]
+
     def sweep(self) -> None:
         """Whole baseline runs at every rate of RATES that the results file does not have yet."""
         for rate in RATES:
@@ -94,9 +105,10 @@ class Track:
     def best_rate(self) -> float:
         return min(self._find("sweep"), key=lambda run: run["val_loss"])["learning_rate"]
 
-    def pairs(self, count: int) -> None:
-        """Baseline and `tiny` in turn, both timed."""
-        self.results["pairs"] = []
+    def pairs(self, count: int, more: bool = False) -> None:
+        """Baseline and `tiny` in turn, both timed; more: beside the pairs of an earlier call."""
+        if not more:
+            self.results["pairs"] = []
         for _ in range(count):
             theirs = baseline.train(self.training, self.validation, self.best_rate(), self.iterations)
             ours = self._tiny(theirs.val_loss)
@@ -161,6 +173,7 @@ def machine(threads: int) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "usable_cores": cores(),
         "threads": threads,
+        "bf16": native_bf16(torch.device("cpu"))[1],
         "python": platform.python_version(),
         "torch": torch.__version__,
         "date": time.strftime("%Y-%m-%d"),
@@ -185,10 +198,10 @@ def report(results: dict[str, Any], iterations: int) -> str:
         "",
         headline,
         "",
-        f"Written by `python -m benchmarks.laptop_track --threads {here['threads']}` on {here['date']}: {here['cpu']}, "
-        f"{here['threads']} thread(s), torch {here['torch']}, Python {here['python']}. Validation: {EVAL_TOKENS:,} "
-        f"held-out tokens in windows of {baseline.SEQUENCE_LENGTH}. Parameters: {parameters['tiny']:,} and "
-        f"{parameters['baseline']:,} (baseline). Seconds are of training alone.",
+        f"Written by `python -m benchmarks.laptop_track --threads {here['threads']}` on {here['date']}: {here['cpu']} "
+        f"({here['bf16']}), {here['threads']} thread(s), torch {here['torch']}, Python {here['python']}. Validation: "
+        f"{EVAL_TOKENS:,} held-out tokens in windows of {baseline.SEQUENCE_LENGTH}. Parameters: "
+        f"{parameters['tiny']:,} and {parameters['baseline']:,} (baseline). Seconds are of training alone.",
         "",
     ]
     if iterations != baseline.ITERATIONS:

@@ -77,6 +77,9 @@ def simulate_one(planned: Planned, name: str, rank: int, world_size: int, precis
     from strategies.ledger.simulate import simulate
 
     config, batches = planned.config, planned.batches
+    optimizer = config.optimizer
+    if optimizer.orthogonalization_dtype == "auto":  # as on the GPUs of the plan, not as on this host
+        optimizer = dataclasses.replace(optimizer, orthogonalization_dtype="bfloat16")
     books = books_of(config, name, world_size, precision, batches.accumulation)
     started = time.perf_counter()
     replay, refused = None, ""
@@ -86,7 +89,7 @@ def simulate_one(planned: Planned, name: str, rank: int, world_size: int, precis
             rank,
             world_size,
             lambda: GPT(config.model, document_start=0),
-            parameter_groups(books.shapes, config.optimizer),
+            parameter_groups(books.shapes, optimizer),
             (batches.micro_batch, config.data.sequence_length),
             clip=config.optimizer.clip,
             accumulation=batches.accumulation,

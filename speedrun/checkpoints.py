@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 from speedrun.config import Config
 from speedrun.ending import Stopped
@@ -25,6 +25,9 @@ from strategies.select import Launch
 
 HOW_NOT_WHAT = ("model.checkpointing", "model.kernels", "model.attention")
 """Fields of the model that say how something is computed and not what: they may change between two parts of a run."""
+
+KEPT = "optimizer.orthogonalization_dtype"
+"""auto is what the run began with, wherever it goes on: in the middle of a run another precision would be a change."""
 
 NOT_SHOWN = (
     "name",
@@ -64,6 +67,13 @@ class Resumed:
     def timed_steps(self) -> int:
         """Steps that these took. An older checkpoint has no such figure: in it every step was timed."""
         return self.index.run["metrics"].get("timed_steps", self.step) if self.index else 0
+
+    @property
+    def orthogonalization_dtype(self) -> Literal["auto", "bfloat16", "float32"]:
+        """What the run began with; auto where there is nothing to go on from yet."""
+        saved = self.index.run["config"].get("optimizer", {}) if self.index else {}
+        dtype = saved.get("orthogonalization_dtype")
+        return dtype if dtype in ("bfloat16", "float32") else "auto"
 
     def restore(self, strategy: Strategy, say: Callable[[str], None]) -> None:
         """Make the strategy what it was. Raises ValueError for a damaged checkpoint. Collective."""
@@ -125,7 +135,7 @@ def _compare(folder: Path, index: Index, config: Config, data_hash: str) -> tupl
         fixed |= {"steps", "tokens"}  # stages begin at shares of the run
     changed = []
     for name in sorted(before.keys() & now.keys()):  # a field that only one version has says nothing
-        if before[name] == now[name]:
+        if before[name] == now[name] or (name == KEPT and now[name] == "auto"):
             continue
         section = name.partition(".")[0]
         if name in fixed or (section == "model" and name not in HOW_NOT_WHAT):

@@ -146,6 +146,7 @@ def _check_it_is_the_run(folder: Path, wanted: Setting) -> None:
     """The run's own record must say what was asked for, field by field."""
     recorded = json.loads((folder / "config.json").read_text(encoding="utf-8"))["run"]
     asked = json.loads(json.dumps(dataclasses.asdict(wanted.config)))
-    recorded["model"]["kernels"] = asked["model"]["kernels"]  # `auto` is resolved in the record
+    for section, name in (("model", "kernels"), ("optimizer", "orthogonalization_dtype")):
+        recorded[section][name] = asked[section][name]  # `auto` is resolved in the record
     different = [name for name in asked if name not in UNIMPORTANT and recorded[name] != asked[name]]
     assert not different, f"the run in {folder} was asked for other {different} than it recorded"

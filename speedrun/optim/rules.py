@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from speedrun.optim.orthogonalize import newton_schulz, polar_express
+from speedrun.optim.precision import choose_dtype
 
 Options = dict[str, Any]
 
@@ -104,7 +105,7 @@ class Muon:
         update has singular values of one but spreads its input over more outputs.
         """
         orthogonalize = {"newton_schulz": newton_schulz, "polar_express": polar_express}[options["orthogonalization"]]
-        dtype = getattr(torch, options["orthogonalization_dtype"])
+        dtype = getattr(torch, choose_dtype(options["orthogonalization_dtype"], matrices.device)[0])
         rows, columns = matrices.shape[-2:]
         orthogonal = orthogonalize(matrices, options["orthogonalization_steps"], dtype, options.get("kernels", "torch"))
         return self.normalize(orthogonal, options, states) * max(1.0, rows / columns) ** 0.5

@@ -106,7 +106,7 @@ def test_muons_options_are_the_configurations() -> None:
     options = by_name(parameter_groups(shapes_of(SMALL), config))["block matrix"].options
     assert options["lr"] == 0.7 and options["weight_decay"] == 0.1 and options["momentum"] == config.muon_momentum
     assert options["orthogonalization"] == "newton_schulz" and options["orthogonalization_steps"] == 5
-    assert options["orthogonalization_dtype"] == "bfloat16"
+    assert options["orthogonalization_dtype"] == "auto"
 
 
 def test_gates_have_a_row_of_their_own() -> None:

@@ -127,6 +127,36 @@ def master_step(theirs):
     )
 
 
+@torch.no_grad()
+def take_masters(theirs):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(24, 32, bias=False), nn.Tanh(), nn.Linear(32, 8))
+    initial = {name: p.clone() for name, p in model.named_parameters()}
+    masters = theirs(model)
+    expect(isinstance(masters, dict), f"Your function returned {type(masters).__name__}; a dictionary is asked for.")
+    if missing := [name for name in initial if name not in masters]:
+        raise Wrong(f"Your dictionary lacks {missing[0]}: every parameter has a master, a bias too.")
+    for name, p in model.named_parameters():
+        expect(
+            p.dtype == torch.bfloat16,
+            f"{name} of the model is still {str(p.dtype).removeprefix('torch.')}: nothing was rounded but a copy of it "
+            "that nobody keeps. model.bfloat16() does it in place.",
+        )
+        master, value = masters[name], initial[name]
+        expect(
+            master.dtype == torch.float32 and master.shape == value.shape,
+            f"The master of {name} is {master.dtype} {list(master.shape)}; float32 {list(value.shape)} is asked for.",
+        )
+        if not torch.equal(master, value) and torch.equal(master, value.bfloat16().float()):
+            raise Wrong(
+                f"The master of {name} lies on bfloat16's grid: it was taken after the model had been rounded. float32 "
+                "has room for the digits, but they are gone, and the first small updates find every weight in the "
+                "middle between two roundings. Take the masters first."
+            )
+        expect(torch.equal(master, value), f"The master of {name} is not what the parameter was before.")
+        expect(torch.equal(p, value.bfloat16()), f"{name} of the model is not its old value, rounded to bfloat16.")
+
+
 def quantize_e4m3(theirs):
     generator = torch.Generator().manual_seed(0)
     for size in (1e4, 1e-4, 1.0):

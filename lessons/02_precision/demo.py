@@ -12,24 +12,33 @@ from torch import nn
 from lessons.kit import headline, held, launched, mib, open_text, prepare, rows_of, save_figure, table, watched_forward
 from speedrun.ending import guarded
 from speedrun.kernels.fp8 import E4M3, E5M2, quantize_reference, scale_reference
+from speedrun.optim.precision import native_bf16
 from strategies import select
 
 STEPS = 40
+EMULATED_STEPS = 10
+"""Where bf16 has no instructions a step in it takes ten times as long."""
+FIRST_UPDATE = 2e-6
+"""What AdamW moves a weight by in the first step of a long warm-up."""
 
 
 def main() -> None:
     launch, first = launched()
     data = open_text()
+    native, why = native_bf16(first.settings.place.device)
+    steps = STEPS if native else EMULATED_STEPS
     runs = {}
     for precision in ("fp32", "bf16"):
         strategy = select.make(launch.strategy, replace(first.settings, precision=precision))
         prepare(strategy)
-        runs[precision] = train(strategy, launch, data)
+        runs[precision] = train(strategy, launch, data, steps)
     if launch.rank == 0:
+        if not native:
+            print(f"{steps} steps, not {STEPS}: {why}, and bf16 is emulated.")
         report(launch, runs)
 
 
-def train(strategy, launch, data) -> dict:
+def train(strategy, launch, data, steps) -> dict:
     """Train; returns losses, what is held, activations by part, and the dtype that each linear layer gives."""
     losses, dtypes = [], set()
 
@@ -37,10 +46,10 @@ def train(strategy, launch, data) -> dict:
         dtypes.add(str(output.dtype).removeprefix("torch."))
 
     hooks = [m.register_forward_hook(note) for m in strategy.model.modules() if isinstance(m, nn.Linear)]
-    for step in range(STEPS):
+    for step in range(steps):
         inputs, targets = (tensor.to(strategy.optimizer.place.device) for tensor in rows_of(launch, data, step))
         with strategy.micro_batch(last=True):
-            if step == STEPS - 1:
+            if step == steps - 1:
                 loss, book = watched_forward(strategy, inputs, targets)
             else:
                 loss = strategy.model(inputs, targets)
@@ -57,7 +66,8 @@ def train(strategy, launch, data) -> dict:
 def report(launch, runs) -> None:
     fp32, bf16 = runs["fp32"], runs["bf16"]
     print(headline(replace(launch, precision="fp32 and bf16"), "Precision"))
-    print(f"\nLoss after {STEPS} steps: {fp32['losses'][-1]:.4f} in fp32, {bf16['losses'][-1]:.4f} in bf16")
+    steps = len(fp32["losses"])
+    print(f"\nLoss after {steps} steps: {fp32['losses'][-1]:.4f} in fp32, {bf16['losses'][-1]:.4f} in bf16")
     dtypes = {name: ", ".join(run["dtypes"]) for name, run in runs.items()}
     print(f"Is it a no-op? Linear layers give {dtypes['fp32']} in fp32, {dtypes['bf16']} in bf16.")
     print("\nWhat the rank holds just before an update, in MiB: the same, autocast casts copies")
@@ -76,10 +86,25 @@ def report(launch, runs) -> None:
         master -= 1e-4
         copy.copy_(master)
     print(f"\n1 − 1000 · 0.0001: bfloat16 alone {plain.item():g}, with a float32 master {copy.item():g}")
+    arrived = {name: arrives(master) for name, master in masters_of(fp32["weight"]).items()}
+    print(f"A first update of {FIRST_UPDATE:g}: in the bfloat16 copies of this model's largest weight matrix")
+    print("  " + " · ".join(f"{share:.0%} of it with {name}" for name, share in arrived.items()))
     print("Relative error of rounding this model's largest weight matrix:")
     errors = rounding_errors(fp32["weight"])
     print("  " + " · ".join(f"{name} {error:.2%}" for name, error in errors.items()))
     print(save_figure("lesson_02_precision", lambda figure: draw(figure, runs, errors)))
+
+
+def masters_of(weight) -> dict:
+    """The two masters that an engine can begin with."""
+    return {"masters of float32 values": weight, "masters of rounded values": weight.bfloat16().float()}
+
+
+def arrives(master) -> float:
+    """The share of an update, up or down at random, that is found in the bfloat16 copies: 1 if nothing is lost."""
+    signs = torch.randn(master.shape, generator=torch.Generator().manual_seed(0)).sign()
+    moved = (master + FIRST_UPDATE * signs).bfloat16().float() - master.bfloat16().float()
+    return (moved * signs).mean().item() / FIRST_UPDATE
 
 
 def rounding_errors(weight) -> dict[str, float]:
@@ -103,7 +128,7 @@ def draw(figure, runs, errors) -> None:
 
     left, middle, right = figure.subplots(1, 3)
     for (name, run), style in zip(runs.items(), ("-", "--"), strict=True):
-        left.plot(range(1, STEPS + 1), run["losses"], style, label=name)
+        left.plot(range(1, len(run["losses"]) + 1), run["losses"], style, label=name)
     left.set_title("Loss by step", loc="left")
     left.legend(frameon=False)
     bottom = [0.0, 0.0]

@@ -1,4 +1,4 @@
-"""Lesson 2, Precision. Write the five functions; `shardrun lesson check 2` says what is right."""
+"""Lesson 2, Precision. Write the six functions; `shardrun lesson check 2` says what is right."""
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,15 @@ def master_step(weight: Tensor, master: Tensor, gradient: Tensor, lr: float) -> 
 
     weight: bfloat16, what the model computes with; master: float32, the same shape, what is really updated; gradient:
     bfloat16. After it both must be up to date. Called under torch.no_grad().
+    """
+    raise NotImplementedError
+
+
+def take_masters(model: nn.Module) -> dict[str, Tensor]:
+    """Turn a float32 model into a bfloat16 one, in place, and return the master weights to train it with.
+
+    model: its parameters are initialised, in float32; afterwards each one's `data` is bfloat16, rounded to the nearest.
+    Returns a float32 tensor of the same shape for each of model.named_parameters(), by name.
     """
     raise NotImplementedError
 

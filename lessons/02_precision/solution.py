@@ -45,6 +45,13 @@ def master_step(weight: Tensor, master: Tensor, gradient: Tensor, lr: float) -> 
     weight.copy_(master)
 
 
+def take_masters(model: nn.Module) -> dict[str, Tensor]:
+    """The masters first: what has been rounded does not come back."""
+    masters = {name: p.detach().clone() for name, p in model.named_parameters()}
+    model.bfloat16()
+    return masters
+
+
 def quantize_e4m3(x: Tensor) -> tuple[Tensor, Tensor]:
     """Scale by the largest magnitude there is ("current scaling")."""
     scale = (x.abs().max() / 448).clamp(min=1e-30)

@@ -88,6 +88,27 @@ def master_from_weight(weight, master, gradient, lr):
     master.copy_(weight)
 
 
+@wrong_attempt("take_masters", says="after the model had been rounded")
+def masters_of_the_rounded_model(model):
+    model.bfloat16()
+    return {name: p.detach().float() for name, p in model.named_parameters()}
+
+
+@wrong_attempt("take_masters", says="still float32")
+def a_copy_is_rounded(model):
+    masters = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for p in model.parameters():
+        p.detach().bfloat16()
+    return masters
+
+
+@wrong_attempt("take_masters", says="lacks 2.bias")
+def matrices_only(model):
+    masters = {name: p.detach().clone() for name, p in model.named_parameters() if p.ndim == 2}
+    model.bfloat16()
+    return masters
+
+
 @wrong_attempt("quantize_e4m3", says="Divide by the scale")
 def without_scale(x):
     return x.to(torch.float8_e4m3fn), torch.ones(())

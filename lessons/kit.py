@@ -3,6 +3,7 @@
 A demo reads like a training script, and all that is not its subject is here.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +35,17 @@ CONFIG = Config(
     data=DataConfig(sequence_length=64, global_batch=16, eval_tokens=64),
 )
 """About 0.46M parameters, AdamW everywhere, 1024 tokens a step: some 50 ms on one CPU core."""
+
+
+def steps(wanted: int) -> int:
+    """How many steps a demo trains: as many as it wants, or at most SHARDRUN_LESSON_STEPS where tests have set that.
+
+    Raises ValueError for a value that is no number of steps.
+    """
+    most = os.environ.get("SHARDRUN_LESSON_STEPS", "")
+    if most and not (most.isdecimal() and int(most)):
+        raise ValueError(f"SHARDRUN_LESSON_STEPS is {most!r}; set it to a number of steps from 1 up, or not at all.")
+    return min(wanted, int(most)) if most else wanted
 
 
 def open_text(config: Config = CONFIG) -> Data:

@@ -1,6 +1,7 @@
 """Fixtures for all tests, and their order: fast ones first, then those that start ranks, slow ones last."""
 
 import os
+import sys
 from collections.abc import Iterator
 
 # Before torch is imported, here and in every process that a test starts. One is the quickest: several ranks share two
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from tests.ranks import RankPool
+from tests.warm import Warm
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
@@ -31,3 +33,14 @@ def ranks() -> Iterator[RankPool]:
     pool = RankPool()
     yield pool
     pool.close()
+
+
+@pytest.fixture(scope="session")
+def warm_python() -> Iterator[str]:
+    """A `python`, with an `accelerate` beside it, that has its libraries imported already; elsewhere than on Linux ours."""
+    if sys.platform != "linux":
+        yield sys.executable
+        return
+    warm = Warm()
+    yield str(warm.python)
+    warm.close()

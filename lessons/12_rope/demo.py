@@ -11,12 +11,12 @@ from dataclasses import replace
 import torch
 
 import speedrun.model.attention as attention
-from lessons.kit import CONFIG, headline, launched, open_text, prepare, run_steps, save_figure, table, with_model
+from lessons.kit import CONFIG, headline, launched, open_text, prepare, run_steps, save_figure, steps, table, with_model
 from speedrun.ending import guarded
 from speedrun.model.rope import rope_tables, rotate
 from strategies import select
 
-STEPS = 30
+STEPS = steps(30)
 CHANNELS, BASE = 64, 1024.0
 
 

@@ -9,7 +9,19 @@ from dataclasses import replace
 
 import torch
 
-from lessons.kit import CONFIG, books_of, headline, launched, open_text, prepare, rows_of, run_steps, save_figure, table
+from lessons.kit import (
+    CONFIG,
+    books_of,
+    headline,
+    launched,
+    open_text,
+    prepare,
+    rows_of,
+    run_steps,
+    save_figure,
+    steps,
+    table,
+)
 from speedrun.ending import guarded
 from speedrun.optim.orthogonalize import newton_schulz, polar_express
 from strategies import select
@@ -17,7 +29,7 @@ from strategies.ledger.traffic import predict_traffic
 from strategies.ledger.wire import Meter
 from strategies.matrices import Place
 
-STEPS = 80
+STEPS = steps(80)
 RATES = {"adamw": (0.003, 0.01), "muon": (0.01, 0.02)}
 """Learning rates of the block matrices that each optimizer tries; everything else stays the same."""
 MATRIX = "blocks.1.mlp.up.weight"
@@ -55,7 +67,7 @@ def first_gradients(launch, settings, data) -> dict[str, torch.Tensor]:
     strategy = select.make(launch.strategy, settings)
     config = configured("adamw", 0.003)
     prepare(strategy, config)
-    for step in range(40):
+    for step in range(steps(40)):
         gradients = backward(strategy, launch, data, step)
         strategy.step()
     return gradients
@@ -75,8 +87,8 @@ def look_at(gradient) -> dict[str, torch.Tensor]:
     print(f"\nThe gradient of {MATRIX}, {gradient.shape[0]} × {gradient.shape[1]}: its singular values, divided by ‖G‖")
     batch = gradient[None]
     results = {"as it is": gradient / gradient.norm()}
-    for steps in (1, 3, 5):
-        results[f"Newton–Schulz, {steps} step" + "s" * (steps > 1)] = newton_schulz(batch, steps, torch.float32)[0]
+    for count in (1, 3, 5):
+        results[f"Newton–Schulz, {count} step" + "s" * (count > 1)] = newton_schulz(batch, count, torch.float32)[0]
     results["Newton–Schulz, 5 steps in bf16"] = newton_schulz(batch)[0]
     results["Polar Express, 5 steps"] = polar_express(batch, 5, torch.float32)[0]
     results["SVD: U·Vᵀ"] = exact

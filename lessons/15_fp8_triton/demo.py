@@ -13,13 +13,13 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # has to be there before Triton is imported
 
-from lessons.kit import CONFIG, headline, launched, open_text, prepare, run_steps, save_figure, table, with_model
+from lessons.kit import CONFIG, headline, launched, open_text, prepare, run_steps, save_figure, steps, table, with_model
 from speedrun.ending import guarded
 from speedrun.kernels import INSTALLED, INTERPRETED
 from speedrun.kernels.fp8 import E4M3, E5M2, product, product_reference, quantize, quantize_reference, scale_reference
 from strategies import select
 
-STEPS, LAST = 40, 10
+STEPS, LAST = steps(40), 10
 RUNS = {"float32": ("fp32", False), "bfloat16": ("bf16", False), "bfloat16 and FP8": ("bf16", True)}
 HEAD = (49_152, 50_304, 768)
 """Rows, columns and depth of the record's head: tokens of one of eight GPUs, words, width."""

@@ -13,10 +13,10 @@ from animals import ANIMALS
 from ranks import Launched
 from zoo import BATCH, Report, Trainer, run
 
-from lessons.kit import headline, launched, save_figure, table
+from lessons.kit import headline, launched, save_figure, steps, table
 from speedrun.ending import guarded
 
-STEPS, ACCUMULATION = 40, 2
+STEPS, ACCUMULATION = steps(40), 2
 KINDS = {"healthy": Trainer, **ANIMALS}
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from lessons.kit import CONFIG, open_text, prepare, run_steps, save_figure, table, with_model
+from lessons.kit import CONFIG, open_text, prepare, run_steps, save_figure, steps, table, with_model
 from shardrun.ablation.effects import T_975, effect, reached
 from shardrun.plan import flops
 from speedrun.config import PRESETS, Config, DataConfig, ModelConfig
@@ -29,7 +29,7 @@ from strategies.base import Settings
 from strategies.matrices import Place
 
 TARGET = 2.4
-SEEDS, STEPS = (1, 2, 3, 4), 30
+SEEDS, STEPS = (1, 2, 3, 4), steps(30)
 ARMS = ("as it is", "without QK-norm", "AdamW for all")
 
 
@@ -51,10 +51,12 @@ def main() -> None:
 def track(name: str) -> Config:
     """The laptop track in short: its recipe, a third of its batch, an eighth of its steps, and a target to match."""
     config = PRESETS["tiny"][1]
+    optimizer = replace(config.optimizer, orthogonalization_dtype="float32")  # quick on every CPU
     data = replace(config.data, global_batch=8, eval_tokens=8192)
     return replace(
-        config, data=data, steps=60, eval_every=5, target_val_loss=TARGET, name=name, log="file", progress="none"
-    )
+        config, optimizer=optimizer, data=data, steps=steps(60), eval_every=5, target_val_loss=TARGET, name=name,
+        log="file", progress="none",
+    )  # fmt: skip
 
 
 def read(folder: Path) -> list[dict]:
@@ -73,7 +75,7 @@ def read(folder: Path) -> list[dict]:
         for line in (logged[0], "…", logged[-1], text.splitlines()[-1]):
             print(textwrap.fill(line, 98, initial_indent="  ", subsequent_indent="      "))
     validations = [line for line in lines if line.get("val_loss") is not None]
-    steps = step_times(lines)
+    times = step_times(lines)
     print("\nThe curves:")
     rows = []
     for line in validations:
@@ -89,17 +91,17 @@ def read(folder: Path) -> list[dict]:
         print(
             f"{target} was crossed after {found[0]:,.0f} tokens and {found[1]:.1f} seconds (a straight line between)."
         )
-    utilisation(lines, steps, run, launch["world_size"])
+    utilisation(lines, times, run, launch["world_size"])
     return lines
 
 
-def utilisation(lines: list[dict], steps: list[float], run: dict, ranks: int) -> None:
+def utilisation(lines: list[dict], times: list[float], run: dict, ranks: int) -> None:
     """Model FLOPs utilisation: of the median step, beside what a large product reaches on this machine now."""
-    if not steps or not lines[-1]["tokens"]:
+    if not times or not lines[-1]["tokens"]:
         return
     config = Config(model=ModelConfig(**run["model"]), data=DataConfig(**run["data"]))
     per_token = flops(config, 1) / config.data.sequence_length
-    speed = lines[-1]["tokens"] / lines[-1]["step"] / statistics.median(steps) * 1e3
+    speed = lines[-1]["tokens"] / lines[-1]["step"] / statistics.median(times) * 1e3
     peak = product_rate()
     rate = per_token * speed
     print(f"\n{speed:,.0f} tokens/s · {per_token / 1e6:.2f}e6 operations a token = {rate / 1e9:.2f}e9 a second.")
@@ -144,9 +146,11 @@ def pairs() -> dict[str, list[float]]:
 def short(arm: str, seed: int) -> float:
     """Train the lessons' model for a few steps; its validation loss."""
     place = Place(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    optimizer = replace(CONFIG.optimizer, name="adamw" if arm == ARMS[2] else "muon", muon_momentum_warmup=0)
-    data = replace(CONFIG.data, eval_tokens=8192)
-    config = replace(CONFIG, optimizer=replace(optimizer, adamw_lr=0.003), data=data, seed=seed)
+    optimizer = replace(
+        CONFIG.optimizer, name="adamw" if arm == ARMS[2] else "muon", muon_momentum_warmup=0, adamw_lr=0.003,
+        orthogonalization_dtype="float32",
+    )  # fmt: skip
+    config = replace(CONFIG, optimizer=optimizer, data=replace(CONFIG.data, eval_tokens=8192), seed=seed)
     if arm == ARMS[1]:
         config = with_model(config, qk_norm=False)
     strategy = select.make("single", Settings(place, "fp32", {}))

@@ -1,0 +1,58 @@
+"""The `python` of tests/warm.py: hands what it is asked for to the server, passes signals on, ends as the fork ends.
+
+python -IS warm_client.py SOCKET PYTHON arguments…; with arguments that the server does not know, PYTHON itself runs.
+"""
+
+import array
+import json
+import os
+import signal
+import socket
+import struct
+import sys
+
+PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGCONT)
+
+
+def main(address: str, python: str, *arguments: str) -> None:
+    unbuffered = arguments[:1] == ("-u",)
+    rest = arguments[unbuffered:]
+    kind = rest[0] if rest and rest[0] in ("-m", "-c") else "file"
+    asked = rest if kind == "file" else rest[1:]
+    if not asked or asked[0].startswith("-"):
+        os.execv(python, [python, *arguments])
+    files = [number for number in map(int, os.listdir("/proc/self/fd")) if _is_open(number)]  # not the listing's own
+    server = socket.socket(socket.AF_UNIX)
+    server.connect(address)
+    request = {
+        "kind": kind,
+        "arguments": asked,
+        "unbuffered": unbuffered,
+        "folder": os.getcwd(),
+        "environment": dict(os.environ),
+        "files": files,
+    }
+    text = json.dumps(request).encode()
+    server.sendmsg(
+        [struct.pack("I", len(text))], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", files).tobytes())]
+    )
+    server.sendall(text)
+    (pid,) = struct.unpack("i", server.recv(4, socket.MSG_WAITALL))
+    for number in PASSED_ON:
+        signal.signal(number, lambda received, _: os.kill(pid, received))
+    (status,) = struct.unpack("i", server.recv(4, socket.MSG_WAITALL))
+    if status < 0:
+        signal.signal(-status, signal.SIG_DFL) if -status != signal.SIGKILL else None
+        os.kill(os.getpid(), -status)
+    sys.exit(status)
+
+
+def _is_open(number: int) -> bool:
+    try:
+        os.fstat(number)
+    except OSError:
+        return False
+    return True
+
+
+main(*sys.argv[1:])

@@ -37,7 +37,7 @@ def ranks() -> Iterator[RankPool]:
 
 @pytest.fixture(scope="session")
 def warm_python() -> Iterator[str]:
-    """A `python`, with an `accelerate` beside it, that has its libraries imported already; elsewhere than on Linux ours."""
+    """A `python`, with an `accelerate` beside it, that has its libraries imported already (tests/warm.py; Linux)."""
     if sys.platform != "linux":
         yield sys.executable
         return

@@ -2,11 +2,11 @@
 
 `Warm` keeps a server that has imported them, and a folder with a `python` and an `accelerate`. That `python` is a small
 client (warm_client.py): the server forks, and the fork runs what the client was asked for, with the client's
-environment, folder and open files. sys.executable is the client there too, so that whatever is started from there starts
-warm: the ranks of torchrun, the fork server of multiprocessing.
+environment, folder and open files. sys.executable is the client there too, so that whatever is started from there is
+warm as well: the ranks of torchrun, the fork server of multiprocessing.
 
-Only libraries are imported in advance: nothing of ours, and not Triton, which reads its settings when it is imported. The
-number of OpenMP threads is the server's: one. Linux only. Tests of how processes start and end use a real Python.
+Only libraries are imported in advance: nothing of ours, and not Triton, which reads its settings when it is imported.
+The number of OpenMP threads is the server's: one. Linux only. Tests of how processes start and end use a real Python.
 """
 
 import array
@@ -53,7 +53,7 @@ class Warm:
         self.folder = Path(tempfile.mkdtemp(prefix="warm-"))
         self.python = self.folder / "python"
         address = self.folder / "socket"
-        client = f'exec {sys.executable} -IS {Path(__file__).with_name("warm_client.py")} {address} {sys.executable}'
+        client = f"exec {sys.executable} -IS {Path(__file__).with_name('warm_client.py')} {address} {sys.executable}"
         _write_program(self.python, f'{client} "$@"')
         _write_program(self.folder / "accelerate", f'{client} -m accelerate.commands.accelerate_cli "$@"')
         self._server = subprocess.Popen(

@@ -12,18 +12,16 @@ from shardrun.__main__ import main
 from shardrun.equivalence import Trace, compare
 
 
-def shardrun(*arguments: str, timeout: float = 200) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "shardrun", *arguments], capture_output=True, text=True, timeout=timeout
-    )
+def shardrun(*arguments: str, python: str = sys.executable) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([python, "-m", "shardrun", *arguments], capture_output=True, text=True, timeout=200)
 
 
 @pytest.mark.ranks
 @pytest.mark.slow
-def test_a_config_of_ones_own_is_certified(tmp_path: Path) -> None:
+def test_a_config_of_ones_own_is_certified(tmp_path: Path, warm_python: str) -> None:
     config = tmp_path / "mine.yaml"
     config.write_text("distributed_type: MULTI_GPU\nuse_cpu: true\nmixed_precision: bf16\nnum_processes: 2\n")
-    result = shardrun("certify", "--config", str(config), "--steps", "4", "--json")
+    result = shardrun("certify", "--config", str(config), "--steps", "4", "--json", python=warm_python)
     assert result.returncode == 0, result.stderr
     assert "8 of 8 equal the single-process run." in result.stderr
     rows = json.loads(result.stdout)["cases"]
@@ -39,11 +37,10 @@ def test_an_unknown_config_is_refused_with_the_names_there_are() -> None:
 
 @pytest.mark.ranks
 @pytest.mark.slow
-def test_a_comparison_as_json(tmp_path: Path) -> None:
+def test_a_comparison_as_json(tmp_path: Path, warm_python: str) -> None:
     small = ["--data.global-batch", "4", "--data.eval-tokens", "256", "--untimed-steps", "0"]
-    compared = shardrun(
-        "compare", "--strategies", "ddp", "--steps", "3", "--out", str(tmp_path), "--json", "--", *small
-    )
+    arguments = ["--strategies", "ddp", "--steps", "3", "--out", str(tmp_path), "--json", "--", *small]
+    compared = shardrun("compare", *arguments, python=warm_python)
     assert compared.returncode == 0, compared.stderr
     (run,) = json.loads(compared.stdout)["runs"]
     assert run["peak"]["measured"] > run["activations"]["measured"] == run["activations"]["predicted"] > 0

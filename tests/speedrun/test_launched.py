@@ -16,10 +16,15 @@ import pytest
 import yaml
 
 from speedrun.data.shards import write_shard
-from tests.speedrun.runs import metrics, read
+from speedrun.train import parse
+from tests.ranks import RankPool
+from tests.speedrun.runs import in_folder, metrics, read, train_here
 
 ROOT = Path(__file__).parent.parent.parent
-SMALL = ["--data.global-batch", "12", "--data.sequence-length", "64", "--data.eval-tokens", "640", "--name", "run"]
+SMALL = [
+    *("--model.layers", "1", "--model.width", "48", "--model.heads", "3", "--data.global-batch", "12"),
+    *("--data.sequence-length", "64", "--data.eval-tokens", "640", "--name", "run"),
+]
 
 pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 
@@ -166,11 +171,13 @@ def losses(folder: Path) -> dict[int, float]:
 
 
 @pytest.mark.parametrize("strategy", ("ddp", "fsdp", "zero3"))
-def test_a_killed_rank_ends_all_and_the_restart_resumes_by_itself(tmp_path: Path, strategy: str) -> None:
-    """kill -9 of rank 1 in mid-run, under torchrun's --max_restarts: the curve is the uninterrupted run's."""
-    arguments = ["tiny", "--steps", "40", "--checkpoint.every", "3", "--resume", "auto", *SMALL]
-    with launch(strategy, tmp_path / "whole", *arguments) as process:
-        finish(process, 200)
+def test_a_killed_rank_ends_all_and_the_restart_resumes_by_itself(
+    ranks: RankPool, tmp_path: Path, strategy: str
+) -> None:
+    """kill -9 of rank 1 in mid-run, under torchrun's --max_restarts: the curve is that of a run nobody has killed."""
+    arguments = ["tiny", "--steps", "100", "--checkpoint.every", "3", "--resume", "auto", *SMALL]
+    whole = parse([*arguments, "--progress", "none"])[1]
+    ranks.run(2, train_here, strategy, in_folder(whole, tmp_path / "whole"))
     restarts = ("--max_restarts", "1", "--monitor_interval", "1")
     with launch(strategy, tmp_path / "killed", *arguments, options=restarts) as process:
         lines, deadline = tmp_path / "killed/run/metrics.jsonl", time.monotonic() + 120
@@ -195,8 +202,11 @@ def test_a_rank_that_hangs_is_named_after_the_collective_timeout(tmp_path: Path)
         while not (lines.is_file() and lines.read_text().count("\n") > 4) and time.monotonic() < deadline:
             time.sleep(0.05)
         stopped = next(p for p in _processes(process.pid) if p.environ().get("RANK") == "1")
+        waiting = next(p for p in _processes(process.pid) if p.environ().get("RANK") == "0")
         stopped.suspend()
-        output, errors = finish(process, 120)  # torchrun gives the one that cannot answer 30 s before it kills it
+        waiting.wait(60)
+        stopped.kill()  # as torchrun would do after 30 s, since it cannot answer
+        output, errors = finish(process, 60)
     assert process.returncode != 0
     said = [line for line in errors.splitlines() if line.startswith("shardrun: error: rank 1 ended or hung in step ")]
     assert len(said) == 1

@@ -198,7 +198,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_a_sentence(ranks: RankPool,
     assert all(line["train_loss"] == line["train_loss"] for line in metrics(tmp_path / "run")[1:])
 
 
-# bf16. The tiny preset with fewer tokens in a step, over its 200 steps.
+# bf16. The tiny preset, narrower and with fewer tokens in a step, over 200 steps.
 
 
 @pytest.fixture(scope="module")
@@ -209,10 +209,13 @@ def tiny_fp32(ranks: RankPool, tmp_path_factory: pytest.TempPathFactory) -> dict
 
 
 def tiny(out: Path) -> Config:
-    """The preset with a smaller batch."""
-    data = DataConfig(sequence_length=64, global_batch=4, eval_tokens=8_192)
+    """The preset at three eighths of its width, with a smaller batch: bf16 is emulated on many a CPU."""
+    preset = PRESETS["tiny"][1]
+    tables = dict.fromkeys(("bigram_rows", "trigram_rows", "fourgram_rows"), 500)
+    model = dataclasses.replace(preset.model, width=48, **tables)
+    data = DataConfig(sequence_length=64, global_batch=4, eval_tokens=4_096)
     changes: dict[str, Any] = dict(steps=200, eval_every=100, untimed_steps=0, progress="none")
-    return dataclasses.replace(PRESETS["tiny"][1], data=data, name="run", out=str(out), **changes)
+    return dataclasses.replace(preset, model=model, data=data, name="run", out=str(out), **changes)
 
 
 def validations(out: Path) -> dict[int, float]:

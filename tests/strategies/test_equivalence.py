@@ -23,7 +23,7 @@ from tests.strategies.small import STRATEGIES, make, prepared, recipe_of
 
 MATRIX = [("single", 1), *((name, world_size) for name in STRATEGIES for world_size in (1, 2, 3, 4))]
 CASES = [
-    Case(optimizer=optimizer, accumulation=accumulation, tied=tied, rows=36)
+    Case(optimizer=optimizer, accumulation=accumulation, tied=tied, rows=36, steps=8)
     for optimizer in ("adamw", "muon")
     for accumulation in (1, 3)
     for tied in (False, True)

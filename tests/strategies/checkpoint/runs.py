@@ -20,10 +20,10 @@ from strategies.checkpoint.save import Saver
 from strategies.matrices import Place
 from tests.strategies.small import make, prepared
 
-CASE = Case(optimizer="muon", rows=36)
-RECORD = Case(optimizer="muon", rows=36, record=True)
+CASE = Case(optimizer="muon", rows=36, steps=8)
+RECORD = Case(optimizer="muon", rows=36, steps=12, record=True)
 """NorMuon (state per row), AdamW with a sum of gradients, and a second stage from the middle on."""
-SAVED, STEPS = 10, 20
+SAVED, STEPS = 4, CASE.steps
 
 
 @dataclasses.dataclass

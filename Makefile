@@ -3,11 +3,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test check format clean
+.PHONY: help setup demo test test-fast check format clean
 
 help:
 	@echo "make demo    train a tiny GPT under every strategy and compare the books"
-	@echo "make test    run the tests"
+	@echo "make test    run the tests, in two processes"
+	@echo "make test-fast  only those that take no ranks and no more than a few seconds"
 	@echo "make check   lint, formatting, types"
 	@echo "make format  rewrite the sources in ruff's format"
 	@echo "make setup   only make the environment in .venv"
@@ -20,8 +21,12 @@ setup:
 demo: setup
 	$(BIN)/python -m shardrun compare
 
+# Two processes, for two cores: many tests wait for a time limit or for one rank. What is left is shared out again.
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-fast: setup
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not ranks and not slow"
 
 check: setup
 	$(BIN)/python -m ruff check .

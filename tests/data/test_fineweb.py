@@ -298,6 +298,7 @@ def test_the_command_fails_in_one_line(
     assert output.err.startswith("shardrun: error: The data set kjj0/fineweb10B-gpt2 is not there (status 404)")
 
 
+@pytest.mark.slow
 def test_a_killed_command_is_gone_on_with(files: dict[str, bytes], tmp_path: Path) -> None:
     """The command itself, killed in the middle of a file and started again."""
     command = [sys.executable, "-m", "shardrun", "data", "fineweb", "--shards", "1", "--out", "x", "--json"]

@@ -20,6 +20,7 @@ def run_checks(folder: Path, environment: dict[str, str]) -> None:
     assert " passed" in done.stdout and " skipped" not in done.stdout, done.stdout[-500:]
 
 
+@pytest.mark.slow
 def test_in_the_interpreter() -> None:
     pytest.importorskip("triton")
     run_checks(CHECKS, INTERPRETER)

@@ -302,6 +302,7 @@ def test_a_simulated_plan_says_what_was_alive_at_the_peak_and_what_was_sent() ->
     assert max(map(len, out.splitlines())) <= 100
 
 
+@pytest.mark.slow
 def test_simulated_ranks_are_heard_in_court() -> None:
     pytest.importorskip("deepspeed")
     out = shardrun("plan", "tiny", "--world", "2", "--court", "--simulate", "--json")[1]

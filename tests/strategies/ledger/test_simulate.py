@@ -171,6 +171,7 @@ class LikeNanoGPT(GPT):
         return logits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "world_size", "checkpointing", "engine", "mebibytes"),
     [
@@ -204,6 +205,7 @@ def test_floating_point_operations() -> None:
     assert flops == tokens * (6 * matrices + 14 * layers * 1024 * width)
 
 
+@pytest.mark.slow
 def test_a_rank_of_a_thousand() -> None:
     simulation = simulated("zero3", 1023, 1024, Case().config(), BATCH)
     assert simulation.peak["parameters"] == 2 * sum(

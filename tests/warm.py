@@ -6,7 +6,7 @@ environment, folder and open files. sys.executable is the client there too, so t
 warm as well: the ranks of torchrun, the fork server of multiprocessing.
 
 Only libraries are imported in advance: nothing of ours, and not Triton, which reads its settings when it is imported.
-The number of OpenMP threads is the server's: one. Linux only. Tests of how processes start and end use a real Python.
+The number of OpenMP threads is the server's, OMP_NUM_THREADS. Linux only. Tests of how processes start and end use a real Python.
 """
 
 import array
@@ -59,7 +59,7 @@ class Warm:
         self._server = subprocess.Popen(
             [sys.executable, "-m", "tests.warm", str(address), str(self.python)],
             cwd=Path(__file__).parents[1],
-            env={**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", "DEEPSPEED_LOG_LEVEL": "ERROR"},
+            env={**os.environ, "MPLBACKEND": "Agg", "DEEPSPEED_LOG_LEVEL": "ERROR"},
             stdin=subprocess.PIPE,  # when it ends, the server does
             stdout=subprocess.DEVNULL,
             start_new_session=True,
@@ -90,7 +90,7 @@ def serve(address: str, python: str) -> None:
     assert "triton" not in sys.modules, "Triton reads its settings when it is imported"
     import torch
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     gc.collect()
     gc.freeze()  # no collection of a fork looks at these objects again, and so copies their pages
     sys.executable = python

@@ -175,7 +175,7 @@ def test_a_killed_rank_ends_all_and_the_restart_resumes_by_itself(
     ranks: RankPool, tmp_path: Path, strategy: str
 ) -> None:
     """kill -9 of rank 1 in mid-run, under torchrun's --max_restarts: the curve is that of a run nobody has killed."""
-    arguments = ["tiny", "--steps", "100", "--checkpoint.every", "3", "--resume", "auto", *SMALL]
+    arguments = ["tiny", "--steps", "60", "--checkpoint.every", "3", "--resume", "auto", *SMALL]
     whole = parse([*arguments, "--progress", "none"])[1]
     ranks.run(2, train_here, strategy, in_folder(whole, tmp_path / "whole"))
     restarts = ("--max_restarts", "1", "--monitor_interval", "1")

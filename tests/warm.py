@@ -6,7 +6,7 @@ environment, folder and open files. sys.executable is the client there too, so t
 warm as well: the ranks of torchrun, the fork server of multiprocessing.
 
 Only libraries are imported in advance: nothing of ours, and not Triton, which reads its settings when it is imported.
-The number of OpenMP threads is the server's, OMP_NUM_THREADS. Linux only. Tests of how processes start and end use a real Python.
+The number of OpenMP threads is the server's. Linux only. Tests of how processes start and end use a real Python.
 """
 
 import array

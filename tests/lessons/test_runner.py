@@ -20,7 +20,7 @@ from shardrun.lesson.source import commands, function_source, wrong_attempts
 from speedrun.train import parse
 
 ROOT = Path(__file__).parent.parent.parent
-STEPS = 10
+STEPS = 5
 """Of a demo, in place of up to eighty."""
 COLD = 3
 """This lesson's commands run as a learner's do; those of the others in a Python that has its libraries imported."""

@@ -28,8 +28,12 @@ SCHEDULES = {
 }
 T975 = 4.303
 """Student's t for 95 % and two degrees of freedom: three seeds."""
-SPIKE, BROKEN = 20, 1000.0
+SPIKE, BROKEN = steps(20), 1000.0
 """At this step the loss is multiplied by so much: a broken batch, or an overflow that nobody caught."""
+AFTER = 30
+"""So many steps on, the spike's last trace is looked at."""
+WATCHED = 10
+"""In so many first steps it is watched how far the weights move."""
 
 
 def main() -> None:
@@ -43,7 +47,9 @@ def main() -> None:
     warm_ups = {warmup: movement(launch, first.settings, warmup) for warmup in (0, 10)}
     show_movement(warm_ups)
     spikes = {
-        name: train(launch, first.settings, adamw(clip), ScheduleConfig(name="constant", warmup=5), 50, spike)
+        name: train(
+            launch, first.settings, adamw(clip), ScheduleConfig(name="constant", warmup=5), SPIKE + AFTER, spike
+        )
         for name, clip, spike in (("no spike", 0.0, None), ("spike", 0.0, SPIKE), ("spike, clipped at 1", 1.0, SPIKE))
     }
     show_spikes(spikes)
@@ -136,7 +142,7 @@ def train(launch, settings, config, schedule, count: int, spike: int | None = No
         with strategy.micro_batch(last=True):
             loss = strategy.model(inputs, targets)
             strategy.backward(loss * (BROKEN if step == spike and mine else 1.0))
-        before = blocks(strategy) if launch.world_size == 1 and step < 10 else []
+        before = blocks(strategy) if launch.world_size == 1 and step < WATCHED else []
         norms.append(float(strategy.step()))
         if before:
             moved.append(change(before, blocks(strategy)))
@@ -154,7 +160,7 @@ def adamw(clip: float, rate: float = 0.003):
 
 def movement(launch, settings, warmup: int) -> dict:
     schedule = ScheduleConfig(name="constant", warmup=warmup)
-    return train(launch, settings, adamw(1.0, 0.02), schedule, 20)
+    return train(launch, settings, adamw(1.0, 0.02), schedule, WATCHED)
 
 
 def blocks(strategy) -> list[torch.Tensor]:
@@ -183,7 +189,8 @@ def show_movement(runs) -> None:
 
 def show_spikes(runs) -> None:
     print(f"\nA spike: at step {SPIKE + 1} the gradient is {BROKEN:,.0f} times too large. AdamW, rate 0.003:")
-    spans = [(SPIKE - 5, SPIKE), (SPIKE + 1, SPIKE + 6), (SPIKE + 6, SPIKE + 11), (SPIKE + 11, SPIKE + 16), (45, 50)]
+    at = [-5, 1, 6, 11, AFTER - 5]  # of five steps each, from the spike
+    spans = [(SPIKE + first, SPIKE + first + 5) for first in at]
     lines = [
         [name, f"{run['norms'][SPIKE]:,.1f}", *(f"{sum(run['losses'][a:b]) / (b - a):.2f}" for a, b in spans)]
         for name, run in runs.items()
@@ -196,7 +203,7 @@ def one_rank_spikes(launch, settings) -> None:
     mine = launch.rank == 1
     schedule = ScheduleConfig(name="constant", warmup=5)
     for clip in (0.0, 1.0):
-        run = train(launch, settings, adamw(clip), schedule, 24, SPIKE, mine)
+        run = train(launch, settings, adamw(clip), schedule, SPIKE + 4, SPIKE, mine)
         norms = [None] * launch.world_size
         dist.all_gather_object(norms, [run["norms"][SPIKE - 1], run["norms"][SPIKE], run["losses"][-1]])
         if launch.rank == 0:
@@ -204,7 +211,7 @@ def one_rank_spikes(launch, settings) -> None:
                 print(headline(launch, "A spike on one rank"))
             print(f"\nAt step {SPIKE + 1} rank 1's gradient is {BROKEN:,.0f} times too large; clip {clip:g}:")
             lines = [[f"rank {r}", f"{a:.2f}", f"{b:,.2f}", f"{c:.2f}"] for r, (a, b, c) in enumerate(norms)]
-            print(table(["", "norm before", "norm then", "its loss at step 24"], lines))
+            print(table(["", "norm before", "norm then", f"its loss at step {SPIKE + 4}"], lines))
     if launch.rank == 0:
         print("\nThe norm is that of the averaged gradient, the same on every rank, so all ranks clip by one factor.")
         print("Schedules need no messages either: every rank computes the same factor from the same step.")

@@ -108,7 +108,7 @@ def serve(address: str, python: str) -> None:
         for descriptor in forks.keys() & ready:
             pid, client = forks.pop(descriptor)
             status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-            with contextlib.suppress(OSError):  # the client was killed
+            with contextlib.suppress(OSError):
                 client.sendall(struct.pack("i", status))
             client.close()
             os.close(descriptor)
@@ -118,7 +118,8 @@ def serve(address: str, python: str) -> None:
             pid = os.fork()
             if pid == 0:
                 _run(request, files)
-            client.sendall(struct.pack("i", pid))
+            with contextlib.suppress(OSError):  # the client was killed
+                client.sendall(struct.pack("i", pid))
             forks[os.pidfd_open(pid)] = pid, client
             for file in files:
                 os.close(file)
@@ -131,9 +132,7 @@ def _receive(client: socket.socket) -> tuple[dict[str, Any], list[int]]:
     """What a client asks for, and its open files, in the order of request["files"]."""
     first, ancillary, _, _ = client.recvmsg(4, socket.CMSG_SPACE(253 * 4))
     (length,) = struct.unpack("I", first)
-    text = b""
-    while len(text) < length:
-        text += client.recv(length - len(text))
+    text = client.recv(length, socket.MSG_WAITALL)
     return json.loads(text), [fd for _, _, data in ancillary for fd in array.array("i", data)]
 
 

@@ -42,7 +42,8 @@ def main(address: str, python: str, *arguments: str) -> None:
         signal.signal(number, lambda received, _: os.kill(pid, received))
     (status,) = struct.unpack("i", server.recv(4, socket.MSG_WAITALL))
     if status < 0:
-        signal.signal(-status, signal.SIG_DFL) if -status != signal.SIGKILL else None
+        if -status in PASSED_ON:
+            signal.signal(-status, signal.SIG_DFL)
         os.kill(os.getpid(), -status)
     sys.exit(status)
 

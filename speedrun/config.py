@@ -100,10 +100,12 @@ class ModelConfig:
     """What backward computes again in place of keeping it (the numbers stay the same): nothing; every block, from its
     input; or only what is cheap between its matrix products, whose outputs are kept."""
     kernels: Kernels = "auto"
-    """Who computes the MLP's first layer, the loss and Muon's products: Triton's fused kernels, plain torch, or Triton
-    where there is a CUDA GPU and the run computes in bf16 (a run says which and why)."""
+    """Who computes the MLP's first layer, the loss and Muon's products: plain torch; Triton's fused kernels, each where
+    it was measured to pay (speedrun/kernels/measured.py); or Triton where there is a CUDA GPU and the run computes in
+    bf16, else torch (a run says which and why)."""
     fp8: bool = False
-    """Matrix products of the head and the MLP in 8-bit floating point while training; validation never is."""
+    """Matrix products of the head and the MLP in 8-bit floating point while training; validation never is. On a GPU of
+    compute capability 8.9 or more by torch._scaled_mm, which has not been seen there yet; on a CPU imitated."""
 
 
 @dataclass(frozen=True)

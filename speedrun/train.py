@@ -27,6 +27,7 @@ from speedrun.ending import NOT_SAVED, Interruptible, guarded, leave_for_torchru
 from speedrun.evaluate import Validation, evaluate
 from speedrun.faults import Faults, first_nonfinite
 from speedrun.kernels import choose
+from speedrun.kernels.fp8 import in_words as fp8_in_words
 from speedrun.ledger import Books, and_again, counted_step
 from speedrun.model import GPT
 from speedrun.model.attend import choose_attention
@@ -111,6 +112,7 @@ def train(preset: str, config: Config, launch: Launch) -> None:
         )
     kernels, why = choose(config.model.kernels, "cpu" if launch.cpu else "cuda", launch.precision)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, kernels=kernels))
+    fp8 = fp8_in_words(kernels, launch.cpu) if config.model.fp8 else ""
     torch.manual_seed(config.seed)  # nothing of ours draws from it, but its state is part of a checkpoint
     model = GPT(config.model, document_start=data.document_start)
     model.init_weights(config.seed)
@@ -129,9 +131,7 @@ def train(preset: str, config: Config, launch: Launch) -> None:
         record = Record(config, launch, preset, data.content_hash, parameters, resumed.continues if resumed else None)
     progress = Progress(config.progress if launch.rank == 0 else "none", steps)
     progress.say(_headline(preset, launch, sections, batches, data, parameters))
-    emulated = ", head and MLP in emulated FP8 (on a CPU a fifth slower than without)"
-    fp8 = {"triton": ", head and MLP in FP8", "torch": emulated}[kernels]
-    progress.say(f"kernels: {kernels} ({why})" + (fp8 if config.model.fp8 else ""))
+    progress.say(f"kernels: {kernels} ({why})" + (f", head and MLP in FP8 {fp8}" if fp8 else ""))
     if config.optimizer.name == "muon":
         progress.say(f"orthogonalisation: {config.optimizer.orthogonalization_dtype} ({why_dtype})")
     if launch.precision == "bf16" and (said := emulated_bf16(device)):

@@ -124,9 +124,9 @@ def kernels(device: str) -> None:
     x, weight = torch.randn(200, 320, generator=generator), 0.02 * torch.randn(260, 320, generator=generator)
     x, weight = x.to(device), weight.to(device)
     started = time.perf_counter()
-    x8, _, x_scale = quantize(x, 0.0, E4M3, False, True)
-    w8, _, w_scale = quantize(weight, 0.0, E4M3, False, True)
-    y = product(x8, w8, x_scale, w_scale, torch.float32, True, True)
+    x8, _, x_scale = quantize(x, 0.0, E4M3, False, "triton")
+    w8, _, w_scale = quantize(weight, 0.0, E4M3, False, "triton")
+    y = product(x8, w8, x_scale, w_scale, torch.float32, True, "triton")
     seconds = time.perf_counter() - started
     torchs = product_reference(x8, w8, x_scale, w_scale, torch.float32)
     other = (x8.float() != quantize_reference(x, x_scale, E4M3).float()).float().mean().item()

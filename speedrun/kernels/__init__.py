@@ -5,13 +5,14 @@
     cross_entropy.py  the loss from hidden states, so that the logits never exist as a whole
     fp8.py            quantisation to 8 bits, and the linear layers that multiply what comes out
     tiles.py          the product of two tiles, which all of them are built on
+    measured.py       which of them pays on which shape: of Muon's products the polynomial, X·Xᵀ does not
 
 A kernel is an operator of `torch.library`: autograd knows its gradient, torch.compile keeps it as it is. Every file has
 the same thing in plain torch as `..._reference`; tests hold the two together, on the CPU by Triton's interpreter
 (TRITON_INTERPRET=1 in the environment before Triton is imported).
 
-This file imports neither Triton nor a kernel. The other files but fp8.py need Triton; whoever uses them imports them on
-the spot, where `use_triton` says so.
+This file imports neither Triton nor a kernel. The other files but fp8.py, fp8_linear.py and measured.py need Triton;
+whoever uses them imports them on the spot, where `use_triton` says so.
 """
 
 import os
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 from speedrun.config import Kernels
+from speedrun.kernels.measured import Kernel, pays
 
 INSTALLED = find_spec("triton") is not None
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -52,15 +54,19 @@ def choose(asked: Kernels, device: str, precision: str) -> tuple[Literal["triton
     return "torch", hindrance
 
 
-def use_triton(asked: Kernels, tensor: Tensor) -> bool:
-    """Whether the Triton kernels take this tensor; `auto` takes what is 16 bits wide, or is about to be, on a GPU.
+def use_triton(asked: Kernels, tensor: Tensor, kernel: Kernel, shape: tuple[int, ...]) -> bool:
+    """Whether our Triton kernel takes this tensor; `auto` takes what is 16 bits wide, or is about to be, on a GPU.
+
+    shape: of the product, as in `measured.TIMES_FASTER`; nobody takes a kernel that does not pay there. The interpreter
+    is for tests, and takes all of them.
 
     Raises ValueError where Triton is asked for and the tensor is on a CPU, or in float64.
     """
     if asked == "torch":
         return False
     if asked == "auto":
-        return INSTALLED and not INTERPRETED and tensor.is_cuda and compute_dtype(tensor) == torch.bfloat16
+        there = INSTALLED and not INTERPRETED and tensor.is_cuda
+        return there and compute_dtype(tensor) == torch.bfloat16 and pays(kernel, shape)
     if not INSTALLED or not (tensor.is_cuda or INTERPRETED):
         choose(asked, tensor.device.type, "")
     if tensor.dtype == torch.float64:
@@ -68,7 +74,7 @@ def use_triton(asked: Kernels, tensor: Tensor) -> bool:
             "model.kernels is triton, but the model is in float64 and the kernels add up in float32: "
             "use model.kernels torch."
         )
-    return True
+    return INTERPRETED or pays(kernel, shape)
 
 
 def compute_dtype(tensor: Tensor) -> torch.dtype:

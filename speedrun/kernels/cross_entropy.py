@@ -17,7 +17,7 @@ from torch import Tensor
 
 from speedrun.config import SIGMOID_MIDDLE, SIGMOID_SCALE
 from speedrun.kernels import compute_dtype
-from speedrun.kernels.fp8 import E4M3, E5M2, product, quantize
+from speedrun.kernels.fp8 import E4M3, E5M2, product, quantize, way
 from speedrun.kernels.fp8_linear import HEAD_INPUT_SCALE, HEAD_WEIGHT_SCALE, fp8_gradients
 
 ROWS = 4096
@@ -230,19 +230,20 @@ def loss_and_gradients(
     total = torch.zeros((), device=hidden.device)
     dx, dw = torch.empty_like(hidden), torch.zeros_like(weight, dtype=torch.float32)
     if fp8:
-        x8, x8t, x_scale = quantize(hidden, HEAD_INPUT_SCALE, E4M3, True, True)
-        w8, w8t, w_scale = quantize(weight, HEAD_WEIGHT_SCALE, E4M3, True, True)
+        how = way("triton", hidden.device)
+        x8, x8t, x_scale = quantize(hidden, HEAD_INPUT_SCALE, E4M3, True, how)
+        w8, w8t, w_scale = quantize(weight, HEAD_WEIGHT_SCALE, E4M3, True, how)
     else:
         weight = weight.to(hidden.dtype)
     for start in range(0, len(hidden), ROWS):
         rows = slice(start, start + ROWS)
         x = hidden[rows]
-        logits = product(x8[rows], w8, x_scale, w_scale, x.dtype, False, True) if fp8 else x @ weight.mT
+        logits = product(x8[rows], w8, x_scale, w_scale, x.dtype, False, how) if fp8 else x @ weight.mT
         total += _losses(logits, targets[rows], counts, factor, vocab_size, softcap, form, gradient=True).sum()
         if fp8:
-            gradient = quantize(logits, 0.0, E5M2, True, True)
+            gradient = quantize(logits, 0.0, E5M2, True, how)
             dtypes = (x.dtype, torch.float32)
-            dx[rows], part = fp8_gradients(gradient, (x8t[:, rows], x_scale), (w8t, w_scale), dtypes, True)
+            dx[rows], part = fp8_gradients(gradient, (x8t[:, rows], x_scale), (w8t, w_scale), dtypes, how)
             dw += part
         else:
             torch.mm(logits, weight, out=dx[rows])

@@ -2,7 +2,7 @@
 
                 forward, e4m3                                            backward
     head        fixed scales, 100/448 for hidden states, 1.6/448         FP8: the gradient in e5m2 with its current
-                for weights                                              scale; weight gradient added up in float32
+                for weights                                              scale; both sums in float32 (`product`)
     MLP up      current scales                                           in the dtype of the inputs (bf16)
     MLP down    delayed scales                                           in the dtype of the inputs (bf16)
 
@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from speedrun.config import Kernels
-from speedrun.kernels import compute_dtype, use_triton
-from speedrun.kernels.fp8 import E4M3, E5M2, Quantized, product, product_reference, quantize, quantize_delayed
+from speedrun.kernels import compute_dtype
+from speedrun.kernels.fp8 import E4M3, E5M2, Quantized, product, quantize, quantize_delayed
+from speedrun.kernels.fp8 import way as choose_way
 
 HEAD_INPUT_SCALE, HEAD_WEIGHT_SCALE = 100 / 448, 1.6 / 448
 INPUT_HEADROOM, WEIGHT_HEADROOM = 1.80, 1.12
@@ -25,19 +26,19 @@ INPUT_BOOTSTRAP, WEIGHT_BOOTSTRAP = 1, 16
 
 def head(x: Tensor, weight: Tensor, kernels: Kernels) -> Tensor:
     """x·Wᵀ, x [..., in], weight [out, in] → [..., out] in the dtype of matrix products, for the output head."""
-    rows, triton = _rows(x), use_triton(kernels, x)
-    x8, x8t, x_scale = quantize(rows.detach(), HEAD_INPUT_SCALE, E4M3, True, triton)
-    w8, w8t, w_scale = quantize(weight.detach(), HEAD_WEIGHT_SCALE, E4M3, True, triton)
-    y = linear_fp8_backward(rows, weight, x8, w8, x8t, w8t, x_scale, w_scale, triton)
+    rows, way = _rows(x), choose_way(kernels, x.device)
+    x8, x8t, x_scale = quantize(rows.detach(), HEAD_INPUT_SCALE, E4M3, True, way)
+    w8, w8t, w_scale = quantize(weight.detach(), HEAD_WEIGHT_SCALE, E4M3, True, way)
+    y = linear_fp8_backward(rows, weight, x8, w8, x8t, w8t, x_scale, w_scale, way)
     return y.unflatten(0, x.shape[:-1])
 
 
 def mlp_up(x: Tensor, weight: Tensor, relu2: bool, kernels: Kernels) -> Tensor:
     """x·Wᵀ or, with relu2, relu(x·Wᵀ)², x [..., in], weight [out, in] → [..., out]."""
-    rows, triton = _rows(x), use_triton(kernels, x)
-    x8, _, x_scale = quantize(rows.detach(), 0.0, E4M3, False, triton)
-    w8, _, w_scale = quantize(weight.detach(), 0.0, E4M3, False, triton)
-    y = linear(rows, weight.to(rows.dtype), x8, w8, x_scale, w_scale, relu2, triton)
+    rows, way = _rows(x), choose_way(kernels, x.device)
+    x8, _, x_scale = quantize(rows.detach(), 0.0, E4M3, False, way)
+    w8, _, w_scale = quantize(weight.detach(), 0.0, E4M3, False, way)
+    y = linear(rows, weight.to(rows.dtype), x8, w8, x_scale, w_scale, relu2, way)
     return y.unflatten(0, x.shape[:-1])
 
 
@@ -57,11 +58,11 @@ class DelayedScales:
 
 def mlp_down(x: Tensor, weight: Tensor, scales: DelayedScales, kernels: Kernels) -> Tensor:
     """x·Wᵀ, x [..., in], weight [out, in] → [..., out]. Moves the scales on."""
-    rows, triton = _rows(x), use_triton(kernels, x)
+    rows, way = _rows(x), choose_way(kernels, x.device)
     input_state, weight_state = scales.on(x.device)
-    x8, x_scale = quantize_delayed(rows.detach(), input_state, INPUT_HEADROOM, INPUT_BOOTSTRAP, E4M3, triton)
-    w8, w_scale = quantize_delayed(weight.detach(), weight_state, WEIGHT_HEADROOM, WEIGHT_BOOTSTRAP, E4M3, triton)
-    y = linear(rows, weight.to(rows.dtype), x8, w8, x_scale, w_scale, False, triton)
+    x8, x_scale = quantize_delayed(rows.detach(), input_state, INPUT_HEADROOM, INPUT_BOOTSTRAP, E4M3, way)
+    w8, w_scale = quantize_delayed(weight.detach(), weight_state, WEIGHT_HEADROOM, WEIGHT_BOOTSTRAP, E4M3, way)
+    y = linear(rows, weight.to(rows.dtype), x8, w8, x_scale, w_scale, False, way)
     return y.unflatten(0, x.shape[:-1])
 
 
@@ -71,36 +72,37 @@ def _rows(x: Tensor) -> Tensor:
 
 @torch.library.custom_op("speedrun::fp8_linear", mutates_args=())
 def linear(
-    x: Tensor, weight: Tensor, x8: Tensor, w8: Tensor, x_scale: Tensor, w_scale: Tensor, relu2: bool, triton: bool
+    x: Tensor, weight: Tensor, x8: Tensor, w8: Tensor, x_scale: Tensor, w_scale: Tensor, relu2: bool, way: str
 ) -> Tensor:
     """x8·w8ᵀ times the scales, its ReLU squared on request; backward as if it had been x·Wᵀ, in x's dtype.
 
     x [rows, in], weight [out, in] and their quantised forms → [rows, out] in x's dtype.
     """
-    if triton:
+    if way == "triton":
         from speedrun.kernels import fp8_triton
 
         return fp8_triton.product(x8, w8, x_scale, w_scale, x.dtype, exact=False, square=relu2)
-    if not relu2:
-        return product_reference(x8, w8, x_scale, w_scale, x.dtype)
-    return product_reference(x8, w8, x_scale, w_scale, torch.float32).relu().square().to(x.dtype)
+    # Emulated, the square is rounded once, as in the kernel; multiplied in FP8, float32 would be twice the traffic.
+    dtype = torch.float32 if relu2 and way == "emulated" else x.dtype
+    y = product(x8, w8, x_scale, w_scale, dtype, False, way)
+    return y.relu().square().to(x.dtype) if relu2 else y
 
 
 @linear.register_fake
 def _(
-    x: Tensor, weight: Tensor, x8: Tensor, w8: Tensor, x_scale: Tensor, w_scale: Tensor, relu2: bool, triton: bool
+    x: Tensor, weight: Tensor, x8: Tensor, w8: Tensor, x_scale: Tensor, w_scale: Tensor, relu2: bool, way: str
 ) -> Tensor:
     return x.new_empty((x.shape[0], weight.shape[0]))
 
 
 def _linear_context(ctx, inputs, output) -> None:
-    x, weight, *_, ctx.relu2, ctx.triton = inputs
+    x, weight, *_, ctx.relu2, ctx.way = inputs
     ctx.save_for_backward(x, weight, *([output] if ctx.relu2 else []))
 
 
 def _linear_backward(ctx, gradient: Tensor):
     x, weight, *y = ctx.saved_tensors
-    if ctx.relu2 and ctx.triton:
+    if ctx.relu2 and ctx.way == "triton":
         from speedrun.kernels.relu2 import relu2_backward
 
         gradient = relu2_backward(y[0], gradient)
@@ -122,13 +124,13 @@ def linear_fp8_backward(
     w8t: Tensor,
     x_scale: Tensor,
     w_scale: Tensor,
-    triton: bool,
+    way: str,
 ) -> Tensor:
     """x8·w8ᵀ times the scales; backward in FP8 as well, of which it keeps the transposes and neither x nor the weight.
 
     x [rows, in], weight [out, in], their quantised forms and those transposed → [rows, out] in x's dtype.
     """
-    return product(x8, w8, x_scale, w_scale, x.dtype, False, triton)
+    return product(x8, w8, x_scale, w_scale, x.dtype, False, way)
 
 
 @linear_fp8_backward.register_fake
@@ -141,13 +143,13 @@ def _(
     w8t: Tensor,
     x_scale: Tensor,
     w_scale: Tensor,
-    triton: bool,
+    way: str,
 ) -> Tensor:
     return x.new_empty((x.shape[0], weight.shape[0]))
 
 
 def _fp8_context(ctx, inputs, output) -> None:
-    x, weight, _, _, x8t, w8t, x_scale, w_scale, ctx.triton = inputs
+    x, weight, _, _, x8t, w8t, x_scale, w_scale, ctx.way = inputs
     ctx.dtypes = x.dtype, weight.dtype
     ctx.save_for_backward(x8t, w8t, x_scale, w_scale)
 
@@ -155,7 +157,7 @@ def _fp8_context(ctx, inputs, output) -> None:
 def _fp8_backward(ctx, gradient: Tensor):
     x8t, w8t, x_scale, w_scale = ctx.saved_tensors
     dx, dw = fp8_gradients(
-        quantize(gradient, 0.0, E5M2, True, ctx.triton), (x8t, x_scale), (w8t, w_scale), ctx.dtypes, ctx.triton
+        quantize(gradient, 0.0, E5M2, True, ctx.way), (x8t, x_scale), (w8t, w_scale), ctx.dtypes, ctx.way
     )
     return dx, dw, None, None, None, None, None, None, None
 
@@ -168,10 +170,10 @@ def fp8_gradients(
     x: tuple[Tensor, Tensor],
     weight: tuple[Tensor, Tensor],
     dtypes: tuple[torch.dtype, torch.dtype],
-    triton: bool,
+    way: str,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of x and weight in the given dtypes, from (transpose, scale) of each and the quantised gradient."""
     (g8, g8t, g_scale), (x8t, x_scale), (w8t, w_scale) = gradient, x, weight
-    dx = product(g8, w8t, g_scale, w_scale, dtypes[0], False, triton)
-    dw = product(g8t, x8t, g_scale, x_scale, dtypes[1], True, triton)
+    dx = product(g8, w8t, g_scale, w_scale, dtypes[0], True, way)
+    dw = product(g8t, x8t, g_scale, x_scale, dtypes[1], True, way)
     return dx, dw

@@ -1,4 +1,6 @@
-"""The Triton kernels of fp8.py: the largest magnitude, quantisation with a transpose on the side, the product.
+"""The Triton kernels of fp8.py: the largest magnitude, quantisation, the product. Lesson 15's, and for comparison: no run
+on a GPU takes them (`fp8.way`). What was wrong with them on an H100, and why, stands in tests/kernels/checks/__init__.py;
+as they are now they have not been seen on a GPU.
 
 Triton's interpreter is no model of the hardware in three things: where the hardware rounds to nearest on its way to FP8
 it cuts off or (Triton 3.9) loses the carry into the exponent, it cuts off on the way to bfloat16, and it has no NaN in
@@ -10,12 +12,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from speedrun.kernels.fp8 import LARGEST, SMALLEST_SCALE, Quantized
+from speedrun.kernels.fp8 import LARGEST, SMALLEST_SCALE, Quantized, transposed
 from speedrun.kernels.tiles import Tiles, first_of_tile, tile_of_product
 
 TILES = Tiles(m=128, n=256, k=128, warps=8, stages=4)
 EXACT_TILES = Tiles(m=128, n=128, k=128, warps=8, stages=4)
-"""With float32 sums a program holds two tiles of results."""
+"""With float32 sums a program holds two tiles of results: the matrix unit's, of 128 terms, and their sum."""
 BLOCK = 64
 """Quantisation goes by squares of this side."""
 
@@ -54,7 +56,6 @@ def largest_kernel(
 def quantize_kernel(
     x,
     q,
-    q_transposed,
     scale,
     current,
     largest,
@@ -69,14 +70,13 @@ def quantize_kernel(
     SMALLEST: tl.constexpr,
     FIXED: tl.constexpr,
     BOOTSTRAP: tl.constexpr,
-    TRANSPOSE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """q = x / s, saturated at ±LIMIT, and scale[0] = s.
 
     s is `fixed` with FIXED, else from `current`, the largest magnitude as `largest_kernel` leaves it, or with BOOTSTRAP
     > 0 and as many passes in state[1] from state[0]; then also largest[0] ← the bits of max |x|, for the next pass.
-    q and q_transposed are contiguous.
+    q is contiguous.
     """
     if FIXED:
         s = fixed
@@ -93,13 +93,7 @@ def quantize_kernel(
         raise_largest(largest, tile)
     tile = tile * tl.div_rn(1.0, s)
     tile = tl.where(tile > LIMIT, LIMIT, tl.where(tile < -LIMIT, -LIMIT, tile))
-    result = tile.to(q.dtype.element_ty)
-    tl.store(q + i.to(tl.int64) * columns + j, result, mask=(i < rows) & (j < columns))
-    if TRANSPOSE:
-        i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)[None, :]
-        j = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[:, None]
-        inside = (i < rows) & (j < columns)
-        tl.store(q_transposed + j.to(tl.int64) * rows + i, tl.trans(result), mask=inside)
+    tl.store(q + i.to(tl.int64) * columns + j, tile.to(q.dtype.element_ty), mask=(i < rows) & (j < columns))
 
 
 @triton.jit
@@ -147,10 +141,13 @@ def quantize(
     headroom: float = 1.0,
     bootstrap: int = 0,
 ) -> Quantized:
-    """See fp8.quantize and, with a state, fp8.quantize_delayed."""
+    """See fp8.quantize and, with a state, fp8.quantize_delayed.
+
+    The transpose is torch's copy, not the kernel's: where it took converted pairs of bytes apart again, ptxas 12.8 (Triton
+    3.6) lost some of them.
+    """
     rows, columns = x.shape
     q = torch.empty((rows, columns), dtype=dtype, device=x.device)
-    transposed = torch.empty((columns, rows) if transpose else 0, dtype=dtype, device=x.device)
     scale = torch.empty((), device=x.device)
     bits = torch.zeros(2, dtype=torch.int32, device=x.device)  # this pass's magnitude for itself, and for the next
     if state is None:
@@ -159,14 +156,13 @@ def quantize(
     if not fixed:
         largest_kernel[grid](x, bits, state, *x.stride(), rows, columns, BOOTSTRAP=bootstrap, BLOCK=BLOCK)
     quantize_kernel[grid](
-        x, q, transposed, scale, bits, bits[1:], state, fixed, *x.stride(), rows, columns, headroom,
-        LIMIT=LARGEST[dtype], SMALLEST=SMALLEST_SCALE, FIXED=fixed != 0, BOOTSTRAP=bootstrap,
-        TRANSPOSE=transpose, BLOCK=BLOCK,
+        x, q, scale, bits, bits[1:], state, fixed, *x.stride(), rows, columns, headroom,
+        LIMIT=LARGEST[dtype], SMALLEST=SMALLEST_SCALE, FIXED=fixed != 0, BOOTSTRAP=bootstrap, BLOCK=BLOCK,
     )  # fmt: skip
     if bootstrap:
         state[0].copy_(bits[1:].view(torch.float32)[0])
         state[1].add_(1)
-    return q, transposed, scale
+    return q, transposed(q, transpose), scale
 
 
 def product(

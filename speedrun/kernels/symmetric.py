@@ -1,5 +1,10 @@
 """X·Xᵀ and b·A + c·A² for orthogonalisation: symmetric results, so half of the tiles are computed and mirrored.
 
+The results are symmetric to the bit: below the diagonal, also inside a tile, lies a copy of what is above it.
+
+Half of the arithmetic is not half of the time: on an H100 the polynomial took 0.69 of torch.baddbmm's, but X·Xᵀ 1.04 to
+1.12 times torch.bmm's (measured.py), so that a run takes only the polynomial from here.
+
 Both are products of a matrix with its own transpose (A² = A·Aᵀ for a symmetric A), so one kernel serves. The rest of a
 Newton–Schulz or Polar Express iteration, (b·A + c·A²)·X, has no such symmetry and stays with torch.
 """
@@ -41,7 +46,7 @@ def symmetric_kernel(
     WIDEN: tl.constexpr,
     POLYNOMIAL: tl.constexpr,
 ):
-    """result = X·Xᵀ, or b·X + c·X·Xᵀ with POLYNOMIAL, where X has to be symmetric.
+    """result = X·Xᵀ, or b·X + c·X·Xᵀ with POLYNOMIAL, where X has to be symmetric. Tiles are square.
 
     One program per tile and matrix: program_id(0), (1) are the tile's row and column, (2) is the matrix. Programs below
     the diagonal have nothing to do: their tile is written by the one above, turned over. `result` is contiguous.
@@ -63,12 +68,16 @@ def symmetric_kernel(
         here = tl.load(x + i.to(tl.int64) * stride_row + j * stride_column, mask=inside, other=0.0)
         tile = b * here.to(tl.float32) + c * tile
     tile = tile.to(result.dtype.element_ty)
+    mirrored = tl.trans(tile)
+    if row == column:
+        # Σ x·y and Σ y·x need not be added up in the same order, so the lower triangle is the upper one here, too.
+        tile = tl.where(i <= j, tile, mirrored)
     tl.store(result + i.to(tl.int64) * rows + j, tile, mask=inside)
     if row < column:
         # Written by rows of the lower triangle, so that neighbouring threads write to neighbouring places.
         i = column + tl.arange(0, BLOCK_N)[:, None]
         j = row + tl.arange(0, BLOCK_M)[None, :]
-        tl.store(result + i.to(tl.int64) * rows + j, tl.trans(tile), mask=(i < rows) & (j < rows))
+        tl.store(result + i.to(tl.int64) * rows + j, mirrored, mask=(i < rows) & (j < rows))
 
 
 def _launch(x: Tensor, b: float, c: float, polynomial: bool) -> Tensor:

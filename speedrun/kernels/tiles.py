@@ -88,7 +88,7 @@ def tile_of_product(
     a, b: pointers, with strides in elements; rows, columns, depth: A is rows × depth, B columns × depth. What lies
     outside counts as zero. WIDEN: multiply in float32, because the interpreter takes bfloat16 for integers. SHORT_SUMS:
     8-bit products are added up in the matrix unit, which keeps about 14 bits, over BLOCK_K terms at most, and in
-    float32 from there. Float32 operands are multiplied as such, not rounded to TF32.
+    float32 from there; without it over all of them. Float32 operands are multiplied as such, not rounded to TF32.
     """
     i = row + tl.arange(0, BLOCK_M)
     j = column + tl.arange(0, BLOCK_N)
@@ -104,7 +104,7 @@ def tile_of_product(
             tile_a = tile_a.to(tl.float32)
             tile_b = tile_b.to(tl.float32)
         if SHORT_SUMS:
-            total = tl.dot(tile_a, tile_b, total, max_num_imprecise_acc=BLOCK_K)
+            total += tl.dot(tile_a, tile_b)
         else:
             total = tl.dot(tile_a, tile_b, total, input_precision="ieee")
         at_a += BLOCK_K * stride_a_k

@@ -214,7 +214,8 @@ class GPT(nn.Module):
                 after[layer] = x
         if self.backout is not None:
             x = self.backout(x, after[self.config.backout - 1])
-        if targets is not None and use_triton(self.config.kernels, x):  # the head computes the loss without logits
+        product = (x.shape[:-1].numel(), self.config.width, self.config.vocab_size)
+        if targets is not None and use_triton(self.config.kernels, x, "cross_entropy", product):  # without logits
             if future_weights:
                 targets = all_targets(targets, len(future_weights), self.document_start)
             return self.head(self.norm(x), *head, targets=targets, reduction=reduction, future=future_weights)

@@ -45,7 +45,10 @@ class Up(Linear):
 
     def squares(self, x: Tensor) -> bool:
         """Whether the forward pass of x ends behind the nonlinearity."""
-        return self.relu2 and (self.fp8 and torch.is_grad_enabled() or use_triton(self.kernels, x))
+        if not self.relu2:
+            return False
+        shape = (x.shape[:-1].numel(), self.in_features, self.out_features)
+        return self.fp8 and torch.is_grad_enabled() or use_triton(self.kernels, x, "linear_relu2", shape)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., width] → [..., hidden]."""

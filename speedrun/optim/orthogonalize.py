@@ -65,15 +65,16 @@ def _iterate(
     tall = x.size(-2) > x.size(-1)
     if tall:  # XXᵀ has the shorter side's size when the matrix lies on its long side: smaller products
         x = x.mT
-    triton = use_triton(kernels, x)
+    count, rows, columns = x.shape
+    our_gram = use_triton(kernels, x, "gram", (count, rows, columns))
+    our_polynomial = use_triton(kernels, x, "polynomial", (count, rows, rows))
+    if our_gram or our_polynomial:
+        from speedrun.kernels import symmetric
     for a, b, c in quintics:
-        if triton:
-            from speedrun.kernels import symmetric
-
-            gram = symmetric.gram(x)
+        gram = symmetric.gram(x) if our_gram else torch.bmm(x, x.mT)
+        if our_polynomial:
             polynomial = symmetric.polynomial(gram, b, c)
         else:
-            gram = torch.bmm(x, x.mT)
             polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # b·A + c·A²
         x = torch.baddbmm(x, polynomial, x, beta=a)  # a·X + (b·A + c·A²)·X
     if tall:

@@ -8,8 +8,8 @@ data sheet allows (`roofline`), and how many times faster it is than each rival:
 torch._scaled_mm (cuBLASLt), or the same formula through torch.compile. Arithmetic counts as the formula has it, so that
 X·Xᵀ, of which half is computed, can go beyond the roofline. Every result is compared with its rival's before it counts.
 
-kernels.md is what one H100 said. What a run uses follows from it by way of speedrun/kernels/measured.py: whoever measures
-again changes the rows there. The cross-entropy has not been measured yet, nor has FP8 since it was mended.
+kernels.md is what one H100 said. What a run uses follows from it by way of speedrun/kernels/measured.py: whoever
+measures again changes the rows there. The cross-entropy has not been measured yet, nor has FP8 since it was mended.
 """
 
 import argparse

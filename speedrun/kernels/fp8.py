@@ -43,23 +43,19 @@ Quantized = tuple[Tensor, Tensor, Tensor]
 
 
 def way(kernels: Kernels, device: torch.device) -> Way:
-    """Who computes FP8 on this device, in a run with this `model.kernels`.
-
-    Raises ValueError on a GPU without matrix units for FP8.
-    """
+    """Who computes FP8 on this device, in a run with this `model.kernels`."""
     if device.type == "cuda":
-        capability = torch.cuda.get_device_capability(device)
-        if capability < (8, 9):
-            raise ValueError(
-                f"model.fp8 is on, but this GPU has compute capability {capability[0]}.{capability[1]} and multiplies "
-                "in FP8 from 8.9 on: switch model.fp8 off."
-            )
         return "scaled_mm"
     return "triton" if kernels == "triton" and INTERPRETED else "emulated"
 
 
 def in_words(kernels: Kernels, cpu: bool) -> str:
-    """Who computes a run's FP8, for its user. Raises ValueError as `way`."""
+    """Who computes a run's FP8, for its user. Raises ValueError on a GPU without matrix units for FP8."""
+    if not cpu and (capability := torch.cuda.get_device_capability()) < (8, 9):
+        raise ValueError(
+            f"model.fp8 is on, but this GPU has compute capability {capability[0]}.{capability[1]}, and GPUs multiply "
+            "in FP8 from 8.9 on: switch model.fp8 off."
+        )
     return {
         "emulated": "emulated in float32 (on a CPU a fifth slower than without)",
         "scaled_mm": "by torch._scaled_mm (not seen on a GPU yet)",

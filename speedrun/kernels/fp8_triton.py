@@ -1,6 +1,7 @@
-"""The Triton kernels of fp8.py: the largest magnitude, quantisation, the product. Lesson 15's, and for comparison: no run
-on a GPU takes them (`fp8.way`). What was wrong with them on an H100, and why, stands in tests/kernels/checks/__init__.py;
-as they are now they have not been seen on a GPU.
+"""The Triton kernels of fp8.py: the largest magnitude, quantisation, the product.
+
+Lesson 15's, and for comparison: no run on a GPU takes them (`fp8.way`). What was wrong with them on an H100, and why,
+stands in tests/kernels/checks/__init__.py; as they are now they have not been seen on a GPU.
 
 Triton's interpreter is no model of the hardware in three things: where the hardware rounds to nearest on its way to FP8
 it cuts off or (Triton 3.9) loses the carry into the exponent, it cuts off on the way to bfloat16, and it has no NaN in
@@ -143,8 +144,8 @@ def quantize(
 ) -> Quantized:
     """See fp8.quantize and, with a state, fp8.quantize_delayed.
 
-    The transpose is torch's copy, not the kernel's: where it took converted pairs of bytes apart again, ptxas 12.8 (Triton
-    3.6) lost some of them.
+    The transpose is torch's copy, not the kernel's: where it took converted pairs of bytes apart again, ptxas 12.8
+    (Triton 3.6) lost some of them.
     """
     rows, columns = x.shape
     q = torch.empty((rows, columns), dtype=dtype, device=x.device)

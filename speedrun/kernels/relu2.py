@@ -2,9 +2,9 @@
 
 This is for memory. It is as fast as the same formula under torch.compile (0.99 on an H100, measured.py) and no faster.
 But without torch.compile the MLP's hidden activations are written, read, squared and written again, and backward keeps
-both. Here only the result y is kept, which the next layer keeps anyway, tokens × mlp_width × 2 bytes a layer less in
-bf16: backward needs relu(x·Wᵀ) = √y, and a rounding error of y halves under the root. The price: a pre-activation below 1e-19, whose square is no float any more, gets gradient zero,
-and one above 1e19 gets an infinite one.
+both. Here only the result y is kept, which the next layer keeps anyway (in bf16, tokens × mlp_width × 2 bytes a layer
+less): backward needs relu(x·Wᵀ) = √y, and a rounding error of y halves under the root. The price: a pre-activation
+below 1e-19, whose square is no float any more, gets gradient zero, and one above 1e19 gets an infinite one.
 
 Backward: with u = 2·√y·g, one kernel, dx = u·W and dW = uᵀ·x are torch's products.
 """

@@ -58,10 +58,11 @@ def test_the_nearest_measured_shape_decides(monkeypatch: pytest.MonkeyPatch) -> 
 def test_who_computes_fp8(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run on a GPU takes torch._scaled_mm, whatever model.kernels says, or is refused in a sentence."""
     cuda, cpu = torch.device("cuda"), torch.device("cpu")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     assert {fp8.way(asked, cuda) for asked in ("auto", "triton", "torch")} == {"scaled_mm"}
+    assert "not seen on a GPU yet" in fp8.in_words("triton", cpu=False)
     assert fp8.way("auto", cpu) == fp8.way("torch", cpu) == "emulated"
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
     with pytest.raises(ValueError, match="model.fp8 is on, but this GPU has compute capability 8.0"):
         fp8.in_words("triton", cpu=False)
     monkeypatch.setattr(fp8, "INTERPRETED", True)

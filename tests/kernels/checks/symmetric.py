@@ -1,10 +1,13 @@
 """X·Xᵀ and b·A + c·A² against float64."""
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from speedrun.kernels import symmetric
+from speedrun.kernels import INTERPRETED, symmetric
 from speedrun.optim.orthogonalize import newton_schulz, polar_express
 from tests.kernels.checks import DEVICE, DTYPES, assert_close, random
 
@@ -23,6 +26,28 @@ def check_gram(x: Tensor) -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_gram(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
     check_gram(random(*shape, dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_it_is_symmetric_whatever_the_order_of_the_sums(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A matrix product need not give the same bits for Σ x·y and Σ y·x; here, in the interpreter, no two are alike."""
+    if INTERPRETED:
+        from triton.runtime.interpreter import InterpreterBuilder
+
+        dot = InterpreterBuilder.create_dot
+
+        def uneven(self: Any, *operands: Any) -> Any:
+            result = dot(self, *operands)
+            rows, columns = result.data.shape
+            result.data += 1e-3 * np.arange(rows * columns, dtype=np.float32).reshape(rows, columns)
+            return result
+
+        monkeypatch.setattr(InterpreterBuilder, "create_dot", uneven)
+    x = random(2, 130, 70, dtype=dtype)
+    gram = symmetric.gram(x)
+    assert torch.equal(gram, gram.mT)
+    polynomial = symmetric.polynomial(gram, -2.75, 0.5)
+    assert torch.equal(polynomial, polynomial.mT)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -77,8 +77,9 @@ def quantize_reference(x: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def transposed(q: Tensor, wanted: bool) -> Tensor:
-    """qᵀ, contiguous, or an empty tensor where it is not wanted."""
-    return q.mT.contiguous() if wanted else q.new_empty(0)
+    """qᵀ, contiguous, or an empty tensor where it is not wanted. A copy even of a single row, whose transpose is itself:
+    an operator's outputs share no memory."""
+    return q.mT.clone(memory_format=torch.contiguous_format) if wanted else q.new_empty(0)
 
 
 def product_reference(a: Tensor, b: Tensor, scale_a: Tensor, scale_b: Tensor, dtype: torch.dtype) -> Tensor:

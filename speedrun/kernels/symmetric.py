@@ -68,16 +68,13 @@ def symmetric_kernel(
         here = tl.load(x + i.to(tl.int64) * stride_row + j * stride_column, mask=inside, other=0.0)
         tile = b * here.to(tl.float32) + c * tile
     tile = tile.to(result.dtype.element_ty)
-    mirrored = tl.trans(tile)
-    if row == column:
-        # Σ x·y and Σ y·x need not be added up in the same order, so the lower triangle is the upper one here, too.
-        tile = tl.where(i <= j, tile, mirrored)
-    tl.store(result + i.to(tl.int64) * rows + j, tile, mask=inside)
-    if row < column:
-        # Written by rows of the lower triangle, so that neighbouring threads write to neighbouring places.
-        i = column + tl.arange(0, BLOCK_N)[:, None]
-        j = row + tl.arange(0, BLOCK_M)[None, :]
-        tl.store(result + i.to(tl.int64) * rows + j, mirrored, mask=(i < rows) & (j < rows))
+    # Every number from the diagonal up is written in both its places, also inside a tile on the diagonal: Σ x·y and
+    # Σ y·x need not be added up in the same order.
+    tl.store(result + i.to(tl.int64) * rows + j, tile, mask=inside & (i <= j))
+    # Turned over, so that neighbouring threads write to neighbouring places of the lower triangle, too.
+    i = column + tl.arange(0, BLOCK_N)[:, None]
+    j = row + tl.arange(0, BLOCK_M)[None, :]
+    tl.store(result + i.to(tl.int64) * rows + j, tl.trans(tile), mask=(i < rows) & (j < rows) & (i > j))
 
 
 def _launch(x: Tensor, b: float, c: float, polynomial: bool) -> Tensor:

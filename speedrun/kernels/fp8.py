@@ -77,8 +77,8 @@ def quantize_reference(x: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def transposed(q: Tensor, wanted: bool) -> Tensor:
-    """qᵀ, contiguous, or an empty tensor where it is not wanted. A copy even of a single row, whose transpose is itself:
-    an operator's outputs share no memory."""
+    """qᵀ, contiguous, or an empty tensor where it is not wanted. A copy even of a single row, whose transpose is the
+    same memory: an operator's outputs share none."""
     return q.mT.clone(memory_format=torch.contiguous_format) if wanted else q.new_empty(0)
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from shardrun.machine import cpu_name
 from shardrun.plan import flops
@@ -27,7 +26,9 @@ from speedrun.optim.schedule import forward_options
 from speedrun.stages import Section, cut_batches, resolve
 from speedrun.train import parse, set_schedules
 from strategies import select
+from strategies.base import Strategy
 from strategies.ledger.hardware import GPUS
+from strategies.select import Launch
 
 WARM_UP = 3
 """Steps before any is timed: allocations, compilation, the optimizer's state."""
@@ -40,80 +41,20 @@ def main() -> None:
     file, share, steps, trainer = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]
     launch = select.launched()
     config = parse(trainer)[1]
-    section, begins = last_stage(config, share)
-    config = dataclasses.replace(config, schedule=dataclasses.replace(config.schedule, stages=()))
-    batches = cut_batches(config, section, launch.world_size, launch.engine)
-    kernels, _ = choose(config.model.kernels, "cpu" if launch.cpu else "cuda", launch.precision)
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, kernels=kernels))
-    data = open_data(config.data, config.model.vocab_size, config.seed, [section])
-    model = GPT(config.model, document_start=data.document_start)
-    model.init_weights(config.seed)
-    if config.compile:
-        compile_blocks(model, config, launch)
-    recipe = parameter_groups({name: tuple(p.shape) for name, p in model.named_parameters()}, config.optimizer, kernels)
-    strategy = select.start(launch)
-    strategy.prepare(model, recipe, clip=config.optimizer.clip, accumulation=batches.accumulation)
-    model.set_windows(section.windows)
-    device = strategy.optimizer.place.device
-    times: dict[str, list[float]] = {phase: [] for phase in (*PHASES, "step")}
-    taken_apart = False
-
-    @contextlib.contextmanager
-    def phase(name: str) -> Iterator[None]:
-        """Adds to the phase's last time. Waits for the device at both ends, but for the step as a whole: what it does
-        side by side stays so."""
-        wait = device.type == "cuda" and (taken_apart or name == "step")
-        if wait:
-            torch.cuda.synchronize()
-        started = time.perf_counter()
-        yield
-        if wait:
-            torch.cuda.synchronize()
-        times[name][-1] += time.perf_counter() - started
-
-    def step(number: int, upcoming: Iterator[list[tuple[Tensor, Tensor]]]) -> None:
-        for kept in times.values():
-            kept.append(0.0)
-        moment = min(begins + number, config.steps - 1)
-        options = forward_options(config, moment, config.steps)
-        with phase("step"):
-            with phase("data"):
-                batch = next(upcoming)
-            set_schedules(strategy, config, moment, config.steps, section)
-            for i, (inputs, targets) in enumerate(batch):
-                with phase("data"):
-                    inputs, targets = inputs.to(device, non_blocking=True), targets.to(device, non_blocking=True)
-                with strategy.micro_batch(last=i == len(batch) - 1):
-                    with phase("forward"):
-                        loss = strategy.model(inputs, targets, **options)
-                    with phase("backward"):
-                        strategy.backward(loss)
-            with phase("optimizer"):
-                strategy.step()
-
-    def many(count: int, apart: bool) -> dict[str, float]:
-        """Median seconds of every phase over `count` steps."""
-        nonlocal taken_apart
-        taken_apart = apart
-        for kept in times.values():
-            kept.clear()
-        for _ in range(count):
-            step(next(numbers), upcoming)
-        return {name: statistics.median(kept) for name, kept in times.items()}
-
-    numbers = iter(range(10**9))
-    items = ([data.batch(n, *rows) for rows in batches.micro_batches(launch.rank)] for n in range(10**9))
-    with prefetch(items, depth=2) as upcoming:
-        many(WARM_UP, apart=False)
-        if device.type == "cuda":
+    stage = alone(config, resolve(config, config.steps)[-1], share)
+    loop = Loop(config, launch, stage, select.start(launch))
+    with loop.batches(stage):
+        loop.many(WARM_UP)
+        if loop.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        whole = many(steps, apart=False)["step"]
-        apart = many(steps, apart=True)
-        exchange = _exchange(lambda: many(2, apart=False), 2) if launch.world_size > 1 else 0.0
+        whole = loop.many(steps)["step"]
+        apart = loop.many(steps, apart=True)
+        exchange = _exchange(lambda: loop.many(2), 2) if launch.world_size > 1 else 0.0
+    section = stage.section
     tokens = section.global_batch * section.sequence_length
     seen = dataclasses.replace(config.data, sequence_length=section.sequence_length)
-    needed = flops(dataclasses.replace(config, data=seen), batches.rows) / whole
-    name, peak = peak_rate(device)
+    needed = flops(dataclasses.replace(loop.config, data=seen), loop.cut.rows) / whole
+    name, peak = peak_rate(loop.device)
     result = {
         "device": name,
         "ranks": launch.world_size,
@@ -122,30 +63,116 @@ def main() -> None:
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "tokens_per_step": tokens,
-        "accumulation": batches.accumulation,
-        "kernels": kernels,
+        "accumulation": loop.cut.accumulation,
+        "kernels": loop.config.model.kernels,
         "step_s": whole,
         "tokens_per_second": tokens / whole,
         "mfu": needed / peak if peak else None,
         "peak_rate": peak,
-        "peak_bytes": peak_bytes(device),
+        "peak_bytes": peak_bytes(loop.device),
         "phases_s": {name: apart[name] for name in PHASES} | {"exchange": exchange},
     }
     if launch.rank == 0:
         file.write_text(json.dumps(result))
 
 
-def last_stage(config: Config, share: int) -> tuple[Section, int]:
-    """The run's last stage as one that lasts for the whole run, its batch divided by `share`; and the step at which it
-    begins in the run.
+@dataclasses.dataclass(frozen=True)
+class Alone:
+    """A stage as one that lasts for the whole run, and the step at which it begins in the real one."""
 
-    Raises ValueError where the batch does not divide.
+    section: Section
+    begins: int
+
+
+def alone(config: Config, section: Section, share: int) -> Alone:
+    """A stage of the run alone, its batch divided by `share`. Raises ValueError where the batch does not divide."""
+    if section.global_batch % share:
+        raise ValueError(f"a batch of {section.global_batch} rows does not divide by {share}: choose another --share.")
+    batch = section.global_batch // share
+    return Alone(dataclasses.replace(section, first=0, last=config.steps, global_batch=batch), section.first)
+
+
+class Loop:
+    """The trainer's parts, put together as train.py does, for steps of a stage, and then of another one.
+
+    strategy: not yet prepared.
     """
-    last = resolve(config, config.steps)[-1]
-    if last.global_batch % share:
-        raise ValueError(f"a batch of {last.global_batch} rows does not divide by {share}: choose another --share.")
-    whole = dataclasses.replace(last, first=0, last=config.steps, global_batch=last.global_batch // share)
-    return whole, last.first
+
+    def __init__(self, config: Config, launch: Launch, stage: Alone, strategy: Strategy):
+        config = dataclasses.replace(config, schedule=dataclasses.replace(config.schedule, stages=()))
+        kernels, _ = choose(config.model.kernels, "cpu" if launch.cpu else "cuda", launch.precision)
+        self.config = dataclasses.replace(config, model=dataclasses.replace(config.model, kernels=kernels))
+        self.launch, self.strategy = launch, strategy
+        data = open_data(config.data, config.model.vocab_size, config.seed, [stage.section])
+        self.model = GPT(self.config.model, document_start=data.document_start)
+        self.model.init_weights(config.seed)
+        if config.compile:
+            compile_blocks(self.model, config, launch)
+        shapes = {name: tuple(p.shape) for name, p in self.model.named_parameters()}
+        recipe = parameter_groups(shapes, config.optimizer, kernels)
+        accumulation = cut_batches(config, stage.section, launch.world_size, launch.engine).accumulation
+        strategy.prepare(self.model, recipe, clip=config.optimizer.clip, accumulation=accumulation)
+        self.device = strategy.optimizer.place.device
+        self.taken_apart = False
+        self.times: dict[str, list[float]] = {phase: [] for phase in (*PHASES, "step")}
+
+    @contextlib.contextmanager
+    def batches(self, stage: Alone) -> Iterator[None]:
+        """Around steps of that stage: its windows, its accumulation, its rows fetched ahead."""
+        self.stage = stage
+        self.cut = cut_batches(self.config, stage.section, self.launch.world_size, self.launch.engine)
+        self.model.set_windows(stage.section.windows)
+        self.strategy.set_accumulation(self.cut.accumulation)
+        data = open_data(self.config.data, self.config.model.vocab_size, self.config.seed, [stage.section])
+        self.numbers = iter(range(10**9))
+        items = ([data.batch(n, *rows) for rows in self.cut.micro_batches(self.launch.rank)] for n in range(10**9))
+        with prefetch(items, depth=2) as self.upcoming:
+            yield
+
+    def many(self, count: int, apart: bool = False) -> dict[str, float]:
+        """Median seconds of every phase over `count` steps; apart: the device is waited for after each phase."""
+        self.taken_apart = apart
+        for kept in self.times.values():
+            kept.clear()
+        for _ in range(count):
+            self._step(next(self.numbers))
+        return {name: statistics.median(kept) for name, kept in self.times.items()}
+
+    def _step(self, number: int) -> None:
+        for kept in self.times.values():
+            kept.append(0.0)
+        moment = min(self.stage.begins + number, self.config.steps - 1)
+        options = forward_options(self.config, moment, self.config.steps)
+        with self._phase("step"):
+            with self._phase("data"):
+                batch = next(self.upcoming)
+            set_schedules(self.strategy, self.config, moment, self.config.steps, self.stage.section)
+            for i, (inputs, targets) in enumerate(batch):
+                with self._phase("data"):
+                    inputs, targets = (
+                        inputs.to(self.device, non_blocking=True),
+                        targets.to(self.device, non_blocking=True),
+                    )
+                with self.strategy.micro_batch(last=i == len(batch) - 1):
+                    with self._phase("forward"):
+                        loss = self.strategy.model(inputs, targets, **options)
+                    with self._phase("backward"):
+                        self.strategy.backward(loss)
+            with self._phase("optimizer"):
+                self.strategy.step()
+
+    @contextlib.contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        """Adds to the phase's last time. Waits for the device at both ends, but for the step as a whole: what it does
+        side by side stays so."""
+        wait = self.device.type == "cuda" and (self.taken_apart or name == "step")
+        if wait:
+            torch.cuda.synchronize()
+        started = time.perf_counter()
+        yield
+        if wait:
+            torch.cuda.synchronize()
+        self.times[name][-1] += time.perf_counter() - started
 
 
 def peak_rate(device: torch.device) -> tuple[str, float | None]:

@@ -50,19 +50,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _certify(arguments: argparse.Namespace) -> str:
     """Train, print the table, return the certificate as JSON. Raises ValueError for what cannot be certified."""
-    from shardrun.equivalence import LOSS_TOLERANCE, WEIGHT_TOLERANCE, Case, compare, run_reference
+    from shardrun.equivalence import LOSS_TOLERANCE, WEIGHT_TOLERANCE, certificate_cases, compare, run_reference
 
     if arguments.steps < 1 or (arguments.processes is not None and arguments.processes < 1):
         raise ValueError("--steps and --processes are at least 1.")
     configs = [find_config(name) for name in arguments.config or CONFIGS]
     for config in configs:  # before minutes of training, not after
         _check(resolve(config), arguments.processes)
-    cases = [
-        Case(optimizer=optimizer, accumulation=accumulation, tied=tied, steps=arguments.steps)
-        for optimizer in ("adamw", "muon")
-        for accumulation in (1, 3)
-        for tied in (False, True)
-    ]
+    cases = certificate_cases(arguments.steps)
     print(f"Reference: one process, no framework, {arguments.steps} steps, {len(cases)} cases")
     references = [run_reference(case) for case in cases]
     print(f"Equal means: every loss and gradient norm within {LOSS_TOLERANCE:.0e} relative, every final weight within")

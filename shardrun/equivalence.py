@@ -94,6 +94,16 @@ class Case:
         )
 
 
+def certificate_cases(steps: int) -> list[Case]:
+    """What a certificate covers: both optimizers, with and without accumulation, both kinds of head."""
+    return [
+        Case(optimizer=optimizer, accumulation=accumulation, tied=tied, steps=steps)
+        for optimizer in ("adamw", "muon")
+        for accumulation in (1, 3)
+        for tied in (False, True)
+    ]
+
+
 def micro_batches(case: Case, section: Section) -> int:
     """A stage with more rows takes them in as many more micro-batches."""
     return case.accumulation * (section.global_batch // case.rows)

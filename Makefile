@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test test-fast check format clean
+.PHONY: help setup demo test test-fast check format gpu clean
 
 help:
 	@echo "make demo    train a tiny GPT under every strategy and compare the books"
@@ -11,6 +11,8 @@ help:
 	@echo "make test-fast  only those that take no ranks and no more than a few seconds"
 	@echo "make check   lint, formatting, types"
 	@echo "make format  rewrite the sources in ruff's format"
+	@echo "make gpu     measure on a GPU, as long as 8 minutes allow (again: it goes on): kernels, books, step times."
+	@echo "             Sets nothing up: .venv, or without one the machine's $(PYTHON) and its torch. ARGS='--minutes 15'"
 	@echo "make setup   only make the environment in .venv"
 	@echo "make clean   remove the environment, builds and caches (runs/ and data/ stay)"
 
@@ -36,6 +38,10 @@ check: setup
 format: setup
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
+
+# Not after `setup`: a rented machine has its own torch, and often no network.
+gpu:
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu $(ARGS)
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""Of the measurements that have more to them than numbers."""

@@ -34,6 +34,9 @@ TOKENS, WIDTH, HIDDEN, WORDS, VOCABULARY, STACK = (
 )
 """Of one of eight GPUs at the record's largest batch, and its model; matrices that Muon orthogonalises together."""
 
+WRONG = "**wrong**"
+"""How a line begins that says that a kernel's result is not its rival's."""
+
 COLUMNS = ("kernel", "ms", "TFLOP/s", "GB/s", "of the roofline", "times faster than")
 
 PEAKS = {"H100": (989e12, 1979e12, 3.35e12), "H200": (989e12, 1979e12, 4.8e12)}
@@ -84,7 +87,7 @@ def row(case: Case, gpu: str) -> dict[str, str]:
         for got, want in zip(result, flat(rival()), strict=True):
             error = ((got.float() - want.float()).norm() / want.float().norm()).item()
             if not error <= case.tolerance:
-                said = f"**wrong**: differs from {name} by {error:.2%}, so not timed"
+                said = f"{WRONG}: differs from {name} by {error:.2%}, so not timed"
                 return dict(zip(COLUMNS, (case.name, "–", "–", "–", "–", said), strict=True))
     del result
     seconds = median_seconds(case.ours)

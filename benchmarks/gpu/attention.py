@@ -25,6 +25,9 @@ from speedrun.stages import resolve
 KINDS = tuple(kind for kind in get_args(get_type_hints(ModelConfig)["attention"]) if kind != "auto")
 """All that model.attention can ask for."""
 
+TOLERANCE = 0.02
+"""Relative, against float32: bf16 rounds to 0.004."""
+
 START = 1
 """The token that opens a document."""
 
@@ -36,11 +39,14 @@ def main() -> None:
     dtype = torch.float32 if arguments.tiny else torch.bfloat16
     bench = Bench(arguments.result, config.model, device, dtype, repeats=1 if arguments.tiny else 20)
     kinds = [kind for kind in KINDS if bench.runs(kind)]
+    failed: list[str] = []
     for index, section in enumerate(resolve(config, config.steps)):
         rows = alone(config, section, SHARE).section.global_batch
         short, long = section.windows[-1]
         for view in (View(short), View(short, paired=True), View(long)):
-            bench.time(index, rows, section.sequence_length, view, kinds)
+            failed += bench.time(index, rows, section.sequence_length, view, kinds)
+    if failed:
+        raise SystemExit(f"failed: {', '.join(dict.fromkeys(failed))}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +78,9 @@ class Bench:
         model = GPT(layer, document_start=START)
         return lambda: model._masks(tokens, self.dtype)[0]
 
-    def time(self, stage: int, rows: int, time: int, view: View, kinds: list[str]) -> None:
-        """A line for each function."""
+    def time(self, stage: int, rows: int, time: int, view: View, kinds: list[str]) -> list[str]:
+        """A line for each function. Returns those that failed."""
+        failed = []
         generator = torch.Generator().manual_seed(stage)
         tokens = (torch.rand(rows, time, generator=generator) > 1 / 500).long() + START
         tokens = tokens.to(self.device)
@@ -95,12 +102,17 @@ class Bench:
                 error = ((y[:1].float() - exact).norm() / exact.norm()).item()
                 masked = 1e3 * seconds(make, self.device, self.repeats)
                 forward, both = self.clock(lambda mask=mask: attend(q, k, v, mask, None), q, k, v)
-            except (RuntimeError, ImportError) as failure:  # of memory, of a compiler, of a package
-                self.result.note(f"Stage {stage}, {view}: {kind} failed: {str(failure).splitlines()[0][:200]}")
+            except Exception as failure:  # whatever it is, of Triton or of torch: the next function can be timed
+                failed.append(kind)
+                said = f"{type(failure).__name__}: {str(failure).partition(chr(10))[0][:200]}"
+                self.result.note(f"Stage {stage}, {view}: {kind} failed: {said}")
                 continue
             self.row(about, kind, masked, forward, both, error)
+            if not error <= TOLERANCE:
+                failed.append(kind)
         forward, both = self.clock(lambda: attend(q, k, v, None, None), q, k, v)
         self.row(about, "causal, no mask", None, forward, both, None)
+        return failed
 
     def row(
         self,

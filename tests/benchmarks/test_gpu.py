@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 
 from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu.books import add_books
@@ -237,6 +238,29 @@ def test_a_peers_model_is_timed_beside_ours(tmp_path: Path) -> None:
     assert len(longest) == 10 and longest == sorted(longest, key=lambda row: -row["ms"])
 
 
+def test_a_kernel_that_is_wrong_is_a_line_and_a_failure_and_the_others_are_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmarks.gpu import kernels
+    from benchmarks.kernels import Case
+
+    def broken() -> list[Case]:
+        raise NotImplementedError("no such card")
+
+    def twice() -> list[Case]:
+        return [Case("twice", lambda: torch.full((3,), 2.0), {"once": lambda: torch.ones(3)}, 1, 1)]
+
+    file = tmp_path / "result.json"
+    monkeypatch.setattr(kernels, "CASES", (broken, twice))
+    monkeypatch.setattr(sys, "argv", ["kernels", str(file), "--tiny"])
+    with pytest.raises(SystemExit, match="wrong or failed: broken, twice"):
+        kernels.main()
+    found = json.loads(file.read_text())
+    assert found["notes"] == ["broken failed: NotImplementedError: no such card"]
+    (row,) = found["tables"]["Kernels"]
+    assert row["times faster than"] == "**wrong**: differs from once by 100.00%, so not timed"
+
+
 @pytest.mark.parametrize("venv", (True, False))
 def test_make_gpu_sets_nothing_up(tmp_path: Path, venv: bool) -> None:
     shutil.copy(ROOT / "Makefile", tmp_path)
@@ -251,9 +275,9 @@ def test_make_gpu_sets_nothing_up(tmp_path: Path, venv: bool) -> None:
 @pytest.mark.ranks
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_to_its_end_on_a_cpu(tmp_path: Path) -> None:
-    """Every part at tiny sizes, as a person starts it. Fifty seconds of processes that load torch."""
-    command = [sys.executable, "-m", "benchmarks.gpu", "--tiny", "--minutes", "14", "--out", str(tmp_path)]
+def test_to_its_end_on_a_cpu(tmp_path: Path, warm_python: str) -> None:
+    """Every part at tiny sizes, as a person starts it."""
+    command = [warm_python, "-m", "benchmarks.gpu", "--tiny", "--minutes", "14", "--out", str(tmp_path)]
     here = os.environ | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, cwd=ROOT, env=here, stdout=subprocess.PIPE, text=True) as process:
         try:

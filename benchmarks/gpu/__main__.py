@@ -105,7 +105,7 @@ def examine(options: argparse.Namespace, parts: Sequence[Part]) -> int:
             continue
         limit, remaining = TINY_SECONDS if tiny else part.seconds, deadline - time.monotonic()
         if remaining < limit / 2:
-            print(f"{part.name}: not begun, the time is over", flush=True)
+            print(f"{part.name}: not begun, too little time is left", flush=True)
             continue
         one(part, options, tiny, logs, min(limit, remaining), remaining < limit, keep)
 

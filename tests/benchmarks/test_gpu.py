@@ -99,10 +99,19 @@ def test_it_goes_on_where_the_time_was_over(card: None, tmp_path: Path, capsys: 
     assert gpu.examine(options(tmp_path, minutes=4 / 60), [slow, part("good")]) == 1
     assert records(tmp_path)["hang"]["status"] == "cut off, the time was over"
     said = capsys.readouterr().out
-    assert "good: not begun, the time is over" in said
+    assert "good: not begun, too little time is left" in said
     assert f"This goes on:\n  {sys.executable} -m benchmarks.gpu --minutes 5 --out here\n" in said
     assert gpu.examine(options(tmp_path), [part("hang"), part("good")][1:]) == 0
     assert records(tmp_path)["good"]["status"] == "done"
+
+
+def test_a_part_begins_where_half_of_its_limit_is_left_and_shorter_ones_after_it_too(
+    card: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = Part("hang", "", "tests.benchmarks.parts", 600, (), ("hang",))
+    assert gpu.examine(options(tmp_path, minutes=1), [long, part("good")]) == 1
+    assert "hang: not begun, too little time is left" in capsys.readouterr().out
+    assert list(records(tmp_path)) == ["good"]
 
 
 def test_done_is_done_for_these_sources_and_arguments_unless_it_is_named(

@@ -3,12 +3,14 @@
 torchrun (which is inside accelerate launch) ends all ranks as soon as one ends with an error, and closes with a summary
 of what each left in a file. So a sentence goes to both places: printed by whichever rank has it first, and the file,
 for the last line of that summary. A single process has no torchrun: there accelerate launch itself prints a traceback
-after whatever ended with a status that is not 0, unless it is told --quiet, as the shipped single*.yaml tell it.
+after whatever ended with a status that is not 0, unless it is told --quiet, as the shipped single*.yaml tell it. So the
+sentence waits until the launcher has ended.
 """
 
 import hashlib
 import json
 import os
+import select
 import signal
 import sys
 import threading
@@ -43,6 +45,10 @@ ANSWER = 3.0
 
 ORPHANED = 20.0
 """Seconds in which a rank whose launcher is gone must have saved and ended."""
+
+
+LAUNCHER_ENDS = 10.0
+"""Seconds within which accelerate launch ends after its one process."""
 
 
 class LostRank(RuntimeError):
@@ -114,8 +120,36 @@ def guarded(job: Callable[[], None]) -> None:
 def say_once(message: str) -> None:
     """Print to stderr, unless another rank of this machine has said the same, and leave it for torchrun's summary."""
     leave_for_torchrun(message)
-    if speaks_first(message):
+    if speaks_first(message) and not say_after_launcher(message):
         print(message, file=sys.stderr, flush=True)
+
+
+def say_after_launcher(message: str) -> bool:
+    """Print to stderr when accelerate launch has ended, from a process of its own: the last thing on the screen.
+
+    False, and nothing printed, where no accelerate launch that may print a traceback is the parent of this process.
+    """
+    launcher = os.getppid()
+    try:
+        command = Path(f"/proc/{launcher}/cmdline").read_bytes().decode(errors="replace").split("\0")
+        ended = os.pidfd_open(launcher)
+    except (OSError, AttributeError):  # no Linux
+        return False
+    # python …/accelerate launch, or python -m accelerate.commands…
+    accelerate = any("accelerate" in Path(word).name for word in command[:3])
+    if not accelerate or "TORCHELASTIC_RUN_ID" in os.environ or {"-q", "--quiet"} & set(command):
+        return False
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python's, of a fork beside threads; this one only writes
+        if os.fork():
+            return True
+    try:
+        select.select([ended], [], [], LAUNCHER_ENDS)
+        os.write(2, f"{message}\n".encode())
+    finally:
+        os._exit(0)
 
 
 def speaks_first(what: str) -> bool:

@@ -23,7 +23,16 @@ from speedrun.checkpoints import Checkpoints, Resumed, find_checkpoint
 from speedrun.compiling import compile_blocks
 from speedrun.config import PRESETS, Config
 from speedrun.data import Data, open_data, prefetch
-from speedrun.ending import NOT_SAVED, Interruptible, guarded, leave_for_torchrun, outcome, speaks_first, stop
+from speedrun.ending import (
+    NOT_SAVED,
+    Interruptible,
+    guarded,
+    leave_for_torchrun,
+    outcome,
+    say_after_launcher,
+    speaks_first,
+    stop,
+)
 from speedrun.evaluate import Validation, evaluate
 from speedrun.faults import Faults, first_nonfinite
 from speedrun.kernels import choose
@@ -92,7 +101,9 @@ def parse(arguments: list[str]) -> tuple[str, Config]:
         return preset, read(show=False)
     except SystemExit as end:
         if end.code:
-            leave_for_torchrun("the command line is wrong; what is printed above says where.")
+            wrong = "the command line is wrong; what is printed above says where."
+            leave_for_torchrun(wrong)
+            say_after_launcher(f"shardrun: error: {wrong}")
         if speaks_first("command line"):
             read(show=True)
         raise

@@ -33,10 +33,11 @@ pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 def launch(config: str, out: Path, *arguments: str, options: tuple[str, ...] = ()) -> Iterator[subprocess.Popen[str]]:
     """`accelerate launch` in a session of its own, with its output piped; nothing of it outlives the block."""
     environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+    file = Path("accelerate_configs/cpu", f"{config}.yaml")  # an absolute path stays itself
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"),
-            *("--config_file", f"accelerate_configs/cpu/{config}.yaml", *options, "-m", "speedrun.train", *arguments),
+            *("--config_file", str(file), *options, "-m", "speedrun.train", *arguments),
             *("--out", str(out)),
         ],
         cwd=ROOT,
@@ -123,6 +124,25 @@ def test_a_mistake_on_one_process_is_the_last_thing_on_the_screen(tmp_path: Path
     assert process.returncode != 0 and output == ""
     assert errors.splitlines()[-1] == f"shardrun: error: {sentence}" and errors.count(sentence) == 1
     assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    ("mistake", "sentence"),
+    [
+        (("--data.global-batch", "0"), "data.global_batch 0 does not divide over 1 ranks; use 1, or another number"),
+        (("--stepps", "3"), "the command line is wrong; what is printed above says where."),
+    ],
+)
+def test_a_mistake_is_the_last_thing_on_the_screen_with_a_config_of_ones_own(
+    tmp_path: Path, mistake: tuple[str, ...], sentence: str
+) -> None:
+    """One that does not tell the launcher to be quiet: its traceback comes first, and the sentence once, after it."""
+    config = tmp_path / "own.yaml"
+    config.write_text("distributed_type: 'NO'\nuse_cpu: true\nmixed_precision: 'no'\nnum_processes: 1\n")
+    with launch(str(config.with_suffix("")), tmp_path / "runs", "tiny", *mistake) as process:
+        _, errors = finish(process, 60)
+    assert process.returncode != 0 and "CalledProcessError" in errors
+    assert errors.splitlines()[-1].startswith(f"shardrun: error: {sentence}") and errors.count(sentence) == 1
 
 
 def test_a_mistyped_option_on_one_process_ends_with_what_is_wrong_with_it(tmp_path: Path) -> None:

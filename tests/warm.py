@@ -5,8 +5,8 @@ client (warm_client.py): the server forks, and the fork runs what the client was
 environment, folder and open files. sys.executable is the client there too, so that whatever is started from there is
 warm as well: the ranks of torchrun, the fork server of multiprocessing.
 
-Only libraries are imported in advance: nothing of ours, and not Triton, which reads its settings when it is imported.
-The number of OpenMP threads is the server's. Linux only. Tests of how processes start and end use a real Python.
+What is imported in advance has read its settings already: Triton's interpreter cannot be asked for any more, and the
+number of OpenMP threads is the server's. Linux only. Tests of how processes start and end use a real Python.
 """
 
 import array
@@ -36,10 +36,12 @@ from typing import Any
 
 import psutil
 
-LIBRARIES = (
-    *("torch", "torch.distributed.fsdp", "torch.distributed.tensor", "torch.distributed.run"),
-    *("accelerate", "accelerate.commands.launch", "deepspeed", "deepspeed.ops.op_builder.all_ops"),
-    *("matplotlib.pyplot", "numpy", "safetensors.torch", "tyro", "yaml"),
+IMPORTED = (
+    *("torch", "torch._dynamo", "torch.distributed.fsdp", "torch.distributed.tensor", "torch.distributed.run"),
+    *("accelerate.commands.launch", "matplotlib.pyplot", "numpy", "rich.console", "safetensors.torch", "tyro", "yaml"),
+    *("deepspeed", "deepspeed.module_inject.auto_ep_layer", "deepspeed.ops.op_builder.all_ops"),
+    *("deepspeed.runtime.superoffload.superoffload_stage3", "deepspeed.runtime.zero.muon.muon_optimizer"),
+    *("speedrun.train", "strategies.ddp", "strategies.fsdp", "strategies.zero", "lessons.kit"),
 )
 START_SECONDS = 120.0
 SET_CHILD_SUBREAPER = 36
@@ -84,10 +86,9 @@ def _write_program(path: Path, line: str) -> None:
 
 def serve(address: str, python: str) -> None:
     """Fork for every client that connects, until stdin ends."""
-    for name in LIBRARIES:
+    for name in IMPORTED:
         if importlib.util.find_spec(name.partition(".")[0]):
             importlib.import_module(name)
-    assert "triton" not in sys.modules, "Triton reads its settings when it is imported"
     import torch
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
@@ -126,6 +127,7 @@ def serve(address: str, python: str) -> None:
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
+    os._exit(0)  # without the reports of libraries that take down what nobody needs any more
 
 
 def _receive(client: socket.socket) -> tuple[dict[str, Any], list[int]]:
@@ -170,6 +172,7 @@ def _main(kind: str, arguments: list[str]) -> int:
     sys.modules.pop("tests", None)  # of the server, whose folder may not be the job's
     try:
         if kind == "-m":
+            sys.modules.pop(arguments[0], None)  # runpy warns of what is there already
             runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
         elif kind == "-c":
             main = sys.modules["__main__"] = types.ModuleType("__main__")

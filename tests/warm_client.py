@@ -4,6 +4,7 @@ python -IS warm_client.py SOCKET PYTHON arguments…; with arguments that the se
 """
 
 import array
+import itertools
 import json
 import os
 import signal
@@ -15,8 +16,8 @@ PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signa
 
 
 def main(address: str, python: str, *arguments: str) -> None:
-    unbuffered = arguments[:1] == ("-u",)
-    rest = arguments[unbuffered:]
+    options = tuple(itertools.takewhile(lambda argument: argument in ("-u", "-B"), arguments))
+    rest = arguments[len(options) :]
     kind = rest[0] if rest and rest[0] in ("-m", "-c") else "file"
     asked = rest if kind == "file" else rest[1:]
     if not asked or asked[0].startswith("-"):
@@ -27,7 +28,7 @@ def main(address: str, python: str, *arguments: str) -> None:
     request = {
         "kind": kind,
         "arguments": asked,
-        "unbuffered": unbuffered,
+        "unbuffered": "-u" in options,
         "folder": os.getcwd(),
         "environment": dict(os.environ),
         "files": files,

@@ -48,12 +48,13 @@ def no_signal_handlers() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+def recorded(tmp_path_factory: pytest.TempPathFactory, warm_python: str) -> Recorded:
     here = tmp_path_factory.mktemp("demo")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(here)
         patch.setattr(shardrun.demo, "find", small)
         patch.setattr(sys, "stdin", io.StringIO())
+        patch.setattr(sys, "executable", warm_python)
         patch.setenv("COLUMNS", "100")
         status, printed, errors = show("4")
     assert status == 0, printed + errors

@@ -9,14 +9,26 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from lessons.kit import headline, held, launched, mib, open_text, prepare, rows_of, save_figure, table, watched_forward
+from lessons.kit import (
+    headline,
+    held,
+    launched,
+    mib,
+    open_text,
+    prepare,
+    rows_of,
+    save_figure,
+    steps,
+    table,
+    watched_forward,
+)
 from speedrun.ending import guarded
 from speedrun.kernels.fp8 import E4M3, E5M2, quantize_reference, scale_reference
 from speedrun.optim.precision import native_bf16
 from strategies import select
 
-STEPS = 40
-EMULATED_STEPS = 10
+STEPS = steps(40)
+EMULATED_STEPS = steps(10)
 """Where bf16 has no instructions a step in it takes ten times as long."""
 FIRST_UPDATE = 2e-6
 """What AdamW moves a weight by in the first step of a long warm-up."""
@@ -26,19 +38,19 @@ def main() -> None:
     launch, first = launched()
     data = open_text()
     native, why = native_bf16(first.settings.place.device)
-    steps = STEPS if native else EMULATED_STEPS
+    count = STEPS if native else EMULATED_STEPS
     runs = {}
     for precision in ("fp32", "bf16"):
         strategy = select.make(launch.strategy, replace(first.settings, precision=precision))
         prepare(strategy)
-        runs[precision] = train(strategy, launch, data, steps)
+        runs[precision] = train(strategy, launch, data, count)
     if launch.rank == 0:
         if not native:
-            print(f"{steps} steps, not {STEPS}: {why}, and bf16 is emulated.")
+            print(f"{count} steps, not {STEPS}: {why}, and bf16 is emulated.")
         report(launch, runs)
 
 
-def train(strategy, launch, data, steps) -> dict:
+def train(strategy, launch, data, count) -> dict:
     """Train; returns losses, what is held, activations by part, and the dtype that each linear layer gives."""
     losses, dtypes = [], set()
 
@@ -46,10 +58,10 @@ def train(strategy, launch, data, steps) -> dict:
         dtypes.add(str(output.dtype).removeprefix("torch."))
 
     hooks = [m.register_forward_hook(note) for m in strategy.model.modules() if isinstance(m, nn.Linear)]
-    for step in range(steps):
+    for step in range(count):
         inputs, targets = (tensor.to(strategy.optimizer.place.device) for tensor in rows_of(launch, data, step))
         with strategy.micro_batch(last=True):
-            if step == steps - 1:
+            if step == count - 1:
                 loss, book = watched_forward(strategy, inputs, targets)
             else:
                 loss = strategy.model(inputs, targets)
@@ -66,8 +78,8 @@ def train(strategy, launch, data, steps) -> dict:
 def report(launch, runs) -> None:
     fp32, bf16 = runs["fp32"], runs["bf16"]
     print(headline(replace(launch, precision="fp32 and bf16"), "Precision"))
-    steps = len(fp32["losses"])
-    print(f"\nLoss after {steps} steps: {fp32['losses'][-1]:.4f} in fp32, {bf16['losses'][-1]:.4f} in bf16")
+    count = len(fp32["losses"])
+    print(f"\nLoss after {count} steps: {fp32['losses'][-1]:.4f} in fp32, {bf16['losses'][-1]:.4f} in bf16")
     dtypes = {name: ", ".join(run["dtypes"]) for name, run in runs.items()}
     print(f"Is it a no-op? Linear layers give {dtypes['fp32']} in fp32, {dtypes['bf16']} in bf16.")
     print("\nWhat the rank holds just before an update, in MiB: the same, autocast casts copies")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lessons.checking import GB, GIB, Wrong, expect_number, expect_numbers
+from lessons.kit import steps
 from shardrun.__main__ import main
 from shardrun.launch import shipped_names
 from shardrun.lesson import show
@@ -199,6 +200,17 @@ def test_every_lesson_is_described() -> None:
         assert set(configs) <= set(shipped_names()) and bool(each.live.arguments) == bool(each.live.config)
         if each.live.arguments:  # of `shardrun demo`: something to watch, in a minute or two
             assert 60 <= parse(list(each.live.arguments))[1].steps <= 500
+
+
+def test_a_demo_trains_as_many_steps_as_it_wants_unless_tests_set_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SHARDRUN_LESSON_STEPS", raising=False)
+    assert steps(40) == 40
+    monkeypatch.setenv("SHARDRUN_LESSON_STEPS", "5")
+    assert (steps(40), steps(3)) == (5, 3)
+    for wrong in ("0", "few", "-1"):
+        monkeypatch.setenv("SHARDRUN_LESSON_STEPS", wrong)
+        with pytest.raises(ValueError, match=f"SHARDRUN_LESSON_STEPS is '{wrong}'; set it to a number of steps from 1"):
+            steps(40)
 
 
 def test_stacks_become_words(tmp_path: Path) -> None:

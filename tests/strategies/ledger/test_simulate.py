@@ -171,7 +171,6 @@ class LikeNanoGPT(GPT):
         return logits
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "world_size", "checkpointing", "engine", "mebibytes"),
     [

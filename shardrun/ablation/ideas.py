@@ -183,7 +183,7 @@ IDEAS: dict[str, Idea] = {
     "compile": _field("compile", False, True, "torch.compile of every block"),
     "kernels": Idea(
         GROUPS["launch"],
-        "Triton's kernels where they can run, not plain torch",
+        "Triton's kernels where they can run and pay, not plain torch",
         {"model.kernels": "torch"},
         {"model.kernels": "auto"},
         {"launch.use_cpu": "no"},

@@ -48,7 +48,8 @@ def choose(asked: Kernels, device: str, precision: str) -> tuple[Literal["triton
     elif asked == "auto" and precision == "fp32":
         hindrance = "the run computes in fp32 and the kernels pay in bf16"
     else:
-        return "triton", "as asked" if asked == "triton" else "a CUDA GPU, bf16 and Triton are there"
+        why = "as asked" if asked == "triton" else "a CUDA GPU, bf16 and Triton are there"
+        return "triton", f"{why}; each where it pays"
     if asked == "triton":
         raise ValueError(f"model.kernels is triton, but {hindrance}: use model.kernels torch or auto.")
     return "torch", hindrance

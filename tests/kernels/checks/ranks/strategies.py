@@ -36,7 +36,6 @@ def test_triton_and_torch_agree_under_every_strategy(ranks: RankPool) -> None:
     fp8 = ranks.run(2, train, "ddp", "torch", True)[0]
     for name in STRATEGIES:
         assert ranks.run(2, train, name, "triton", False)[0] == pytest.approx(expected, rel=1e-3), name
-        # the interpreter's conversions to FP8 are far off: this is about getting through, and about the scale
         if name in ("fsdp", "zero3"):
-            assert ranks.run(2, train, name, "triton", True)[0] == pytest.approx(fp8, rel=0.3), name
+            assert ranks.run(2, train, name, "triton", True)[0] == pytest.approx(fp8, rel=1e-2), name
     assert fp8[0] != expected[0]

@@ -57,7 +57,7 @@ def test_gram_of_any_strides(dtype: torch.dtype) -> None:
     check_gram(x[:, ::2, 3::3])
     check_gram(x[:, 1:, 1:])
     check_gram(x[:1].expand(3, -1, -1))
-    check_gram(x.transpose(0, 1))
+    check_gram(x[:, :5].transpose(0, 1))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -105,8 +105,8 @@ def test_registration() -> None:
 @pytest.mark.parametrize("shape", ((2, 48, 130), (1, 130, 48)))
 def test_orthogonalisation_by_these_products(orthogonalize, shape: tuple[int, int, int]) -> None:
     x = random(*shape)
-    result = orthogonalize(x, dtype=torch.float32, kernels="triton")
-    torch.testing.assert_close(result, orthogonalize(x, dtype=torch.float32), rtol=0, atol=1e-4)
-    low = orthogonalize(x, dtype=torch.bfloat16, kernels="triton")
+    result = orthogonalize(x, 2, dtype=torch.float32, kernels="triton")
+    torch.testing.assert_close(result, orthogonalize(x, 2, dtype=torch.float32), rtol=0, atol=1e-4)
+    low = orthogonalize(x, 2, dtype=torch.bfloat16, kernels="triton")
     torch.testing.assert_close(low, result, rtol=0, atol=0.03)
     assert result.device.type == DEVICE

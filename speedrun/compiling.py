@@ -6,10 +6,13 @@ sums taken in another order, so losses agree with the uncompiled run's to roundi
 
 import os
 import shutil
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 
 import torch
+from torch import nn
 
-from speedrun.config import Config
+from speedrun.config import Config, ModelConfig
 from speedrun.model import GPT
 from strategies.select import Launch
 
@@ -29,8 +32,42 @@ def compile_blocks(model: GPT, config: Config, launch: Launch) -> None:
         raise ValueError(
             f"compile = True needs a C++ compiler on a CPU, and there is no {compiler}: install g++, or --no-compile"
         )
-    # Blocks share their code but not their windows, heads and gates, and stages change windows: each variant is one
-    # more compilation of the same function, and past the limit it would run uncompiled without a word.
-    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+    torch._dynamo.config.fail_on_recompile_limit_hit = True  # else further variants run uncompiled without a word
     for block in model.blocks:
         block.compile()
+
+
+@contextmanager
+def uncompiled(model: nn.Module) -> Iterator[None]:
+    """While open, the blocks of a model (plain or wrapped) run as they are written: so that hooks and dispatch modes
+    see inside. FlexAttention stays compiled, it never runs otherwise.
+
+    Under a dispatch mode torch.compile would not only leave a block uncompiled by itself, but from then on for good.
+    """
+    compiled = {module: module._compiled_call_impl for module in model.modules() if module._compiled_call_impl}
+    for module in compiled:
+        module._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        for module, call in compiled.items():
+            module._compiled_call_impl = call
+
+
+def variants(model: ModelConfig, shapes: Collection[tuple[int, int]]) -> int:
+    """At most so many variants of one function a run compiles. shapes: of its micro-batches, (rows, tokens).
+
+    A stage's windows and scales make none. A shape makes one with gradients, and validation one without. FlexAttention
+    has two per shape, one for layers of paired heads; blocks share one function and each layer may be a variant of its
+    own, though those of the same parts share one.
+    """
+    return max(2, model.layers) * (len(set(shapes)) + 1)
+
+
+def allow_variants(model: ModelConfig, shapes: Collection[tuple[int, int]]) -> None:
+    """Raise torch.compile's limit of variants per function to twice what the run needs. What exceeds it ends the run:
+    FlexAttention (speedrun/model/flex.py) and compiled blocks never go on uncompiled.
+    """
+    config, limit = torch._dynamo.config, 2 * variants(model, shapes)
+    config.recompile_limit = max(limit, config.recompile_limit)
+    config.accumulated_recompile_limit = max(limit, config.accumulated_recompile_limit)

@@ -101,7 +101,12 @@ def guarded(job: Callable[[], None]) -> None:
         say_once("shardrun: nobody reads the output any more (`| head`?), and so this rank ends.")
     except Exception as error:
         status, together = 1, False
-        if any(words in str(error) for words in LOST_PEER):
+        if type(error).__name__ == "FailOnRecompileLimitHit":  # of torch._dynamo, which takes seconds to import
+            say_once(
+                "shardrun: error: torch.compile has used up its limit of variants of one block, and the next one would "
+                "run uncompiled: use --no-compile, or see TORCH_LOGS=recompiles for what changes from call to call."
+            )
+        elif any(words in str(error) for words in LOST_PEER):
             say_once("shardrun: another rank has ended, and so this one does; what that one said tells why.")
         else:
             traceback.print_exc()

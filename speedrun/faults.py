@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from speedrun.compiling import uncompiled
 from speedrun.config import Config
 from strategies.base import Strategy
 
@@ -93,7 +94,7 @@ def first_nonfinite(strategy: Strategy, forward_and_backward: Callable[[], Tenso
         see("weights", f"the weight {piece.name}, since an update before", optimizer.weight(piece))
     before, optimizer.observe = optimizer.observe, see_parameters
     try:
-        with torch.compiler.set_stance("force_eager"), _watched(strategy.model, see):  # hooks are not compiled
+        with uncompiled(strategy.model), _watched(strategy.model, see):  # hooks are not compiled
             loss = forward_and_backward()
         see("loss", "this rank's loss", loss)
         strategy.step(update=False)

@@ -3,7 +3,8 @@
 Measured in one step of the run, the third or the next one that does not follow a validation: the optimizer's state
 exists by then, and engines have settled (in their second step DDP agrees on its buckets and ZeRO-3 on the order of
 modules, which it forgets in a validation). Predicted from the configuration alone. That one step takes longer, since a
-dispatch mode sees its every operator; no other step pays anything. (`books_every` asks for further ones: a live view.)
+dispatch mode sees its every operator, and compiled blocks run uncompiled for it; no other step pays anything.
+(`books_every` asks for further ones: a live view.)
 
 A remainder that is no surprise says `why`: above all the peak's, whose prediction is a closed form of one of two
 moments (strategies/ledger/passes.py).
@@ -25,6 +26,7 @@ from speedrun.activations import (
     part_of,
     predict_activations,
 )
+from speedrun.compiling import uncompiled
 from speedrun.config import Config, ModelConfig
 from speedrun.shapes import parameter_groups, parameter_shapes
 from speedrun.stages import Section
@@ -118,7 +120,7 @@ class Books:
         names = {id(module): path or "model" for path, module in self.strategy.model.named_modules()}
         self.tracer = Tracer(names)
         self.tracer.buffers = lambda: self.strategy.held().get("communication buffers", ())
-        with self.meter, self.tracer:
+        with self.meter, uncompiled(self.strategy.model), self.tracer:
             self.tracer.admit(self.strategy.held())
             yield
             self._enter("end")

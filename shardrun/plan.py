@@ -347,7 +347,7 @@ def _activations(model: ModelConfig, rows: int, length: int, precision: Any, fut
     where both passes hold most: at the end of the forward pass, or in the backward pass of the loss. As
     `strategies.ledger.passes.predict_peak` takes them.
 
-    The trainer's documents need a mask in numbers where attention is torch's own; FlexAttention and FlashAttention,
+    The trainer's documents need a mask in numbers where attention is sdpa; FlexAttention and variable-length attention,
     which "auto" takes on a GPU, do without.
     """
     documents = model.attention == "sdpa"

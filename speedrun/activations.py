@@ -415,6 +415,8 @@ FEATURES = {
     "backout.": "skips",
 }
 """Module (or the one it is in) → part."""
+FUNCTIONS = ("scaled_dot_product_attention", "flex", "varlen_attn", "reshape")
+"""Attention functions, and what lays their output out anew."""
 
 
 def part_of(module: str, operator: str, kernel: str) -> str:
@@ -439,7 +441,7 @@ def part_of(module: str, operator: str, kernel: str) -> str:
             return "gate"
         result = kernel in ("clone", "bmm") or (operator, kernel) == ("mul", "_to_copy")  # that a gate multiplies
         fused = result or kernel.startswith("_scaled_dot_product")
-        return "attention" if fused or operator in ("scaled_dot_product_attention", "reshape") else "rope"
+        return "attention" if fused or operator in FUNCTIONS else "rope"
     if name == "out":
         return "attention"
     if name == "gate":

@@ -80,7 +80,7 @@ def choose_attention(asked: str, where: Where, window: int, length: int) -> tupl
     chosen = next(kind for kind in ranked if not _hindrance(kind, where))
     times = ", ".join(f"{kind} {row.milliseconds[kind]:.2f}" for kind in ranked)
     passed_over = "".join(f"; no {kind}: {_hindrance(kind, where)}" for kind in ranked[: ranked.index(chosen)])
-    return chosen, f"of the measured windows {row.window} is nearest to {span}: {times} ms on an H100{passed_over}"
+    return chosen, f"the nearest measured window, {row.window}, took {times} ms on an H100{passed_over}"
 
 
 KINDS: tuple[Kind, ...] = ("sdpa", "flex", "varlen", "flash")

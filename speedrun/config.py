@@ -93,9 +93,10 @@ class ModelConfig:
     """Multiply every head's output by a sigmoid of the first 12 channels of the layer's input."""
     partial_key_offset: bool = False
     """In `long_layers`, take the half of a key that carries no position from the token before (positions half_rope)."""
-    attention: Literal["auto", "sdpa", "flex", "flash"] = "sdpa"
-    """The attention function: torch's own with a boolean mask, FlexAttention, FlashAttention-3, or the best one here.
-    All compute the same."""
+    attention: Literal["auto", "sdpa", "flex", "varlen", "flash"] = "auto"
+    """The attention function: torch's own with a boolean mask, FlexAttention, torch's variable-length attention,
+    FlashAttention-3, or by measured times, for each window and length of rows (speedrun/attention_choice.py; a run says
+    which and why). All compute the same; on a CPU there is sdpa only."""
     checkpointing: Literal["none", "block", "selective"] = "none"
     """What backward computes again in place of keeping it (the numbers stay the same): nothing; every block, from its
     input; or only what is cheap between its matrix products, whose outputs are kept."""
@@ -311,7 +312,6 @@ SPEEDRUN = Config(
         paired_head_layers=(0, 2, 5, 9),
         attention_gate=True,
         partial_key_offset=True,
-        attention="auto",
     ),
     optimizer=OptimizerConfig(
         muon_lr=0.02,

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from speedrun.checkpoints import Checkpoints, Resumed, find_checkpoint
-from speedrun.compiling import compile_blocks
+from speedrun.compiling import allow_variants, compile_blocks
 from speedrun.config import PRESETS, Config
 from speedrun.data import Data, open_data, prefetch
 from speedrun.ending import (
@@ -39,7 +39,7 @@ from speedrun.kernels import choose
 from speedrun.kernels.fp8 import in_words as fp8_in_words
 from speedrun.ledger import Books, and_again, counted_step
 from speedrun.model import GPT
-from speedrun.model.attend import choose_attention
+from speedrun.model.attend import activate_flash, where
 from speedrun.optim.policy import check as check_optimizer
 from speedrun.optim.policy import parameter_groups
 from speedrun.optim.precision import emulated_bf16, settle
@@ -153,9 +153,14 @@ def train(preset: str, config: Config, launch: Launch) -> None:
         recipe = parameter_groups(shapes, optimizer, kernels)
         strategy.prepare(model, recipe, clip=config.optimizer.clip, accumulation=batches[0].accumulation)
         select.bound_collectives(config.collective_timeout)
-        if config.model.attention == "auto":
-            dtype = torch.bfloat16 if launch.precision == "bf16" else torch.float32
-            progress.say("attention: {} ({})".format(*choose_attention("auto", strategy.optimizer.place.device, dtype)))
+        kinds, lines = attention_of_stages(model, sections, strategy.optimizer.place.device, launch.precision)
+        for line in lines:
+            progress.say(line)
+        if config.compile or "flex" in kinds:
+            allow_variants(
+                config.model,
+                [(cut.rows // cut.accumulation, s.sequence_length) for cut, s in zip(batches, sections, strict=True)],
+            )
         about = {"preset": preset, "data_hash": data.content_hash, "document_start": data.document_start}
         folder = record.folder / "checkpoints" if record else None
         checkpoints = Checkpoints(config, launch, strategy, about, progress.say, folder)
@@ -305,6 +310,31 @@ def _loop(
             if reached:
                 progress.say(f"reached the target validation loss {target} at step {done}")
                 break
+
+
+def attention_of_stages(
+    model: GPT, sections: list[Section], device: torch.device, precision: str
+) -> tuple[set[str], list[str]]:
+    """Which attention functions the run takes, and a line for each function of each stage that says for which windows,
+    in positions, and why. On a GPU the newest FlashAttention that is there is put behind `varlen`, where that is taken.
+
+    Leaves the model with the last stage's windows. Raises ValueError where what was asked for cannot run.
+    """
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    lines, kinds = [], set()
+    for section in sections:
+        model.set_windows(section.windows)
+        windows: dict[tuple[str, str], list[int]] = {}
+        for view, choice in model.attention_choices(section.sequence_length, device, dtype).items():
+            windows.setdefault(choice, []).append(view.positions(section.sequence_length)[0])
+        for (kind, why), sizes in windows.items():
+            stage = f" in {section.name}" if len(sections) > 1 else ""
+            limits = " and ".join(str(size) if size else "none" for size in dict.fromkeys(sizes))
+            lines.append(f"attention{stage}{f', window {limits}' if any(sizes) else ''}: {kind} ({why})")
+            kinds.add(kind)
+    if "varlen" in kinds:
+        lines.append(f"varlen attention: {activate_flash(where(device, dtype).capability)}")
+    return kinds, lines
 
 
 def set_schedules(strategy: Strategy, config: Config, step: int, steps: int, section: Section) -> float:

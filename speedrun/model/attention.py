@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from speedrun.config import GATE_CHANNELS, ModelConfig
 from speedrun.model.attend import attend
 from speedrun.model.linear import Linear
-from speedrun.model.masks import Mask, View
+from speedrun.model.masks import Mask, View, Yarn
 from speedrun.model.norm import rms_norm
-from speedrun.model.rope import rope_tables, rotate, yarn_scale
+from speedrun.model.rope import rope_frequencies, rotate, tables, yarn_scale
 from speedrun.wiring import check_attention
 
 
@@ -61,6 +61,18 @@ class Attention(nn.Module):
         if self.yarn:
             self.scale = (self.base_scale or self.head_dim**-0.5) * yarn_scale(self.long_windows)
 
+    def frequencies(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """RoPE's, [rotated channels / 2]; dtype: of the stream, below float32 they are float32."""
+        dtype = torch.promote_types(dtype, torch.float32)
+        return rope_frequencies(self.rotated_channels, self.rope_base, device, dtype, self.long_windows)
+
+    def stretched(self, device: torch.device, dtype: torch.dtype) -> Yarn | None:
+        """For `Mask.yarn`: where YaRN is on, frequencies and scale as tensors, which stay out of compiled code."""
+        if not self.yarn or self.scale is None:
+            return None
+        frequencies = self.frequencies(device, dtype)
+        return Yarn(frequencies, frequencies.new_full((), self.scale))
+
     def forward(self, x: Tensor, mask: Mask | None = None, value_embedding: Tensor | None = None) -> Tensor:
         """x [batch, time, width] → the same shape; mask as from `layer_masks`, or None for plain causal attention.
 
@@ -73,18 +85,22 @@ class Attention(nn.Module):
         if value_embedding is not None:
             v = v + value_embedding.to(v.dtype)
         if self.qk_norm:  # bounds every score by √head_dim, however large the weights grow (arXiv 2010.04245)
-            q, k = rms_norm(q), rms_norm(k)
+            # Autocast on CUDA has RMSNorm in its list of float32 operators (from torch 2.12 on), and attention
+            # functions want one dtype: v's, which the matrix product has given it.
+            q, k = rms_norm(q).to(v.dtype), rms_norm(k).to(v.dtype)
         if self.paired:
             q, k, v = pair(q), pair(k), pair(v)
+        stretched = None if mask is None else mask.yarn
         if self.rotated_channels:
-            dtype = torch.promote_types(q.dtype, torch.float32)  # float32 at least, float64 for float64
-            cos, sin = rope_tables(
-                q.shape[1], self.rotated_channels, self.rope_base, x.device, dtype, self.long_windows
-            )
+            frequencies = self.frequencies(x.device, q.dtype) if stretched is None else stretched.frequencies
+            cos, sin = tables(q.shape[1], frequencies)
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if self.key_offset:
             k = offset_keys(k, self.rotated_channels, None if mask is None else mask.continues)
-        y = attend(q, k, v, mask, self.scale)
+        if stretched is not None:
+            y = attend((q * stretched.scale).to(v.dtype), k, v, mask, 1.0)  # no constant, which each stage would change
+        else:
+            y = attend(q, k, v, mask, self.scale)
         if self.paired:
             y = unpair(y)
         if self.gate is not None:

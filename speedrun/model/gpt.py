@@ -10,14 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from speedrun.attention_choice import Kind, choose_attention
 from speedrun.config import ModelConfig
 from speedrun.kernels import use_triton
-from speedrun.model.attend import choose_attention
+from speedrun.model.attend import where
 from speedrun.model.attention import Attention
 from speedrun.model.embeddings import NgramEmbedding, Smear, ValueEmbedding
 from speedrun.model.head import GivenHead, Head
 from speedrun.model.loss import all_targets, multi_token_loss, softcap
-from speedrun.model.masks import Mask, layer_masks
+from speedrun.model.masks import Mask, View, layer_masks
 from speedrun.model.mlp import MLP
 from speedrun.model.norm import make_norm, rms_norm
 from speedrun.model.skips import EmbeddingSkip, GatedSkip, Skip
@@ -94,6 +95,7 @@ FUSED_ATTENTION = (
     torch.ops.aten._scaled_dot_product_cudnn_attention.default,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
 )
+VARIABLE_LENGTH_ATTENTION = "torch_attn._varlen_attn."
 FUSED_LINEAR = ("speedrun.linear_relu2.", "speedrun.fp8_linear.")
 """The MLP's layers from `speedrun.kernels`."""
 
@@ -105,6 +107,8 @@ def keep_products(context: Any, operator: Any, *args: Any, **options: Any) -> Ch
     arithmetic. A product that makes its rows shorter is the MLP's last: its output goes only into the sum that is the
     next block's input, which is kept, and backward stops computing again before it gets there. (Korthikanti et al.
     2022, arXiv 2205.05198, recompute attention's score matrices instead; fused attention has none to begin with.)
+
+    FlexAttention is computed again: no dispatch mode sees it (speedrun/model/flex.py), and so none keeps its output.
     """
     if operator == MATRIX_PRODUCT:
         rows, matrix = args
@@ -113,7 +117,7 @@ def keep_products(context: Any, operator: Any, *args: Any, **options: Any) -> Ch
         rows, weight = args[:2]
         keep = rows.shape[1] <= weight.shape[0]
     else:
-        keep = operator in FUSED_ATTENTION
+        keep = operator in FUSED_ATTENTION or str(operator).startswith(VARIABLE_LENGTH_ATTENTION)
     return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
 
 
@@ -229,11 +233,22 @@ class GPT(nn.Module):
     def _masks(self, tokens: Tensor, dtype: torch.dtype) -> list[Mask | None]:
         """Every layer's mask; dtype: of the residual stream."""
         device = tokens.device
-        if torch.is_autocast_enabled(device.type):
-            dtype = torch.get_autocast_dtype(device.type)
-        kind, _ = choose_attention(self.config.attention, device, dtype)
+        computed = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else dtype
+        choices = self.attention_choices(tokens.shape[1], device, computed)
         views = [attention.view for attention in self.attentions]
-        return layer_masks(tokens, self.document_start, views, kind, self.config.partial_key_offset)
+        kinds = [choices[view][0] for view in views]
+        compiled = any(block._compiled_call_impl for block in self.blocks)
+        stretched = self.attentions[0].stretched(device, dtype) if compiled else None
+        return layer_masks(tokens, self.document_start, views, kinds, self.config.partial_key_offset, stretched)
+
+    def attention_choices(self, time: int, device: torch.device, dtype: torch.dtype) -> dict[View, tuple[Kind, str]]:
+        """The layers' views → which attention function computes them in rows of `time` tokens, and why.
+
+        dtype: of queries. Raises ValueError where what model.attention asks for cannot run.
+        """
+        here = where(device, dtype)
+        views = dict.fromkeys(attention.view for attention in self.attentions)
+        return {view: choose_attention(self.config.attention, here, *view.positions(time)) for view in views}
 
     def set_windows(self, history: Sequence[tuple[int, int]]) -> None:
         """The (short, long) attention windows of the run so far, in tokens, the present ones last."""

@@ -1,7 +1,7 @@
 """Which positions a position may attend to: earlier ones, of its own document, within its layer's window.
 
 The same rule in the three forms that attention functions take (speedrun/model/attend.py): a boolean mask, a block mask
-for FlexAttention, and the lengths of documents for FlashAttention.
+for FlexAttention, and the lengths of documents for variable-length attention.
 """
 
 from collections.abc import Sequence
@@ -10,6 +10,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from speedrun.attention_choice import Kind
+
+BLOCK = 128
+"""Queries, and keys, of a block that FlexAttention skips or computes as a whole (its default)."""
 
 
 class View(NamedTuple):
@@ -20,54 +25,95 @@ class View(NamedTuple):
     paired: bool = False
     """The layer attends over a sequence of two positions per token (see `speedrun.model.attention.pair`)."""
 
+    def positions(self, time: int) -> tuple[int, int]:
+        """(window, length) of a row of `time` tokens in positions, which are what an attention function counts. A
+        window that no two positions of the row are apart is none: 0.
+        """
+        window = self.window if self.window < time - 1 else 0
+        return (2 * window, 2 * time) if self.paired else (window, time)
+
 
 @dataclass(frozen=True, eq=False)
 class Mask:
-    """A layer's mask, in one of the three forms. (No mask at all means plain causal attention.)"""
+    """What a layer's attention needs to know beside q, k and v. (No mask at all means plain causal attention.)
 
+    What stages change (windows; YaRN's frequencies and scale for compiled blocks) is here as tensors: compiled code is
+    made for constants, and would be compiled again for every stage. No engine casts these tensors, as it would a
+    module's (DeepSpeed) or those among a block's arguments (FSDP2): none looks into this object.
+    """
+
+    kind: Kind = "sdpa"
+    """The attention function that it is for: sdpa has `dense`, flex `blocks` and `first`, the others `lengths`."""
     dense: Tensor | None = None
-    """bool [batch or 1, 1, time, time], True where the query (third dimension) may look at the key (fourth)."""
+    """bool [batch or 1, 1, time, time], True where the query (third dimension) may look at the key (fourth); None for
+    every earlier key."""
     blocks: Any = None
     """A FlexAttention BlockMask."""
+    first: Tensor | None = None
+    """int32 [batch, time]: the first position that each query sees (`first_seen`)."""
     lengths: Tensor | None = None
     """int32 [documents + 1]: where each document of the batch begins, rows end to end, and the end."""
     longest: int = 0
-    """For `lengths`: tokens of a row, which no document exceeds."""
+    """For `lengths`: positions of a row, which no document exceeds."""
     window: int = 0
     """For `lengths`: as in View, in positions."""
     continues: Tensor | None = None
     """bool [batch, time]: the token before belongs to the same document. For `partial_key_offset`."""
+    yarn: "Yarn | None" = None
+    """Where YaRN is on and blocks are compiled."""
+
+
+class Yarn(NamedTuple):
+    """What YaRN has made of positions and scores after the run's windows so far, the same for all layers."""
+
+    frequencies: Tensor
+    """Of `speedrun.model.rope.rope_frequencies`: [rotated channels / 2]."""
+    scale: Tensor
+    """The factor on attention scores, of no dimension, in the dtype of `frequencies`."""
 
 
 def layer_masks(
-    tokens: Tensor, document_start: int | None, views: Sequence[View], kind: str, continues: bool = False
+    tokens: Tensor,
+    document_start: int | None,
+    views: Sequence[View],
+    kinds: Sequence[Kind],
+    continues: bool = False,
+    yarn: Yarn | None = None,
 ) -> list[Mask | None]:
     """The masks of all layers, of which those with equal views share one.
 
-    tokens: int64 [batch, time]; document_start: as in `document_numbers`, None where a row is one text; kind: of
-    attention, as `speedrun.model.attend.choose_attention` says; continues: fill in that field. A paired view has
-    twice as many positions, and its window counts them.
+    tokens: int64 [batch, time]; document_start: as in `document_numbers`, None where a row is one text; kinds: each
+    layer's attention function, equal for equal views; continues, yarn: fill in that field. A paired view has twice as
+    many positions, and its window counts them.
     """
+    batch, time = tokens.shape
     documents = None if document_start is None else document_numbers(tokens, document_start)
     same = _continues(documents) if continues and documents is not None else None
-    made = {view: _mask(tokens, documents, view, kind, same) for view in dict.fromkeys(views)}
-    return [made[view] for view in views]
-
-
-def _mask(tokens: Tensor, documents: Tensor | None, view: View, kind: str, continues: Tensor | None) -> Mask | None:
-    batch, time = tokens.shape
-    window = view.window if view.window < time - 1 else 0  # no pair is further apart
-    if view.paired:
-        time, window = 2 * time, 2 * window
-        documents = None if documents is None else documents.repeat_interleave(2, dim=1)
-    if kind == "flex":
-        return Mask(blocks=block_mask(documents, batch, time, window, tokens.device), continues=continues)
-    if kind == "flash":
+    lengths = None
+    if any(kind in ("varlen", "flash") for kind in kinds):
         lengths = document_lengths(documents, batch, time, tokens.device)
-        return Mask(lengths=lengths, longest=time, window=window, continues=continues)
-    if documents is None and not window:
-        return None
-    return Mask(dense=dense_mask(documents, time, window, tokens.device), continues=continues)
+    made: dict[View, Mask | None] = {}
+    for view, kind in zip(views, kinds, strict=True):
+        if view in made:
+            continue
+        window, positions = view.positions(time)
+        twice = 2 if view.paired else 1
+        numbers = documents
+        if documents is not None and view.paired:
+            numbers = documents.repeat_interleave(2, dim=1)
+        if kind == "flex":
+            first = first_seen(numbers, batch, positions, window, tokens.device)
+            made[view] = Mask(kind, blocks=block_mask(first), first=first, continues=same, yarn=yarn)
+        elif kind == "sdpa":
+            dense = None
+            if numbers is not None or window:
+                dense = dense_mask(numbers, positions, window, tokens.device)
+            made[view] = None if dense is None and yarn is None else Mask(dense=dense, continues=same, yarn=yarn)
+        else:
+            assert lengths is not None
+            own = lengths * twice
+            made[view] = Mask(kind, lengths=own, longest=positions, window=window, continues=same, yarn=yarn)
+    return [made[view] for view in views]
 
 
 def document_numbers(tokens: Tensor, document_start: int) -> Tensor:
@@ -104,21 +150,50 @@ def dense_mask(documents: Tensor | None, time: int, window: int, device: torch.d
     return (same_document & near)[:, None]
 
 
-def block_mask(documents: Tensor | None, batch: int, time: int, window: int, device: torch.device) -> Any:
-    """The same for FlexAttention: blocks of 128 × 128 pairs, of which it skips those that nobody sees.
+def first_seen(documents: Tensor | None, batch: int, time: int, window: int, device: torch.device) -> Tensor:
+    """The first position that each query sees, int32 [batch, time]: of its document, and within the window.
 
-    On a GPU it is made by compiled code, which never holds all pairs; on a CPU all of them are looked at.
+    A query sees all positions from there to its own, and the numbers never fall along a row.
     """
-    from torch.nn.attention.flex_attention import create_block_mask
+    positions = torch.arange(time, device=device, dtype=torch.int32)
+    first = (positions - window).clamp(min=0) if window else torch.zeros_like(positions)
+    if documents is not None:
+        begins = torch.where(_continues(documents), 0, positions).cummax(dim=1).values
+        first = torch.maximum(first, begins)
+    return first.expand(batch, time).contiguous()
+
+
+def block_mask(first: Tensor) -> Any:
+    """The mask for FlexAttention, from `first_seen`: which blocks of 128 × 128 pairs nobody sees, which it skips, and
+    which are seen whole, where it need not ask for single pairs.
+
+    The same as torch's `create_block_mask` makes, which looks at all pairs (and is compiled for that, once more for
+    every window). Here the ends of a block say it: its queries see one stretch of keys, from what its first query sees
+    first to its last query, and all of them see what lies from its last query's first key to its first query.
+    """
+    from torch.nn.attention.flex_attention import BlockMask
+
+    time = first.shape[1]
+    begin = torch.arange(0, time, BLOCK, device=first.device)
+    end = begin + BLOCK - 1
+    last = end.clamp(max=time - 1)
+    seen = (begin <= last[:, None]) & (end >= first[:, begin, None])  # [batch, blocks of queries, blocks of keys]
+    whole = (begin >= first[:, last, None]) & (end <= begin[:, None]) & (end < time)[:, None]
 
     def visible(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        seen = query >= key
-        if window:
-            seen = seen & (query - key <= window)
-        return seen if documents is None else seen & (documents[b, query] == documents[b, key])
+        return (key <= query) & (key >= first[b, query])
 
-    make = torch.compile(create_block_mask) if device.type == "cuda" else create_block_mask
-    return make(visible, None if documents is None else batch, None, time, time, device=device)
+    return BlockMask.from_kv_blocks(
+        *_listed(seen & ~whole), *_listed(whole), BLOCK_SIZE=BLOCK, mask_mod=visible, seq_lengths=(time, time)
+    )
+
+
+def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """bool [batch, n, n] → for every block of queries how many blocks of keys are marked, int32 [batch, 1, n], and
+    their numbers first, in order, int32 [batch, 1, n, n].
+    """
+    numbers = blocks.to(torch.int8).argsort(dim=-1, descending=True, stable=True)
+    return blocks.sum(dim=-1, dtype=torch.int32)[:, None], numbers.to(torch.int32)[:, None]
 
 
 def document_lengths(documents: Tensor | None, batch: int, time: int, device: torch.device) -> Tensor:

@@ -16,6 +16,20 @@ import torch
 from torch import Tensor
 
 
+def rope_frequencies(
+    channels: int, base: float, device: torch.device, dtype: torch.dtype, windows: Sequence[int] = ()
+) -> Tensor:
+    """In radians per token, [channels / 2]: they fall from 1 to 1/base in equal ratios, (1/base)^linspace(0, 1, …).
+
+    windows: the attention windows that training has gone through, for each change of which YaRN changes them.
+    """
+    exponents = torch.linspace(0, 1, channels // 2, device=device, dtype=dtype)
+    frequencies = base**-exponents
+    for old, new in itertools.pairwise(windows):
+        frequencies = yarn(frequencies, old, new)
+    return frequencies
+
+
 def rope_tables(
     length: int,
     channels: int,
@@ -24,20 +38,18 @@ def rope_tables(
     dtype: torch.dtype,
     windows: Sequence[int] = (),
 ) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of position × frequency, each [length, channels / 2] in `dtype`.
+    """`tables` with `rope_frequencies`."""
+    return tables(length, rope_frequencies(channels, base, device, dtype, windows))
 
-    The frequencies, in radians per token, fall from 1 to 1/base in equal ratios: (1/base)^linspace(0, 1, channels / 2).
-    windows: the attention windows that training has gone through, for each change of which YaRN changes them.
+
+def tables(length: int, frequencies: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of position × frequency, each [length, channels / 2] in the frequencies' dtype.
 
     Attention makes these tables anew in every forward, which costs next to nothing beside one matrix product. Kept as
     buffers, or handed to the blocks as arguments, they would be rounded to bfloat16 by engines that cast a module's
     tensors (DeepSpeed) or its inputs (FSDP2). What is not kept cannot be cast, moved, sharded or saved wrongly.
     """
-    exponents = torch.linspace(0, 1, channels // 2, device=device, dtype=dtype)
-    positions = torch.arange(length, device=device, dtype=dtype)
-    frequencies = base**-exponents
-    for old, new in itertools.pairwise(windows):
-        frequencies = yarn(frequencies, old, new)
+    positions = torch.arange(length, device=frequencies.device, dtype=frequencies.dtype)
     angles = positions[:, None] * frequencies
     return angles.cos(), angles.sin()
 

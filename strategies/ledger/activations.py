@@ -30,6 +30,8 @@ from torch.utils import checkpoint
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from strategies.ledger.unseen import NAME as UNSEEN
+
 WEIGHT_CASTS = "weight casts"
 """The part under which copies of parameters in another dtype stand (autocast makes them and keeps them)."""
 
@@ -232,6 +234,9 @@ class _Kernels(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
+        if function._schema.name == UNSEEN:
+            for tensor in args[0]:
+                self.recorder.allocate(tensor, "compiled code", ())
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
                 self.recorder.allocate(leaf, function.overloadpacket.__name__, args)

@@ -27,6 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from strategies.ledger.unseen import NAME as UNSEEN
 from strategies.ledger.wire import read_call
 
 Storage = torch.UntypedStorage
@@ -156,6 +157,10 @@ class Tracer(TorchDispatchMode):
             return 1.0 if args[0].is_floating_point() else 0
         if name == "prim::device":
             return args[0].device
+        if name == UNSEEN:
+            for tensor in args[0]:
+                self._update(tensor.untyped_storage(), "compiled code")
+            return None
         if name.startswith("c10d::"):
             return self._collective(name.removeprefix("c10d::"), func, args, kwargs)
         if func in CUTS and isinstance(args[0], FakeTensor):

@@ -12,12 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from speedrun.attention_choice import KINDS
 from speedrun.config import ModelConfig
 from speedrun.model import GPT
-from speedrun.model.attend import attend, choose_attention
+from speedrun.model.attend import attend, flash_function
 from speedrun.model.attention import Attention
 from speedrun.model.masks import Mask, View, document_numbers, layer_masks
 from speedrun.model.rope import rope_tables, yarn_scale
+from tests.model.attention_on_cpu import flex_on_cpu, varlen_on_cpu
 
 START = 0
 PLAIN = ModelConfig(vocab_size=11, layers=3, heads=4, width=32, mlp_width=24, max_sequence_length=32)
@@ -186,13 +188,15 @@ def test_attention_never_crosses_into_another_document_or_the_future() -> None:
 @pytest.mark.parametrize("paired", (False, True))
 @pytest.mark.parametrize("documents", (True, False))
 @pytest.mark.parametrize("window", (0, 1, 3, 130, 1000))
-def test_sdpa_flex_and_brute_force_agree(window: int, documents: bool, paired: bool) -> None:
+def test_every_function_and_brute_force_agree(window: int, documents: bool, paired: bool) -> None:
     time = 160  # two blocks of FlexAttention, the second one not full
     generator = torch.Generator().manual_seed(window)
     tokens = torch.randint(0, 40, (2, time), generator=generator)
     view, start = View(window, paired), 0 if documents else None
     positions = 2 * time if paired else time
-    q, k, v = (torch.randn(2, positions, 3, 8, dtype=torch.float64, generator=generator) for _ in range(3))
+    q, k, v = (
+        torch.randn(2, positions, 3, 8, dtype=torch.float64, generator=generator, requires_grad=True) for _ in range(3)
+    )
     token = torch.arange(positions) // (2 if paired else 1)
     document = document_numbers(tokens, 0)[:, token] if documents else torch.zeros(2, positions)
     distance = torch.arange(positions)[:, None] - torch.arange(positions)
@@ -201,12 +205,17 @@ def test_sdpa_flex_and_brute_force_agree(window: int, documents: bool, paired: b
     scores = torch.einsum("bqhd,bkhd->bhqk", q, k) * 0.3
     weights = scores.masked_fill(~allowed[:, None], -math.inf).softmax(-1)
     expected = torch.einsum("bhqk,bkhd->bqhd", weights, v)
-    for kind in ("sdpa", "flex"):
-        (mask,) = layer_masks(tokens, start, [view], kind)
+    towards = torch.randn(expected.shape, dtype=torch.float64, generator=generator)
+    gradients = torch.autograd.grad((expected * towards).sum(), (q, k, v))
+    for kind in KINDS[:3]:
+        (mask,) = layer_masks(tokens, start, [view], [kind])
         if mask is not None and mask.dense is not None:
             assert torch.equal(mask.dense.expand(2, 1, positions, positions)[:, 0], allowed)
-        with torch.no_grad():  # FlexAttention has no backward pass on a CPU
-            torch.testing.assert_close(attend(q, k, v, mask, 0.3), expected, rtol=1e-9, atol=1e-9)
+        with flex_on_cpu(), varlen_on_cpu():
+            y = attend(q, k, v, mask, 0.3)
+            torch.testing.assert_close(y, expected, rtol=1e-9, atol=1e-9)
+            ours = torch.autograd.grad((y * towards).sum(), (q, k, v))
+        torch.testing.assert_close(ours, gradients, rtol=1e-8, atol=1e-9)
 
 
 def flash_by_brute_force(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
@@ -231,39 +240,20 @@ def test_flash_gets_the_same_rule_as_lengths(monkeypatch: pytest.MonkeyPatch, vi
     fake = types.ModuleType("flash_attn_interface")
     fake.flash_attn_varlen_func = flash_by_brute_force  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "flash_attn_interface", fake)
+    flash_function.cache_clear()
     tokens, start = tokens_of(), START if documents else None
     positions = 18 if view.paired else 9
     q, k, v = (torch.randn(2, positions, 2, 8, dtype=torch.float64) for _ in range(3))
-    (dense,), (lengths,) = (layer_masks(tokens, start, [view], kind) for kind in ("sdpa", "flash"))
+    (dense,), (lengths,) = (layer_masks(tokens, start, [view], [kind]) for kind in ("sdpa", "flash"))
     assert lengths is not None and lengths.lengths is not None
     torch.testing.assert_close(attend(q, k, v, lengths, 0.2), attend(q, k, v, dense, 0.2))
+    flash_function.cache_clear()
 
 
 def test_layers_of_one_view_share_a_mask() -> None:
-    masks = layer_masks(tokens_of(), START, [View(3), View(5), View(3)], "sdpa")
+    masks = layer_masks(tokens_of(), START, [View(3), View(5), View(3)], ["sdpa"] * 3)
     assert masks[0] is masks[2] and isinstance(masks[1], Mask)
-    assert layer_masks(tokens_of(), None, [View(), View(100)], "sdpa") == [None, None]
-
-
-def test_what_is_chosen_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    assert choose_attention("auto", cpu, torch.bfloat16) == ("sdpa", "on cpu the others have no backward pass")
-    for asked in ("flex", "flash"):
-        with pytest.raises(ValueError, match=f"model.attention = {asked} needs a CUDA GPU"):
-            choose_attention(asked, cpu, torch.bfloat16)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    assert choose_attention("auto", gpu, torch.float32) == (
-        "flex",
-        "no FlashAttention-3: the queries are torch.float32, not 16 bit",
-    )
-    with pytest.raises(ValueError, match="model.attention = flash cannot run: the package"):
-        choose_attention("flash", gpu, torch.bfloat16)
-    monkeypatch.setattr("speedrun.model.attend.find_spec", lambda name: object())
-    assert (
-        choose_attention("auto", gpu, torch.bfloat16)[0] == choose_attention("flash", gpu, torch.bfloat16)[0] == "flash"
-    )
-    assert choose_attention("flex", gpu, torch.bfloat16)[0] == "flex"
-    assert choose_attention("sdpa", gpu, torch.bfloat16)[0] == "sdpa"
+    assert layer_masks(tokens_of(), None, [View(), View(100)], ["sdpa"] * 2) == [None, None]
 
 
 # YaRN.

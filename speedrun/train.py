@@ -39,7 +39,7 @@ from speedrun.kernels import choose
 from speedrun.kernels.fp8 import in_words as fp8_in_words
 from speedrun.ledger import Books, and_again, counted_step
 from speedrun.model import GPT
-from speedrun.model.attend import activate_flash, where
+from speedrun.model.attend import activate_flash
 from speedrun.optim.policy import check as check_optimizer
 from speedrun.optim.policy import parameter_groups
 from speedrun.optim.precision import emulated_bf16, settle
@@ -109,8 +109,30 @@ def parse(arguments: list[str]) -> tuple[str, Config]:
         raise
 
 
-def train(preset: str, config: Config, launch: Launch) -> None:
-    """A whole run. Everything that a user can get wrong is checked before a process group starts."""
+@dataclasses.dataclass(frozen=True)
+class Checked:
+    """A run as it is going to be."""
+
+    config: Config
+    """With what was `auto` resolved, but for attention, which is chosen window by window."""
+    sections: list[Section]
+    batches: list[Batches]
+    """Of each section."""
+    data: Data
+    shapes: dict[str, tuple[int, ...]]
+    """Of the parameters, by name."""
+    resumed: Resumed | None
+    attention: set[str]
+    """The attention functions that it takes."""
+    resolved: list[str]
+    """What `auto` has become, and why: lines to print."""
+
+
+def check(config: Config, launch: Launch) -> Checked:
+    """Look at everything that a user can get wrong, and resolve the configuration. Starts nothing, makes no weights.
+
+    Raises ValueError or FileNotFoundError, in one sentence.
+    """
     steps = number_of_steps(config)
     sections = resolve(config, steps)
     batches = [cut_batches(config, section, launch.world_size, launch.engine) for section in sections]
@@ -124,43 +146,54 @@ def train(preset: str, config: Config, launch: Launch) -> None:
     kernels, why = choose(config.model.kernels, "cpu" if launch.cpu else "cuda", launch.precision)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, kernels=kernels))
     fp8 = fp8_in_words(kernels, launch.cpu) if config.model.fp8 else ""
+    resolved = [f"kernels: {kernels} ({why})" + (f", head and MLP in FP8 {fp8}" if fp8 else "")]
+    device = torch.device("cpu") if launch.cpu else torch.device("cuda", launch.local_rank)
+    with torch.device("meta"):
+        outline = GPT(config.model)
+    attention, lines = attention_of_stages(outline, sections, device, launch.precision)
+    resolved += lines
+    shapes = {name: tuple(parameter.shape) for name, parameter in outline.named_parameters()}
+    check_optimizer(config.optimizer)
+    resumed = find_checkpoint(config, shapes, data.content_hash)
+    optimizer, why = settle(config.optimizer, resumed.orthogonalization_dtype if resumed else "auto", device)
+    config = dataclasses.replace(config, optimizer=optimizer)
+    if optimizer.name == "muon":
+        resolved.append(f"orthogonalisation: {optimizer.orthogonalization_dtype} ({why})")
+    if launch.precision == "bf16" and (costs := emulated_bf16(device)):
+        resolved.append(costs)
+    return Checked(config, sections, batches, data, shapes, resumed, attention, resolved)
+
+
+def train(preset: str, config: Config, launch: Launch) -> None:
+    """A whole run. Everything that a user can get wrong is checked before a process group starts."""
+    run = check(config, launch)
+    config, sections, batches, data, resumed = run.config, run.sections, run.batches, run.data, run.resumed
     torch.manual_seed(config.seed)  # nothing of ours draws from it, but its state is part of a checkpoint
     model = GPT(config.model, document_start=data.document_start)
     model.init_weights(config.seed)
     if config.compile:
         compile_blocks(model, config, launch)
-    parameters = sum(p.numel() for p in model.parameters())
-    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    check_optimizer(config.optimizer)
-    resumed = find_checkpoint(config, shapes, data.content_hash)
-    device = torch.device("cpu") if launch.cpu else torch.device("cuda", launch.local_rank)
-    optimizer, why_dtype = settle(config.optimizer, resumed.orthogonalization_dtype if resumed else "auto", device)
-    config = dataclasses.replace(config, optimizer=optimizer)
+    parameters = sum(math.prod(shape) for shape in run.shapes.values())
 
     record = None
     if launch.rank == 0:
         record = Record(config, launch, preset, data.content_hash, parameters, resumed.continues if resumed else None)
-    progress = Progress(config.progress if launch.rank == 0 else "none", steps)
+    progress = Progress(config.progress if launch.rank == 0 else "none", sections[-1].last)
     progress.say(_headline(preset, launch, sections, batches, data, parameters))
-    progress.say(f"kernels: {kernels} ({why})" + (f", head and MLP in FP8 {fp8}" if fp8 else ""))
-    if config.optimizer.name == "muon":
-        progress.say(f"orthogonalisation: {config.optimizer.orthogonalization_dtype} ({why_dtype})")
-    if launch.precision == "bf16" and (said := emulated_bf16(device)):
-        progress.say(said)
+    for line in run.resolved:
+        progress.say(line)
     try:
         strategy = select.start(launch, config.collective_timeout)
-        optimizer = from_rank_0(optimizer)  # hosts may differ, and with them what `auto` has become
-        recipe = parameter_groups(shapes, optimizer, kernels)
+        optimizer = from_rank_0(config.optimizer)  # hosts may differ, and with them what `auto` has become
+        recipe = parameter_groups(run.shapes, optimizer, config.model.kernels)
         strategy.prepare(model, recipe, clip=config.optimizer.clip, accumulation=batches[0].accumulation)
         select.bound_collectives(config.collective_timeout)
-        kinds, lines = attention_of_stages(model, sections, strategy.optimizer.place.device, launch.precision)
-        for line in lines:
-            progress.say(line)
-        if config.compile or "flex" in kinds:
-            allow_variants(
-                config.model,
-                [(cut.rows // cut.accumulation, s.sequence_length) for cut, s in zip(batches, sections, strict=True)],
-            )
+        if "varlen" in run.attention:
+            capability = torch.cuda.get_device_capability(strategy.optimizer.place.device)
+            progress.say(f"varlen attention: {activate_flash(capability)}")
+        if config.compile or "flex" in run.attention:
+            micro_batches = zip(batches, sections, strict=True)
+            allow_variants(config.model, [(cut.micro_batch, section.sequence_length) for cut, section in micro_batches])
         about = {"preset": preset, "data_hash": data.content_hash, "document_start": data.document_start}
         folder = record.folder / "checkpoints" if record else None
         checkpoints = Checkpoints(config, launch, strategy, about, progress.say, folder)
@@ -316,7 +349,7 @@ def attention_of_stages(
     model: GPT, sections: list[Section], device: torch.device, precision: str
 ) -> tuple[set[str], list[str]]:
     """Which attention functions the run takes, and a line for each function of each stage that says for which windows,
-    in positions, and why. On a GPU the newest FlashAttention that is there is put behind `varlen`, where that is taken.
+    in positions, and why.
 
     Leaves the model with the last stage's windows. Raises ValueError where what was asked for cannot run.
     """
@@ -332,8 +365,6 @@ def attention_of_stages(
             limits = " and ".join(str(size) if size else "none" for size in dict.fromkeys(sizes))
             lines.append(f"attention{stage}{f', window {limits}' if any(sizes) else ''}: {kind} ({why})")
             kinds.add(kind)
-    if "varlen" in kinds:
-        lines.append(f"varlen attention: {activate_flash(where(device, dtype).capability)}")
     return kinds, lines
 
 

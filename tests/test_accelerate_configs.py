@@ -1,6 +1,8 @@
 """The accelerate config files, read by accelerate itself: what each selects and what it hands to the ranks."""
 
+from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -43,14 +45,17 @@ def environment_of(name: str, *overrides: str) -> dict[str, str]:
     """What `accelerate launch --config_file NAME OVERRIDES` adds to the environment, without launching."""
     arguments = launch_command_parser().parse_args(["--config_file", str(CONFIGS / name), *overrides, "script.py"])
     arguments, defaults, _ = _validate_launch_command(arguments)
+    return launched_environment(arguments, defaults)
+
+
+def launched_environment(arguments: Namespace, defaults: Any) -> dict[str, str]:
+    """The same from what accelerate has parsed and filled in."""
     if arguments.use_deepspeed:
         arguments.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
-        environment = prepare_deepspeed_cmd_env(arguments)[1]
-    elif arguments.use_fsdp or arguments.multi_gpu:
-        environment = prepare_multi_gpu_env(arguments)
-    else:
-        environment = prepare_simple_launcher_cmd_env(arguments)[1]
-    return environment
+        return prepare_deepspeed_cmd_env(arguments)[1]
+    if arguments.use_fsdp or arguments.multi_gpu:
+        return prepare_multi_gpu_env(arguments)
+    return prepare_simple_launcher_cmd_env(arguments)[1]
 
 
 def test_the_files_are_the_ones_promised() -> None:

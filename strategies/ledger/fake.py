@@ -122,12 +122,14 @@ def _all_reduce(state: None, bucket: dist.GradBucket) -> torch.futures.Future[Te
 
 
 class _RealIntegers(TorchDispatchMode):
-    """Integer tensors made in C++, whose numbers are read there, are real ones."""
+    """Integer tensors made in C++, whose numbers are read there, are real ones, in the host's memory."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if kwargs.get("dtype") is torch.int32 if not tensors else not any(map(is_fake, tensors)):
+            if not tensors:
+                kwargs = {**kwargs, "device": torch.device("cpu"), "pin_memory": False}
             with unset_fake_temporarily(), _disable_current_modes():
                 return func(*args, **kwargs)
         return func(*args, **kwargs)

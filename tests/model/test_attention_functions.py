@@ -177,8 +177,8 @@ def test_a_run_says_for_every_stage_what_computes_attention(monkeypatch: pytest.
         "attention in schedule.stages.0, window 256 and 128: varlen (the nearest measured window, 128"
     )
     assert lines[1].startswith("attention in schedule.stages.0, window 384: flex (the nearest measured window, 768")
-    assert [line.split(": ")[1].split()[0] for line in lines[2:5]] == ["flex"] * 3
-    assert lines[-1] == "varlen attention: FlashAttention-2" and kinds == {"varlen", "flex"}
+    assert [line.split(": ")[1].split()[0] for line in lines[2:]] == ["flex"] * 3
+    assert kinds == {"varlen", "flex"}
 
 
 # What each function is handed.

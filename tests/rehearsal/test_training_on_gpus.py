@@ -1,0 +1,61 @@
+"""The trainer's GPU path without a GPU: whole runs, from the preset to the checkpoint, on fake CUDA tensors.
+
+What is fake and what is not stands in tests/fake_cuda/__init__.py; what is asserted at every call of attention and of a
+kernel, with its sources, in tests/fake_cuda/functions.py. Models and rows are small (tests/rehearsal/rehearse.py), all
+that a preset switches on is on. Several ranks are rank 0 of 8, and leave the checkpoint of 8 ranks unfinished: the
+others' shards are not there. DeepSpeed is not rehearsed. No number that a GPU would compute is looked at.
+
+`speedrun`, which has all that the other presets have, runs in both precisions under every strategy, and with every
+attention function in bf16; the others in fp32 and in bf16, each strategy once.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from speedrun.config import PRESETS
+from strategies.base import Precision
+from tests.fake_cuda.process import FakeCUDAProcess
+from tests.rehearsal.rehearse import rehearse
+
+LOSS = {"cross_entropy", "cross_entropy_and_gradients"}
+"""Our operators of every run in bf16. (Which of the others run goes by what has been measured.)"""
+ATTENTION = {
+    "sdpa": "scaled_dot_product_attention",
+    "flex": "flex_attention",
+    "varlen": "_varlen_attn",
+    "flash": "flash_attn_varlen_func",
+}
+
+RUNS = [
+    *((preset, "single", "fp32", "auto", False) for preset in ("tiny", "gpt2", "modern", "speedrun")),
+    *((preset, "ddp", "bf16", "auto", False) for preset in ("tiny", "gpt2", "modern")),
+    *((preset, "fsdp", "bf16", "auto", False) for preset in ("tiny", "gpt2", "modern", "speedrun")),
+    ("speedrun", "ddp", "fp32", "auto", False),
+    ("speedrun", "fsdp", "fp32", "sdpa", False),
+    ("speedrun", "single", "bf16", "varlen", False),
+    ("speedrun", "single", "bf16", "flash", False),
+    ("speedrun", "ddp", "bf16", "flex", False),
+    ("speedrun", "single", "bf16", "flex", True),
+    ("speedrun_24gb", "ddp", "bf16", "sdpa", False),
+]
+
+
+@pytest.mark.parametrize(("preset", "strategy", "precision", "attention", "compiled"), RUNS)
+def test_a_run_on_a_gpu(
+    preset: str,
+    strategy: str,
+    precision: Precision,
+    attention: str,
+    compiled: bool,
+    tmp_path: Path,
+    gpus: FakeCUDAProcess,
+) -> None:
+    calls = gpus.run(rehearse, preset, strategy, precision, str(tmp_path), {"attention": attention}, compiled)
+    attended = {name for name, function in ATTENTION.items() if function in calls}
+    assert attended == {attention} if attention != "auto" else attended
+    assert LOSS & set(calls) == (LOSS if precision == "bf16" else set())
+
+
+def test_every_preset_is_rehearsed() -> None:
+    assert {run[0] for run in RUNS} == set(PRESETS)

@@ -44,6 +44,8 @@ class Run:
     """What autograd keeps after the last forward pass of a step: predicted, measured and remainder, in bytes."""
     peak: dict[str, int]
     """The most that is held in a forward or backward pass, likewise, all categories, activations and temporaries."""
+    predicted_for: dict[str, Any]
+    """The device, kernels, attention, precision and torch's version that the predictions are of."""
     traffic: list[dict[str, Any]]
     remainders: list[str]
     """Every line of every rank's books whose prediction is not what was measured and that does not say why, in words.
@@ -132,6 +134,7 @@ def read(strategy: str, folder: Path) -> Run:
         memory=_before_step(fullest),
         activations=fullest["memory"].get("after forward", {}).get("activations", {}),
         peak=_added(fullest["memory"].get("peak", {})),
+        predicted_for=fullest["predicted for"],
         traffic=fullest["traffic"],
         remainders=[
             *(
@@ -224,6 +227,10 @@ def _print_books(runs: list[Run], processes: int) -> None:
     if not console.is_terminal:
         console.width = 100
     console.print(lines)
+    for line in dict.fromkeys(map(_predicted_for, runs)):
+        names = [run.strategy for run in runs if _predicted_for(run) == line]
+        print(textwrap.fill(f"{', '.join(names)}: predicted for {line}", 98, subsequent_indent="  "))
+    print()
     console.print(books)
     print(
         "params: the weights as the model holds them between steps · masters: the float32 copy that ZeRO's\n"
@@ -235,6 +242,10 @@ def _print_books(runs: list[Run], processes: int) -> None:
         print("NOT EXPLAINED, a mistake in the code or in our understanding:\n  " + "\n  ".join(remainders))
     else:
         print(f"Every line of all {processes} ranks' books: predicted = measured, to the byte (peaks are estimates).")
+
+
+def _predicted_for(run: Run) -> str:
+    return ", ".join(f"{key} {value}" for key, value in run.predicted_for.items())
 
 
 def _write(runs: list[Run], arguments: argparse.Namespace) -> str:

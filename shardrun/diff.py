@@ -7,8 +7,11 @@ from typing import Any
 
 from shardrun.configs import Resolved, resolve
 from shardrun.launch import find_config
-from shardrun.plan import COLUMNS, Planned, fullest, planned, wrapped
-from speedrun.config import PRESETS
+from shardrun.plan import COLUMNS, Planned, fullest, kernels_line, planned, wrapped
+from speedrun.activations_kernels import CPU, Kernels, installed_torch, kernels_on_gpu
+from speedrun.config import PRESETS, Config
+from speedrun.forward_pass import compute_precision
+from strategies.ledger.hardware import GPUS
 from strategies.ledger.predict import Run
 from strategies.ledger.traffic import explain_volume, paper_volumes, predict_traffic
 
@@ -68,6 +71,7 @@ WHY = {
         "zero2": "the reduce bucket",
         "zero3": "the reduce bucket, gathered parameters",
     },
+    "overhead": dict.fromkeys(("single", "ddp", "fsdp", "zero1", "zero2", "zero3"), "cuBLAS's workspaces, rounding"),
 }
 """Category → strategy → what a rank keeps of it, in a few words."""
 
@@ -91,7 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
     sides = [resolve(find_config(path)) for path in (arguments.a, arguments.b)]
     found = [
         fullest(
-            planned(config, arguments, side.world_size, side.engine),
+            planned(config, arguments, side.world_size, side.engine, _kernels(side, config)),
             *(side.strategy, side.world_size, side.precision, side.engine),
         )
         for side in sides
@@ -105,6 +109,13 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _kernels(side: Resolved, config: Config) -> Kernels:
+    """A GPU is taken for an H100."""
+    if side.cpu:
+        return CPU
+    return kernels_on_gpu(GPUS["h100"].capability, installed_torch(), config.model, side.precision)
+
+
 def _print(
     preset: str,
     sides: Sequence[Resolved],
@@ -115,6 +126,8 @@ def _print(
     a, b = (f"{side.strategy} ×{side.world_size} {side.precision}" for side in sides)
     for stage in dict.fromkeys(map(str, stages)):
         print(f"{preset}, {stage}")
+    for side, stage, book in zip(sides, stages, books, strict=True):
+        wrapped(f"{side.strategy}:", f"{kernels_line(stage)}, {compute_precision(book)}")
     print("MiB per rank at the peak\n")
     print(f"{'':<18}{a:>15}{b:>16}{'change':>10}  why (in {sides[1].strategy})")
     same = []
@@ -154,6 +167,7 @@ def _as_dict(side: Resolved, planned: Planned, books: Run, held: dict[str, int])
         "world_size": side.world_size,
         "precision": side.precision,
         **planned.as_dict(),
+        "predicted_for": {**planned.about_kernels, "precision": compute_precision(books)},
         "memory": held,
         "ring_bytes": sum(entry.ring_bytes for entry in entries),
         "volumes": paper_volumes(entries, books.parameters),

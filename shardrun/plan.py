@@ -9,22 +9,35 @@ import json
 import re
 import textwrap
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
-from speedrun.activations import loss_backward, predict_activations
+from speedrun.activations_kernels import (
+    CPU,
+    Kernels,
+    attention_kinds,
+    installed_torch,
+    kernels_on_gpu,
+    parse_version,
+)
 from speedrun.config import PRESETS, Config, ModelConfig, OptimizerConfig
+from speedrun.forward_pass import ForwardPass, compute_precision
 from speedrun.shapes import parameter_groups, parameter_shapes
 from speedrun.stages import Batches, Section, cut_batches, cut_rows, number_of_steps, resolve
 from speedrun.wiring import check
 from strategies.ledger.hardware import GIB, LATENCY, MFU, Gpu, find_gpu
-from strategies.ledger.passes import predict_peak
 from strategies.ledger.predict import Run
 from strategies.ledger.timing import communication
 from strategies.ledger.traffic import Entry, explain_volume, paper_volumes, predict_traffic
 
 STRATEGIES = ("ddp", "fsdp", "zero1", "zero2", "zero3")
-COLUMNS = ("parameters", "master parameters", "gradients", "optimizer states", "activations", "buffers")
+COLUMNS = ("parameters", "master parameters", "gradients", "optimizer states", "activations", "buffers", "overhead")
+"""Activations with what passes beside them at the peak; overhead: `ForwardPass.overhead`."""
+
+
+OVERHEAD = (
+    "Over.: what torch's allocator holds beside the tensors, cuBLAS's workspaces (two of 32 MiB on Hopper, of 8.1 MiB "
+    "before) and rounding to its blocks. Sources: strategies/ledger/allocator.py."
+)
 
 
 @dataclass(frozen=True)
@@ -35,6 +48,17 @@ class Planned:
     """With the row length and the windows of the stage."""
     section: Section
     batches: Batches
+    kernels: Kernels = CPU
+
+    @property
+    def forward_pass(self) -> ForwardPass:
+        """Of its micro-batches."""
+        return forward_pass(self.config, self.batches.micro_batch, self.kernels)
+
+    @property
+    def about_kernels(self) -> dict[str, str]:
+        """For people, as `Kernels.as_dict`."""
+        return self.kernels.as_dict(attention_kinds(self.config.model, self.section.sequence_length, self.kernels))
 
     def __str__(self) -> str:
         name = f"{self.section.name}: " if self.section.name != "data" else ""
@@ -105,6 +129,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="micro-batches of a step (default: 1); with a preset its batch in so many, in every stage (default: what "
         "batch and micro-batch make). Both together set the batch: micro-batch × accumulation × ranks",
     )
+    parser.add_argument("--torch", help="torch's version on the GPU, such as 2.11 (default: the one installed here)")
     parser.add_argument("--optimizer", choices=("muon", "adamw"), help="override the preset's optimizer")
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="default: bf16")
     parser.add_argument("--checkpointing", choices=("none", "block", "selective"), help="default: the preset's")
@@ -128,7 +153,7 @@ def run(arguments: argparse.Namespace) -> int:
         return simulation.run(config, gpu, arguments)
     if arguments.sweep:
         return _sweep(config, gpu, arguments)
-    stages = planned(config, arguments, arguments.world)
+    stages = planned(config, arguments, arguments.world, kernels=kernels_for(config, gpu, arguments))
     estimates = [estimate(stages, name, arguments.world, arguments.precision, gpu) for name in STRATEGIES]
     if arguments.json:
         settings = {
@@ -207,13 +232,23 @@ def configure(arguments: argparse.Namespace) -> Config:
     )
 
 
+def kernels_for(config: Config, gpu: Gpu, arguments: argparse.Namespace) -> Kernels:
+    """The kernels of the run on that GPU with --torch."""
+    version = parse_version(arguments.torch) if arguments.torch else installed_torch()
+    return kernels_on_gpu(gpu.capability, version, config.model, arguments.precision)
+
+
 def planned(
-    config: Config, arguments: argparse.Namespace, world_size: int, engine: dict[str, Any] | None = None
+    config: Config,
+    arguments: argparse.Namespace,
+    world_size: int,
+    engine: dict[str, Any] | None = None,
+    kernels: Kernels = CPU,
 ) -> list[Planned]:
     """Every stage of the run on so many ranks, with the rows that --micro-batch and --accumulation ask for.
 
-    engine: the settings of an accelerate config. Raises ValueError, in the trainer's own words, for a run that the
-    trainer refuses.
+    engine: the settings of an accelerate config; kernels: of the device. Raises ValueError, in the trainer's own words,
+    for a run that the trainer refuses.
     """
     at_most, accumulation = arguments.micro_batch, arguments.accumulation
     if any(count is not None and count < 1 for count in (at_most, accumulation)):
@@ -230,7 +265,7 @@ def planned(
     if accumulation and not at_most:
         sections = [_in_micro_batches(section, world_size, accumulation) for section in sections]
     return [
-        Planned(at_stage(config, section), section, cut_batches(config, section, world_size, engine))
+        Planned(at_stage(config, section), section, cut_batches(config, section, world_size, engine), kernels)
         for section in sections
     ]
 
@@ -294,21 +329,21 @@ def books_of(
     return Run(strategy, shapes, groups, world_size, precision, accumulation, engine)
 
 
-def memory_of(config: Config, books: Run, micro_batch: int) -> dict[str, int]:
+def forward_pass(config: Config, micro_batch: int, kernels: Kernels) -> ForwardPass:
+    """A micro-batch of the run, with as many tokens in the loss as it ever has."""
+    future = len(config.schedule.future_weights)
+    return ForwardPass(config.model, micro_batch, config.data.sequence_length, future, kernels)
+
+
+def memory_of(config: Config, books: Run, micro_batch: int, kernels: Kernels = CPU) -> dict[str, int]:
     """Bytes by category at the peak of a step's passes, of the rank that holds most: with gradients that wait from one
     micro-batch to the next, wherever they do.
     """
-    precision = books.precision
-    if precision == "bf16" and books.strategy in ("single", "ddp"):
-        precision = "autocast"
-    future = len(config.schedule.future_weights)
-    length = config.data.sequence_length
-    ranks = predict_peak(books, *_activations(config.model, micro_batch, length, precision, future))
-    most = max(ranks, key=lambda held: sum(held.values()))
-    memory = dict(most)
+    forward = forward_pass(config, micro_batch, kernels)
+    memory = dict(max(forward.predict_peak(books), key=lambda held: sum(held.values())))
     memory["activations"] += memory.pop("other")
     memory["buffers"] = memory.pop("communication buffers")
-    return memory
+    return {**memory, "overhead": sum(forward.overhead(books).values())}
 
 
 def fullest(
@@ -318,7 +353,7 @@ def fullest(
     rows = []
     for stage in stages:
         books = books_of(stage.config, strategy, world_size, precision, stage.batches.accumulation, engine)
-        rows.append((stage, books, memory_of(stage.config, books, stage.batches.micro_batch)))
+        rows.append((stage, books, memory_of(stage.config, books, stage.batches.micro_batch, stage.kernels)))
     return max(rows, key=lambda row: sum(row[2].values()))
 
 
@@ -339,21 +374,6 @@ def estimate(stages: list[Planned], strategy: str, world_size: int, precision: s
         communication_s=total,
         exposed_s=exposed,
     )
-
-
-@cache
-def _activations(model: ModelConfig, rows: int, length: int, precision: Any, future: int) -> tuple[int, int, int]:
-    """Bytes kept between forward and backward pass; those of the loss among them; and what is there beside what is kept
-    where both passes hold most: at the end of the forward pass, or in the backward pass of the loss. As
-    `strategies.ledger.passes.predict_peak` takes them.
-
-    The trainer's documents need a mask in numbers where attention is sdpa; FlexAttention and variable-length attention,
-    which "auto" takes on a GPU, do without.
-    """
-    documents = model.attention == "sdpa"
-    predicted = predict_activations(model, rows, length, precision, documents=documents, future=future)
-    passing = max(predicted.peak - predicted.total, loss_backward(model, rows, length))
-    return predicted.total, predicted.by_part()["logits and loss"], passing
 
 
 def flops(config: Config, rows: int) -> float:
@@ -394,6 +414,7 @@ def _row(e: Estimate) -> dict[str, Any]:
     return {
         **names,
         **e.planned.as_dict(),
+        "predicted_for": {**e.planned.about_kernels, "precision": compute_precision(e.books)},
         **row,
         "total": e.total,
         "fits": e.fits,
@@ -419,7 +440,15 @@ def _headline(config: Config, gpu: Gpu, arguments: argparse.Namespace, estimates
         under = f", under {', '.join(names)}" if len(by_stage) > 1 else ""
         most = f" (of {len(config.schedule.stages)} stages the one that needs most memory{under})"
         print(stage + (most if config.schedule.stages else ""))
+    for line in dict.fromkeys(kernels_line(e.planned) for e in estimates):
+        print(line)
     print()
+
+
+def kernels_line(planned: Planned) -> str:
+    """What a stage's figures are of; the precision of its activations differs between strategies."""
+    what = planned.about_kernels
+    return f"{what['device']}, torch {what['torch']}, kernels {what['kernels']}, attention {what['attention']}"
 
 
 def table(title: str, headings: list[str], rows: list[list[str]]) -> None:
@@ -446,7 +475,19 @@ def _gib(amount: float) -> str:
 
 
 def _print_memory(estimates: list[Estimate], gpu: Gpu) -> None:
-    headings = ["GiB per GPU", "params", "masters", "grads", "optim", "activ.", "buffers", "total", "", "spare"]
+    headings = [
+        "GiB per GPU",
+        "params",
+        "masters",
+        "grads",
+        "optim",
+        "activ.",
+        "buffers",
+        "over.",
+        "total",
+        "",
+        "spare",
+    ]
     rows = []
     for e in estimates:
         filled = min(8, round(8 * e.total / gpu.memory))
@@ -454,6 +495,10 @@ def _print_memory(estimates: list[Estimate], gpu: Gpu) -> None:
         spare = f"{e.spare / GIB:+,.1f}" if e.fits else f"{e.spare / GIB:,.1f} no"
         rows.append([e.strategy, *(_gib(e.memory.get(c, 0)) for c in COLUMNS), _gib(e.total), bar, spare])
     table("What the fullest GPU holds at its peak (predicted)", headings, rows)
+    for precision in dict.fromkeys(compute_precision(e.books) for e in estimates):
+        names = [e.strategy for e in estimates if compute_precision(e.books) == precision]
+        wrapped("", f"Activations {'in' if precision != 'autocast' else 'under'} {precision}: {', '.join(names)}.")
+    wrapped("", OVERHEAD)
     wrapped("", "Gradients at the peak: with accumulation those of the micro-batches before wait there.")
     print()
 
@@ -475,16 +520,16 @@ def _print_traffic(estimates: list[Estimate]) -> None:
     print()
     assumed = f"{MFU:.0%} of the peak rate in bf16 and {LATENCY * 1e6:.0f} µs per collective"
     wrapped("", f"Times assume {assumed}: they rank strategies.")
-    wrapped("", "Not in the memory: the CUDA context, cuBLAS and NCCL workspaces, fragmentation.")
+    wrapped("", "Not in the memory: the CUDA context, NCCL's buffers, fragmentation.")
     print()
 
 
 def _sweep(config: Config, gpu: Gpu, arguments: argparse.Namespace) -> int:
     totals: dict[int, dict[str, int]] = {}
-    refused = ""
+    refused, kernels = "", kernels_for(config, gpu, arguments)
     for world in (2**i for i in range(11)):
         try:
-            stages = planned(config, arguments, world)
+            stages = planned(config, arguments, world, kernels=kernels)
         except ValueError as error:
             refused = str(error)
             break

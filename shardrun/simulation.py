@@ -1,7 +1,8 @@
 """`shardrun plan --simulate`: rank r of N on this machine, the libraries' own engines on tensors without data.
 
 Where plan's formulas add up what does not reach its height at one moment, this gives the exact peak, what was alive at
-it and who allocated it. It loads torch and takes seconds for each strategy.
+it and who allocated it, for the same run: its device, kernels, attention functions, precision and torch's version. The
+log is played through a model of the GPU's allocator too. It loads torch and takes seconds for each strategy.
 """
 
 import argparse
@@ -10,14 +11,15 @@ import json
 import time
 from typing import TYPE_CHECKING, Any
 
-from shardrun.plan import STRATEGIES, Planned, books_of, fullest, planned, table, wrapped
-from speedrun.config import Config
-from speedrun.stages import Batches
-from strategies.ledger.hardware import Gpu
+from shardrun.plan import STRATEGIES, Planned, books_of, fullest, kernels_for, kernels_line, planned, table, wrapped
+from speedrun.config import Config, Kernels
+from speedrun.stages import Batches, number_of_steps
+from strategies.ledger.hardware import Gpu, find_gpu
 from strategies.ledger.predict import MODEL_STATES, predict_memory
 
 if TYPE_CHECKING:
     from strategies.base import Precision
+    from strategies.ledger.allocator import Moment
     from strategies.ledger.replay import Replay
 
 MIB = 2**20
@@ -34,9 +36,10 @@ CATEGORIES = {
 """Category → heading."""
 
 NOT_SIMULATED = (
-    "Not simulated, because fake tensors cannot go there: torch.compile, Triton kernels launched directly, offload to "
-    "CPU or NVMe. Not in the figures: what a kernel allocates for itself, the CUDA context, cuBLAS and NCCL "
-    "workspaces, what the caching allocator reserves beyond what is allocated."
+    "Not simulated, because fake tensors cannot go there: torch.compile, FP8, offload to CPU or NVMe. Stood in for: "
+    "attention functions but torch's own, and what the fused loss holds inside. Not in the figures: what other kernels "
+    "allocate for themselves, the CUDA context, NCCL's buffers. Allocated and reserved: by a model of torch's caching "
+    "allocator, cuBLAS's workspaces among it (benchmarks/gpu_books.md compares it with a GPU)."
 )
 
 
@@ -49,6 +52,8 @@ class Simulated:
     replay: "Replay | None"
     refused: str
     seconds: float
+    allocated: "dict[str, Moment]"
+    """What a GPU's allocator says at the moments of `replay`; nothing on a CPU."""
 
 
 def run(config: Config, gpu: Gpu, arguments: argparse.Namespace) -> int:
@@ -57,7 +62,7 @@ def run(config: Config, gpu: Gpu, arguments: argparse.Namespace) -> int:
     for name in names:
         if name not in STRATEGIES:
             raise ValueError(f"there is no strategy {name!r} to simulate; there are {', '.join(STRATEGIES)}.")
-    stages = planned(config, arguments, arguments.world)
+    stages = planned(config, arguments, arguments.world, kernels=kernels_for(config, gpu, arguments))
     simulated = []
     for name in names:
         stage, _, _ = fullest(stages, name, arguments.world, arguments.precision)
@@ -71,34 +76,45 @@ def run(config: Config, gpu: Gpu, arguments: argparse.Namespace) -> int:
 
 
 def simulate_one(planned: Planned, name: str, rank: int, world_size: int, precision: "Precision") -> Simulated:
-    """One strategy, as the trainer runs it: two steps of this model, optimizer and micro-batch."""
+    """One strategy, as the trainer runs it: two steps of this model, optimizer and micro-batch on the plan's device."""
     from speedrun.model import GPT
     from speedrun.optim.policy import parameter_groups
+    from speedrun.optim.schedule import forward_options
+    from speedrun.stand_ins import stand_ins
+    from strategies.ledger.allocator import allocated
     from strategies.ledger.simulate import simulate
 
-    config, batches = planned.config, planned.batches
+    config, batches, kernels = planned.config, planned.batches, planned.kernels
+    chosen: Kernels = "triton" if kernels.triton else "torch"
+    model = dataclasses.replace(config.model, kernels=chosen, attention=kernels.asked)
     optimizer = config.optimizer
     if optimizer.orthogonalization_dtype == "auto":  # as on the GPUs of the plan, not as on this host
         optimizer = dataclasses.replace(optimizer, orthogonalization_dtype="bfloat16")
     books = books_of(config, name, world_size, precision, batches.accumulation)
     started = time.perf_counter()
-    replay, refused = None, ""
+    replay, refused, moments = None, "", {}
     try:
         replay = simulate(
             name,
             rank,
             world_size,
-            lambda: GPT(config.model, document_start=0),
-            parameter_groups(books.shapes, optimizer),
+            lambda: GPT(model, document_start=0),
+            parameter_groups(books.shapes, optimizer, chosen),
             (batches.micro_batch, config.data.sequence_length),
             clip=config.optimizer.clip,
             accumulation=batches.accumulation,
             precision=precision,
             engine=books.engine,
+            emulate_gloo=not kernels.cuda,
+            options=forward_options(config, 0, number_of_steps(config)),
+            stand_ins=stand_ins(kernels) if kernels.cuda else None,
+            version=kernels.where.torch,
         )
+        if kernels.cuda:
+            moments = allocated(replay.events, 1, kernels.where.capability)
     except ValueError as error:  # DeepSpeed is not installed here, or does not do this
         refused = str(error)
-    return Simulated(planned, name, replay, refused, time.perf_counter() - started)
+    return Simulated(planned, name, replay, refused, time.perf_counter() - started, moments)
 
 
 def model_states(config: Config, name: str, arguments: argparse.Namespace) -> int | None:
@@ -107,7 +123,8 @@ def model_states(config: Config, name: str, arguments: argparse.Namespace) -> in
     """
     ranks = predict_memory(books_of(config, name, arguments.world, "bf16", 1))
     held = [sum(rank["after backward"][category] for category in MODEL_STATES) for rank in ranks]
-    first = planned(config, arguments, arguments.world)[0]
+    kernels = kernels_for(config, find_gpu(arguments.gpu), arguments)
+    first = planned(config, arguments, arguments.world, kernels=kernels)[0]
     one = dataclasses.replace(first, batches=Batches(first.batches.micro_batch, first.batches.micro_batch))
     replay = simulate_one(one, name, held.index(max(held)), arguments.world, "bf16").replay
     if replay is None:
@@ -121,23 +138,29 @@ def _row(simulated: Simulated) -> dict[str, Any]:
         return {**row, "refused": simulated.refused}
     replay = simulated.replay
     collectives = [{"collective": k, "calls": v[0], "payload_bytes": v[1]} for k, v in replay.collectives.items()]
+    allocator = {moment: dataclasses.asdict(figures) for moment, figures in simulated.allocated.items()}
     largest = [{"what": what, "bytes": size} for what, size in replay.largest]
-    return {**row, "moments": replay.moments, "largest_at_the_peak": largest, "collectives": collectives}
+    books = {"moments": replay.moments, "allocator": allocator}
+    return {**row, **books, "largest_at_the_peak": largest, "collectives": collectives}
 
 
 def _print(simulated: list[Simulated], gpu: Gpu, arguments: argparse.Namespace) -> None:
     print(
         f"Rank {arguments.rank} of {arguments.world}, simulated in {arguments.precision}: the engines' own code on "
-        "tensors without data.\n"
+        "tensors without data."
     )
+    for line in dict.fromkeys(kernels_line(s.planned) for s in simulated):
+        print(line)
+    print()
     rows = []
     for s in simulated:
         if s.replay:
-            total = s.replay.peak_total
-            fits = "yes" if total <= gpu.memory else "no"
+            most = s.allocated["peak"]
+            fits = "yes" if most.reserved <= gpu.memory else "no"
             held = [_mib(s.replay.peak.get(category, 0)) for category in CATEGORIES]
-            rows.append([s.strategy, *held, _mib(total), fits])
-    table("The peak of forward and backward (MiB)", ["", *CATEGORIES.values(), "total", "fits"], rows)
+            rows.append([s.strategy, *held, _mib(s.replay.peak_total), _mib(most.allocated), _mib(most.reserved), fits])
+    headings = ["", *CATEGORIES.values(), "total", "alloc.", "reserved", "fits"]
+    table("The peak of forward and backward (MiB)", headings, rows)
     for s in simulated:
         if s.replay is None:
             wrapped(f"{s.strategy}:", s.refused)

@@ -28,9 +28,18 @@ The textbook's 16-bit block (`korthikanti`) is 34·s·b·h + 5·a·s²·b. Ours 
 Beside the blocks, the loss keeps 4·n·V, 8·n·V with the softcap, and needs one or two such tensors more at the peak:
 most of the memory of a small model.
 
-The kernels are those that torch picks on a CPU (with 2.13 it agrees to the byte). On CUDA some keep other things, which
-is not in here: RMSNorm is one kernel that keeps its bf16 input, LayerNorm's statistics are float32, and autocast
-squares ReLU's output in float32.
+The kernels are those that torch picks on a CPU (with 2.13 it agrees to the byte), unless a GPU's are asked for
+(`Kernels`). There
+
+- RMSNorm is one kernel that keeps its input in whatever dtype it has: 2 bytes in pure bf16, and for q and k under
+  autocast, which from torch 2.12 on casts them to float32 before. LayerNorm's statistics are float32.
+- The fused loss of speedrun/kernels has no logits: it keeps the gradients by its input and by the head's weight,
+  2·n·h + 4·V'·h. Inside, at the peak, it holds two blocks of 4096 tokens' logits, 2·2·4096·V'.
+- The linear layer that squares its ReLU keeps only what it gives. Without it autocast squares in float32.
+- Every attention function keeps q, k, v, its output and a log-sum-exp per head and query; sdpa the document mask in
+  numbers too, the others none.
+
+This was exact to the byte for gpt2 on an H100 (benchmarks/gpu_books.md). FP8's copies are not in here.
 """
 
 from dataclasses import dataclass
@@ -38,11 +47,12 @@ from typing import Literal, NamedTuple
 
 from speedrun import activations_attention as attention
 from speedrun import activations_stream as stream
+from speedrun.activations_kernels import CPU, Kernels, View, view_of
 from speedrun.config import ModelConfig
 from speedrun.wiring import ngram_tables, padded_vocabulary, skip_sources
 
-View = tuple[int, bool]
-"""A layer's window, and whether its heads are paired: `speedrun.model.masks.View`, which needs torch."""
+LOSS_ROWS = 4096
+"""Tokens of a block of the fused loss: ROWS of speedrun/kernels/cross_entropy.py, which needs Triton."""
 
 ComputePrecision = Literal["fp32", "autocast", "bf16"]
 """fp32. autocast: float32 parameters, products in bf16 (bf16 under single and ddp). bf16: parameters in bf16 (bf16
@@ -98,12 +108,14 @@ def predict_activations(
     documents: bool = False,
     attention: Literal["fused", "math"] = "fused",
     future: int = 0,
+    kernels: Kernels = CPU,
 ) -> PredictedActivations:
     """Activations of one forward pass with loss over rows × sequence_length tokens on one rank.
 
     documents: attention stops at document starts (`GPT(..., document_start=...)`), for which it needs a mask.
-    attention: fused (flash and its like: no score matrices) or torch's composed kernel, which keeps them.
+    attention: of a CPU, fused (flash and its like: no score matrices) or torch's composed kernel, which keeps them.
     future: how many tokens after the next one are in the loss (`speedrun.model.loss.multi_token_loss`).
+    kernels: what computes all this.
 
     Raises ValueError where rows or sequence_length is not positive.
     """
@@ -111,16 +123,26 @@ def predict_activations(
         raise ValueError(
             f"rows = {rows} and sequence_length = {sequence_length}: a forward pass needs at least one of each"
         )
-    forward = _Forward(config, rows, sequence_length, precision, documents, attention, future)
+    forward = _Forward(config, rows, sequence_length, precision, documents, attention, future, kernels)
     forward.run()
     return forward.replay()
 
 
-def loss_backward(config: ModelConfig, rows: int, sequence_length: int) -> int:
+def batch_bytes(rows: int, sequence_length: int) -> int:
+    """Tokens and targets in int64."""
+    return rows * sequence_length * 2 * 8
+
+
+def loss_backward(config: ModelConfig, rows: int, sequence_length: int, kernels: Kernels = CPU) -> int:
     """Bytes that the backward pass of the loss allocates beside what is kept: two gradients of the logits in float32,
-    while the batch is there, tokens and targets in int64.
+    while the batch is there.
+
+    The fused loss has its gradients already, and multiplies them: by that of the weight in float32, then in bf16.
     """
-    return rows * sequence_length * (2 * 4 * config.vocab_size + 2 * 8)
+    batch, tokens = batch_bytes(rows, sequence_length), rows * sequence_length
+    if kernels.triton:
+        return batch + 2 * tokens * config.width + (4 + 2) * padded_vocabulary(config) * config.width
+    return batch + 2 * 4 * tokens * config.vocab_size
 
 
 @dataclass(eq=False)
@@ -153,13 +175,14 @@ class _Forward:
         documents: bool,
         attention: Literal["fused", "math"],
         future: int,
+        kernels: Kernels,
     ) -> None:
         self.config, self.rows, self.time, self.tokens = config, rows, sequence_length, rows * sequence_length
         self.autocast = precision == "autocast"
         self.stream_size = 2 if precision == "bf16" else 4
         self.product_size = 4 if precision == "fp32" else 2
         self.fused = attention == "fused"
-        self.documents, self.future = documents, future
+        self.documents, self.future, self.kernels = documents, future, kernels
         self.checkpointing = "none"  # where we are now
         self.module = ""
         self.log: list[tuple[bool, _Tensor]] = []  # (allocated, else released; which)
@@ -215,11 +238,15 @@ class _Forward:
         self.module = "norm"
         y = self.norm("norm", x)
         self.module = "head"
-        logits = self.linear("head", y, padded_vocabulary(config), "logits and loss")
-        self.drop(y)
-        self.module = ""
-        result = self.loss(logits)
-        made = [tensor for mask in masks.values() for tensor in mask]
+        if self.kernels.triton:
+            result = self.fused_loss(y)
+            self.drop(y)
+        else:
+            logits = self.linear("head", y, padded_vocabulary(config), "logits and loss")
+            self.drop(y)
+            self.module = ""
+            result = self.loss(logits)
+        made = dict.fromkeys(tensor for mask in masks.values() for tensor in mask)  # views share some
         self.drop(x, result, *made, *([embedded] if embedded else []), *after.values())
 
     def embedding(self) -> _Tensor:
@@ -238,10 +265,7 @@ class _Forward:
         return x
 
     def view(self, layer: int) -> View:
-        """The layer's window, 0 where it reaches as far as the row, and whether its heads are paired."""
-        config = self.config
-        window = config.window_long if layer in config.long_layers else config.window_short
-        return window if window < self.time - 1 else 0, layer in config.paired_head_layers
+        return view_of(self.config, layer, self.time)
 
     def block(
         self, layer: int, x: _Tensor, mask: list[_Tensor], embedded: _Tensor | None, earlier: _Tensor | None
@@ -286,7 +310,7 @@ class _Forward:
         return output
 
     def norm(self, part: str, x: _Tensor) -> _Tensor:
-        """Of the stream. LayerNorm keeps its input and two statistics per token, r·n·h + 2·r·n.
+        """Of the stream. LayerNorm keeps its input and two statistics per token, r·n·h + 2·r·n (+ 2·4·n on a GPU).
 
         RMSNorm keeps a float32 input (x itself where it is that) and one statistic, 4·n·h + 4·n in every precision.
         """
@@ -294,13 +318,25 @@ class _Forward:
             return self.rms_norm(part, x, self.tokens)
         self.keep(part, x)
         y = self.new(part, "normalised", x.elements, x.size)
-        statistics = self.new(part, "mean and deviation", 2 * self.tokens, x.size)
+        statistics = self.new(part, "mean and deviation", 2 * self.tokens, 4 if self.kernels.cuda else x.size)
         self.keep(part, statistics)
         self.drop(statistics)
         return y
 
     def rms_norm(self, part: str, x: _Tensor, vectors: int) -> _Tensor:
-        """Keeps 4·elements + 4·vectors: the input in float32 and a reciprocal length per vector."""
+        """Keeps 4·elements + 4·vectors: the input in float32 and a reciprocal length per vector.
+
+        On a GPU it is one kernel, which keeps its input as it is.
+        """
+        if self.kernels.cuda:
+            source = x
+            if self.autocast and x.size < 4 and self.kernels.widens_rms_norm:
+                source = self.new(part, "cast input", x.elements, 4)
+            y = self.new(part, "normalised", x.elements, source.size)
+            scale = self.new(part, "reciprocal length", vectors, 4)
+            self.keep(part, source, scale)
+            self.drop(scale, *([] if source is x else [source]))
+            return y
         single = x if x.size == 4 else self.new(part, "float32 input", x.elements, 4)
         squares = self.new(part, "squares", x.elements, 4)
         mean = self.new(part, "mean square", vectors, 4)
@@ -315,18 +351,27 @@ class _Forward:
         return y
 
     def linear(
-        self, part: str, x: _Tensor, outputs: int, output_part: str | None = None, bias: bool | None = None
+        self,
+        part: str,
+        x: _Tensor,
+        outputs: int,
+        output_part: str | None = None,
+        bias: bool | None = None,
+        cached: bool = True,
     ) -> _Tensor:
         """Keeps its input, c·n·inputs, which functions before it may have kept already.
 
         Under autocast a float32 input is cast first and the copy is kept; so are 2·inputs·outputs of cast weights, by
-        autocast's cache, checkpoint or not. A bias, and under autocast its cast, goes into a sum of its own.
+        autocast's cache, checkpoint or not. A bias, and under autocast its cast, goes into a sum of its own. Not
+        `cached`: a fused kernel's cast of its weight, which no cache keeps and a checkpoint makes anew.
         """
         inputs = x.elements // self.tokens
         if bias is None:
             bias = self.config.bias and self.module != "head"
+        casts = []
         if self.autocast:
-            self.new("weight casts", "weight", inputs * outputs, 2).kept = True
+            casts = [self.new("weight casts", "weight", inputs * outputs, 2)]
+            casts[0].kept = cached or self.checkpointing == "none"
         source = x
         if x.size > self.product_size:
             source = self.new(part, "cast input", x.elements, self.product_size)
@@ -340,6 +385,7 @@ class _Forward:
         )
         if source is not x:
             self.drop(source)
+        self.drop(*casts)
         if bias:
             cast = [self.new("weight casts", "bias", outputs, 2)] if self.autocast else []
             product, y = y, self.new(output_part or part, "with bias", y.elements, y.size)
@@ -347,16 +393,27 @@ class _Forward:
         return y
 
     def mlp(self, name: str, y: _Tensor) -> _Tensor:
-        """Keeps c·n·h, the input, and 2·c·n·m: ReLU² keeps ReLU's output and its square, GELU its input and output."""
+        """Keeps c·n·h, the input, and 2·c·n·m: ReLU² keeps ReLU's output and its square, GELU its input and output.
+
+        Fused, ReLU² keeps its output alone, c·n·m. In torch's kernels on a GPU autocast squares a float32 copy, which
+        is kept too, +4·n·m.
+        """
         config = self.config
         self.module = f"{name}.up"
-        hidden = self.linear("mlp up", y, config.mlp_width or 4 * config.width)
+        fused = self.kernels.triton and config.mlp == "relu2" and not config.bias
+        hidden = self.linear("mlp up", y, config.mlp_width or 4 * config.width, cached=not fused)
         self.module = name
-        if config.mlp == "relu2":
+        if fused:
+            active = hidden
+        elif config.mlp == "relu2":
             relu = self.new("activation", "ReLU", hidden.elements, self.product_size)
             self.keep("activation", relu)
-            active = self.new("activation", "square", hidden.elements, self.product_size)
-            self.drop(relu, hidden)
+            squared = relu
+            if self.kernels.cuda and self.autocast:
+                squared = self.new("activation", "float32 ReLU", hidden.elements, 4)
+                self.keep("activation", squared)
+            active = self.new("activation", "square", hidden.elements, squared.size)
+            self.drop(relu, hidden, *([] if squared is relu else [squared]))
         else:
             self.keep("activation", hidden)
             active = self.new("activation", "GELU", hidden.elements, self.product_size)
@@ -395,6 +452,38 @@ class _Forward:
         self.keep(part, probabilities, weight)
         self.drop(logits)
         return result
+
+    def fused_loss(self, y: _Tensor) -> _Tensor:
+        """`speedrun.kernels.cross_entropy`. Keeps its gradients by the input, c·n·h, and by the weight, 4·V'·h.
+
+        While it runs: autocast's copies of input and weight, and two blocks of logits, since the product that makes a
+        block's is done before the block before it is let go; or one, and a block's share of the weight's gradient.
+        """
+        part, size, width = "logits and loss", self.product_size, self.config.width
+        vocabulary, future = padded_vocabulary(self.config), self.future
+        targets = [self.new(part, "targets", self.tokens * (1 + future), 8)] if future else []
+        rows = self.new(part, "cast input", y.elements, size) if y.size > size else y
+        result = self.new(part, "loss", 1, 4)
+        gradients = self.new(part, "gradient by the input", y.elements, size)
+        gradients_of_weight = self.new(part, "gradient by the weight", vocabulary * width, 4)
+        self.keep(part, gradients, gradients_of_weight)
+        inside = [
+            self.new(part, what, bytes, 1)
+            for what, bytes in fused_loss_inside(self.tokens, vocabulary, width, size, cast=self.autocast)
+        ]
+        self.drop(*inside, *targets, *([] if rows is y else [rows]))
+        return result
+
+
+def fused_loss_inside(tokens: int, vocabulary: int, width: int, size: int, cast: bool) -> list[tuple[str, int]]:
+    """What the fused loss holds inside where it holds most: (what, bytes). size: bytes of an element of a product;
+    cast: the head's weight is cast to that.
+    """
+    blocks = [min(LOSS_ROWS, tokens - start) * vocabulary * size for start in range(0, tokens, LOSS_ROWS)]
+    two = [("block of logits", bytes) for bytes in blocks[:2]]
+    one = [("block of logits", blocks[0]), ("block's gradient by the weight", vocabulary * width * 4)]
+    weight = [("cast weight", vocabulary * width * size)] if cast else []
+    return weight + max(two, one, key=lambda held: sum(bytes for _, bytes in held))
 
 
 def _alive(log: list[tuple[bool, _Tensor]]) -> tuple[Line, ...]:

@@ -8,15 +8,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from speedrun import activations_stream as stream
+from speedrun.activations_kernels import View, attention_kind
 from speedrun.config import GATE_CHANNELS
 
 if TYPE_CHECKING:
-    from speedrun.activations import View, _Forward, _Tensor
+    from speedrun.activations import _Forward, _Tensor
 
 
 def masks(forward: _Forward) -> dict[View, list[_Tensor]]:
     """Keeps nothing: a boolean mask per view, b·s² (4·b·s² for paired heads, and of one row without documents),
     lives as long as the forward pass, or longer by a checkpoint. With it goes a number per token for key offset.
+
+    For flex the block mask, which attention keeps: four tables of int32 with a line per block of 128 queries, and
+    the first key of every query, 4·n. For varlen and flash where documents begin: a few numbers, which are left out.
     """
     views: dict[View, list[_Tensor]] = {forward.view(layer): [] for layer in range(forward.config.layers)}
     documents = continues = None
@@ -29,10 +33,26 @@ def masks(forward: _Forward) -> dict[View, list[_Tensor]]:
             continues = forward.new("masks", "continues", forward.tokens, 1)
             forward.drop(difference)
     for view, tensors in views.items():
-        tensors += [tensor for tensor in (mask(forward, *view), continues) if tensor]
+        made: list[_Tensor] = []
+        kind = attention_kind(view, forward.time, forward.kernels)
+        if kind == "flex":
+            made = block_mask(forward, *view)
+        elif kind == "sdpa":
+            made = [tensor for tensor in [mask(forward, *view)] if tensor]
+        tensors += [*made, *([continues] if continues else [])]
     if documents:
         forward.drop(documents)
     return views
+
+
+def block_mask(forward: _Forward, window: int, paired: bool) -> list[_Tensor]:
+    """FlexAttention's: per row and block of queries how many blocks of keys it sees and which, and the same for whole
+    blocks and for the backward pass; and the first key of every query.
+    """
+    time = 2 * forward.time if paired else forward.time
+    blocks = -(-time // 128)
+    tables = forward.new("masks", "block mask", 4 * forward.rows * blocks * (1 + blocks), 4)
+    return [tables, forward.new("masks", "first keys", forward.rows * time, 4)]
 
 
 def mask(forward: _Forward, window: int, paired: bool) -> _Tensor | None:
@@ -78,7 +98,7 @@ def attention(forward: _Forward, layer: int, y: _Tensor, mask: list[_Tensor], va
         v = stream.add_to_values(forward, v, values)
     if config.qk_norm:
         before = (q, k)
-        q, k = forward.rms_norm("qk norm", q, heads), forward.rms_norm("qk norm", k, heads)
+        q, k = normalised(forward, q, heads), normalised(forward, k, heads)
         forward.drop(*before)
     if paired:
         before = (q, k, v)  # type: ignore[assignment]
@@ -93,7 +113,11 @@ def attention(forward: _Forward, layer: int, y: _Tensor, mask: list[_Tensor], va
         forward.drop(*before)
     if config.partial_key_offset and layer in config.long_layers:
         k = offset_keys(forward, k, mask)
-    output = scaled_dot_product(forward, q, k, v, length, bool(forward.documents or forward.view(layer)[0]))
+    if forward.kernels.cuda:
+        own = mask[: len(mask) - (forward.documents and config.partial_key_offset)]
+        output = on_gpu(forward, q, k, v, own, attention_kind(forward.view(layer), forward.time, forward.kernels))
+    else:
+        output = scaled_dot_product(forward, q, k, v, length, bool(forward.documents or forward.view(layer)[0]))
     if paired:
         joined, output = output, forward.new("attention", "unpaired", output.elements, forward.product_size)
         forward.drop(joined)
@@ -103,6 +127,15 @@ def attention(forward: _Forward, layer: int, y: _Tensor, mask: list[_Tensor], va
     result = forward.linear("attention", output, config.width)
     forward.drop(q, k, v, output, y, *tables, *([values] if values else []))
     return result
+
+
+def normalised(forward: _Forward, x: _Tensor, vectors: int) -> _Tensor:
+    """q or k; in the dtype of products, though autocast's RMSNorm may give float32 on a GPU."""
+    y = forward.rms_norm("qk norm", x, vectors)
+    if y.size > forward.product_size:
+        wide, y = y, forward.new("qk norm", "cast", y.elements, forward.product_size)
+        forward.drop(wide)
+    return y
 
 
 def offset_keys(forward: _Forward, k: _Tensor, mask: list[_Tensor]) -> _Tensor:
@@ -173,6 +206,25 @@ def rotate(forward: _Forward, x: _Tensor, pairs: int) -> _Tensor:
         forward.drop(rest)
         wide, y = y, forward.new(part, "rotated", x.elements, x.size)
         forward.drop(wide)
+    return y
+
+
+def on_gpu(forward: _Forward, q: _Tensor, k: _Tensor, v: _Tensor, mask: list[_Tensor], kind: str) -> _Tensor:
+    """Keeps q, k, v and the output, 4·c·n·h, a log-sum-exp per head and query, 4·n·a, and the state of a random
+    generator. sdpa also the mask in numbers, c·b·s², flex the block mask.
+    """
+    part, size = "attention", forward.product_size
+    product = kind in ("sdpa", "varlen")  # whose operators selective checkpointing sees
+    if kind == "sdpa" and mask:
+        (boolean,) = mask
+        mask = [forward.new("masks", "mask in numbers", boolean.elements, size)]
+    forward.keep("masks", *mask)
+    forward.keep(part, q, k, v)
+    y = forward.new(part, "output", q.elements, size, product=product)
+    sums = forward.new(part, "log of sums", forward.tokens * forward.config.heads, 4, product=product)
+    state = forward.new(part, "generator's state", 2, 8, product=product)
+    forward.keep(part, y, sums, state)
+    forward.drop(sums, state, *(mask if kind == "sdpa" else []))
     return y
 
 

@@ -6,34 +6,37 @@ modules, which it forgets in a validation). Predicted from the configuration alo
 dispatch mode sees its every operator, and compiled blocks run uncompiled for it; no other step pays anything.
 (`books_every` asks for further ones: a live view.)
 
-A remainder that is no surprise says `why`: above all the peak's, whose prediction is a closed form of one of two
+A remainder that is no surprise says `why`: above all the peak's, whose prediction is a closed form of one of a few
 moments (strategies/ledger/passes.py).
+
+Predictions are of the device, the kernels, the attention functions, the precision and torch's version that the run
+resolved to; every rank's books say so under "predicted for". On a GPU the allocator is asked too: its bytes stand
+beside the sum of all predicted lines, cuBLAS's workspaces and the batch (strategies/ledger/allocator.py). What has been
+compared with a GPU so far: benchmarks/gpu_books.md.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from speedrun.activations import (
-    ComputePrecision,
-    PredictedActivations,
-    loss_backward,
-    part_of,
-    predict_activations,
-)
+from speedrun.activations import part_of
+from speedrun.activations_kernels import CPU, Kernels
 from speedrun.compiling import uncompiled
 from speedrun.config import Config, ModelConfig
+from speedrun.forward_pass import ForwardPass
+from speedrun.model.attend import where
 from speedrun.shapes import parameter_groups, parameter_shapes
 from speedrun.stages import Section
+from speedrun.stand_ins import inside
 from strategies.base import CATEGORIES, Strategy
 from strategies.ledger.activations import ActivationBook, measure_activations
 from strategies.ledger.memory import measure
-from strategies.ledger.passes import predict_after_forward, predict_peak
+from strategies.ledger.passes import predict_after_forward
 from strategies.ledger.predict import Held, Run, predict_memory, predict_states
 from strategies.ledger.replay import Replay, replay
 from strategies.ledger.tracer import Tracer
@@ -50,34 +53,18 @@ BESIDE = {"after forward": ("activations",), "peak": ("activations", "other")}
 gradients of activations."""
 
 OTHER_KERNELS = "the closed form follows the kernels that torch 2.13 picks on a CPU; others keep other things"
+ON_A_GPU = "the closed form was compared with one H100 and torch 2.11 (benchmarks/gpu_books.md)"
 
 LARGEST = 8
 """So many of the allocations alive at the peak are named."""
 
 
-@dataclass(frozen=True)
-class ForwardPass:
-    """What a micro-batch's activations depend on."""
-
-    model: ModelConfig
-    rows: int
-    sequence_length: int
-    future: int = 0
-    """Tokens after the next one in the loss."""
-
-    def predict(self, run: Run) -> PredictedActivations:
-        precision: ComputePrecision = "fp32"
-        if run.precision == "bf16":
-            precision = "autocast" if run.strategy in ("single", "ddp") else "bf16"
-        return predict_activations(
-            self.model, self.rows, self.sequence_length, precision, documents=True, future=self.future
-        )
-
-    def predict_peak(self, run: Run) -> list[Held]:
-        """At the peak of the passes."""
-        kept = self.predict(run)
-        passing = loss_backward(self.model, self.rows, self.sequence_length)
-        return predict_peak(run, kept.total, kept.by_part()["logits and loss"], passing)
+def kernels_of(model: ModelConfig, device: torch.device, precision: str) -> Kernels:
+    """The kernels of a run on this device, whose `model.kernels` is resolved."""
+    if device.type != "cuda":
+        return CPU
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    return Kernels(where(device, dtype), model.attention, triton=model.kernels == "triton")
 
 
 class Books:
@@ -103,7 +90,9 @@ class Books:
         self.rank, self.strategy = launch.rank, strategy
         short, long = section.windows[-1]
         model = replace(config.model, window_short=short, window_long=long)
-        self.forward_pass = ForwardPass(model, rows, section.sequence_length)
+        self.device = strategy.optimizer.place.device
+        kernels = kernels_of(model, self.device, launch.precision)
+        self.forward_pass = ForwardPass(model, rows, section.sequence_length, kernels=kernels)
         self.held: dict[str, Held] = {}
         self.states: dict[str, int] = {}
         self.allocator: dict[str, dict[str, int]] = {}
@@ -114,11 +103,10 @@ class Books:
     def step(self) -> Iterator[None]:
         """Around a counted step: every collective, allocation and release is noted. Nothing else of a run pays."""
         self.meter = Meter()
-        device = self.strategy.optimizer.place.device
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)  # from here on it is this step's
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)  # from here on it is this step's
         names = {id(module): path or "model" for path, module in self.strategy.model.named_modules()}
-        self.tracer = Tracer(names)
+        self.tracer = Tracer(names, inside)
         self.tracer.buffers = lambda: self.strategy.held().get("communication buffers", ())
         with self.meter, uncompiled(self.strategy.model), self.tracer:
             self.tracer.admit(self.strategy.held())
@@ -126,7 +114,7 @@ class Books:
             self._enter("end")
         if self.activations:
             self.peak = replay(self.tracer.events, step=0)
-            if device.type == "cuda":  # of the passes: before the update
+            if self.device.type == "cuda":  # of the passes: before the update
                 most = self.allocator["after backward"]["peak allocated"]
                 unseen = most - self.peak.peak_total  # what kernels allocate for themselves, rounding
                 self.allocator["peak"] = {"allocated": most, "allocated, in no category": unseen}
@@ -155,13 +143,12 @@ class Books:
         if activations:
             self.held[moment]["activations"] = activations
         self.states = state_by_group(self.strategy)
-        device = self.strategy.optimizer.place.device
-        if device.type == "cuda":
-            allocated = torch.cuda.memory_allocated(device)
+        if self.device.type == "cuda":
+            allocated = torch.cuda.memory_allocated(self.device)
             self.allocator[moment] = {
                 "allocated": allocated,
-                "reserved": torch.cuda.memory_reserved(device),
-                "peak allocated": torch.cuda.max_memory_allocated(device),
+                "reserved": torch.cuda.memory_reserved(self.device),
+                "peak allocated": torch.cuda.max_memory_allocated(self.device),
                 # Temporaries, the batch, rounding to 512 bytes: whatever no category of the books holds.
                 "allocated, in no category": allocated - sum(self.held[moment].values()),
             }
@@ -177,16 +164,22 @@ class Books:
 
     def gather(self) -> list[dict[str, Any]]:
         """Every rank's books, on every rank. Collective."""
+        memory = self._memory()
+        overhead = {
+            "after forward": {**self.forward_pass.overhead(self.run, peak=False), "batch": self.forward_pass.batch},
+            "peak": self.forward_pass.overhead(self.run),
+        }
         ours = {
             "rank": self.rank,
-            "memory": self._memory(),
+            "predicted for": self.forward_pass.predicted_for(self.run),
+            "memory": memory,
             "activations": self._activations(),
             "largest at the peak": self.peak.largest[:LARGEST] if self.peak else [],
             "optimizer states by group": {
                 name: entry(predict_states(self.run)[self.rank].get(name, 0), found)
                 for name, found in self.states.items()
             },
-            "allocator": self.allocator,
+            "allocator": against_allocator(memory, self.allocator, overhead),
             "traffic": self._traffic(),
         }
         ranks: list[Any] = [ours] * self.run.world_size
@@ -223,14 +216,17 @@ class Books:
         """Why a remainder is no surprise, or nothing."""
         if (moment, category, self.run.strategy) == ("after prepare", "gradients", "ddp"):
             return "DDP's buckets, which only its C++ can see before the first backward pass"
-        if category == "activations" and not self._kernels_known():
-            return OTHER_KERNELS
+        if category == "activations" and (why := self._other_kernels()):
+            return why
         if moment == "peak":
             return "an estimate in closed form; shardrun plan --simulate runs the engine for the exact moment"
         return ""
 
-    def _kernels_known(self) -> bool:
-        return self.strategy.optimizer.place.device.type == "cpu" and torch.__version__.startswith("2.13.")
+    def _other_kernels(self) -> str:
+        """Why this run's kernels may keep other things than predicted, or nothing."""
+        if self.device.type != "cpu":
+            return ON_A_GPU
+        return "" if torch.__version__.startswith("2.13.") else OTHER_KERNELS
 
     def _activations(self) -> dict[str, dict[str, Any]]:
         """Part of the model → what autograd keeps of it after a micro-batch's forward pass, layers added up."""
@@ -239,8 +235,8 @@ class Books:
         predicted, measured = self.forward_pass.predict(self.run).by_part(), self.activations.by_part()
         parts = {part: entry(predicted.get(part, 0), measured.get(part, 0)) for part in {**measured, **predicted}}
         for line in parts.values():
-            if line["remainder"] and not self._kernels_known():
-                line["why"] = OTHER_KERNELS
+            if line["remainder"] and (why := self._other_kernels()):
+                line["why"] = why
         return parts
 
     def _traffic(self) -> list[dict[str, Any]]:
@@ -287,6 +283,30 @@ def state_by_group(strategy: Strategy) -> dict[str, int]:
         for tensor in optimizer.state.get(piece.holder, {}).values():
             held[groups[piece.name]][id(tensor)] = tensor
     return {name: sum(t.numel() * t.element_size() for t in tensors.values()) for name, tensors in held.items()}
+
+
+def against_allocator(
+    memory: dict[str, dict[str, dict[str, Any]]],
+    allocator: dict[str, dict[str, int]],
+    overhead: dict[str, Held],
+) -> dict[str, dict[str, Any]]:
+    """The allocator's figures by moment, and beside what it has allocated the sum of all that was predicted.
+
+    memory: as `Books` has it. overhead: what is predicted beside the categories after the forward pass and at the peak,
+    by what it is; of it cuBLAS's workspaces stay for good once there was a step.
+    """
+    lasting = {"cuBLAS workspaces": overhead["peak"].get("cuBLAS workspaces", 0)}
+    lines = {}
+    for moment, figures in allocator.items():
+        beside = {} if moment == "after prepare" else overhead.get(moment, lasting)
+        predicted = sum(line["predicted"] for line in memory[moment].values()) + sum(beside.values())
+        lines[moment] = {
+            **figures,
+            "predicted": predicted,
+            "predicted, in no category": beside,
+            "remainder": figures["allocated"] - predicted,
+        }
+    return lines
 
 
 def entry(predicted: int, measured: int) -> dict[str, Any]:

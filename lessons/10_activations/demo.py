@@ -117,7 +117,7 @@ def checkpointing(launch, runs) -> None:
     print(table(["checkpointing", "kept", "predicted", "peak", "predicted", "ms a step", "loss"], lines))
     print("kept: between forward and backward · peak: the most in the forward pass")
     if not launch.cpu:
-        print("(The predictions are those of torch's CPU kernels; on a GPU some kernels keep other things.)")
+        print("(The predictions here are of a CPU's kernels; a run's ledger.json and `shardrun plan` have a GPU's.)")
     parts = {how: one["book"].by_part() for how, one in runs.items()}
     names = sorted(parts["none"], key=lambda name: -parts["none"][name])[:7]
     print("\nBy part (MiB):")

@@ -163,7 +163,7 @@ def _deepspeed() -> Iterator[None]:
         yield
 
 
-def gloo_copies(operator: str, args: Sequence[Any]) -> int:
+def gloo_copies(operator: str, args: Sequence[Any]) -> list[int]:
     """Bytes allocated and released inside an operator on CPU ranks, where a GPU with NCCL works in place.
 
     Seen with a counting allocator on 2 and 3 ranks. In gloo an all-gather goes through a flat copy of its output, a
@@ -171,6 +171,11 @@ def gloo_copies(operator: str, args: Sequence[Any]) -> int:
     of gradients into the reduce-scatter's input, one kernel on CUDA, pads uneven ones in copies of their own; and where
     it adds bf16 gradients to float32 ones, the CPU converts them first.
     """
+    bytes = _gloo_copy(operator, args)
+    return [bytes] if bytes else []
+
+
+def _gloo_copy(operator: str, args: Sequence[Any]) -> int:
     if operator == "add_" and isinstance(args[1], Tensor) and args[0].dtype != args[1].dtype:
         return args[1].numel() * args[0].element_size()
     if operator == "chunk_cat":
@@ -191,17 +196,17 @@ def _bytes(tensors: Any) -> int:
 
 
 @contextmanager
-def gpu_kernels() -> Iterator[None]:
+def gpu_kernels(version: tuple[int, int]) -> Iterator[None]:
     """See GPUKernels. Torch switches such a mode off within the calls that it handles, of which `backward` is one; but
     with gradient checkpointing the forward pass runs again in there.
     """
     run_backward = torch.autograd._engine_run_backward
 
     def backward(*args: Any, **kwargs: Any) -> Any:
-        with GPUKernels():
+        with GPUKernels(version):
             return run_backward(*args, **kwargs)
 
-    with mock.patch.object(torch.autograd, "_engine_run_backward", backward), GPUKernels():
+    with mock.patch.object(torch.autograd, "_engine_run_backward", backward), GPUKernels(version):
         yield
 
 
@@ -209,21 +214,22 @@ class GPUKernels(TorchFunctionMode):
     """On CPU tensors, the choices that torch makes on CUDA tensors: of kernels, and of autocast's dtypes.
 
     Attention: the flash kernel for 16-bit inputs without a mask; the memory-efficient one otherwise, which wants a
-    boolean mask as numbers of the inputs' dtype. Norms: one kernel, which saves its input and one or two float32
-    numbers per row, where the CPU's RMSNorm is six operators. Autocast: CUDA's list of operators that run in float32
-    is longer than the CPU's (torch's ATen/autocast_mode.h); the entries that a transformer meets are repeated here.
+    boolean mask as numbers of the inputs' dtype (on Hopper it is cuDNN's, which keeps as much). Norms: one kernel,
+    which saves its input and one or two float32 numbers per row, where the CPU's RMSNorm is six operators. Autocast:
+    CUDA's list of operators that run in float32 is longer than the CPU's (torch's ATen/autocast_mode.h); the entries
+    that a transformer meets are repeated here. RMSNorm is on it since torch 2.12.
+
+    version: torch's on the GPU.
     """
 
     FLOAT32 = frozenset(
         {
             F.layer_norm,
-            F.rms_norm,
             F.softmax,
             F.log_softmax,
             F.cross_entropy,
             F.nll_loss,
             torch.layer_norm,
-            torch.rms_norm,
             torch.pow,
             torch.square,
             torch.softmax,
@@ -246,11 +252,15 @@ class GPUKernels(TorchFunctionMode):
         }
     )
 
+    def __init__(self, version: tuple[int, int]) -> None:
+        super().__init__()
+        self.float32 = self.FLOAT32 | ({F.rms_norm} if version >= (2, 12) else set())
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
             return _attention(*args, **kwargs)
-        if func in self.FLOAT32 and torch.is_autocast_enabled("cpu"):
+        if func in self.float32 and torch.is_autocast_enabled("cpu"):
             args = tuple(a.float() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args)
         if func is F.rms_norm:
             return _Norm.apply(args[0], args[2] if len(args) > 2 else kwargs.get("weight"), None, 1)

@@ -39,19 +39,21 @@ def predict_after_forward(run: Run) -> list[Held]:
     ]
 
 
-def predict_peak(run: Run, kept: int, loss: int, passing: int) -> list[Held]:
+def predict_peak(run: Run, kept: int, loss: int, passing: int, forward: int = 0) -> list[Held]:
     """For every rank: category → bytes at the peak of the passes, activations and what passes ("other") among them.
 
     kept: activations after the forward pass; loss: those of them that belong to the logits and the loss; passing: what
-    the backward pass of the loss allocates for itself. All in bytes.
+    the backward pass of the loss allocates for itself; forward: what the forward pass holds at its own peak beside what
+    it keeps. All in bytes.
 
-    The larger of two: in the backward pass of the loss, where all activations are there and no new gradient yet, which
-    is exact; and after it, where gradients come and activations go: an estimate, which adds up what is there at one
-    moment or another and leaves out what a block's backward pass allocates for itself. strategies/ledger/simulate.py
-    runs the engine itself and gives the exact moment.
+    The largest of three: at the end of the forward pass, where a fused loss has its own logits; in the backward pass of
+    the loss, where all activations are there and no new gradient yet: both are exact; and after it, where gradients
+    come and activations go: an estimate, which adds up what is there at one moment or another and leaves out what a
+    block's backward pass allocates for itself. strategies/ledger/simulate.py runs the engine itself and gives the exact
+    moment.
 
-    ZeRO-2 has a third, at the end, where the activations are gone: what is sent is a copy of the bucket, its slices end
-    to end (`allreduce_bucket` in stage_1_and_2.py). Exact where the bucket holds the whole model.
+    ZeRO-2 has a fourth, at the end, where the activations are gone: what is sent is a copy of the bucket, its slices
+    end to end (`allreduce_bucket` in stage_1_and_2.py). Exact where the bucket holds the whole model.
     """
     extra = sum(predict_buffers(run).values())
     copied = run.strategy == "zero2" and run.world_size > 1 and zero_setting(run, "reduce_scatter")
@@ -63,10 +65,13 @@ def predict_peak(run: Run, kept: int, loss: int, passing: int) -> list[Held]:
         gathered = between["parameters"] - resting + _prefetched(run)
         at_loss = {**between, "parameters": resting, "activations": kept, "other": passing}
         at_loss["communication buffers"] += gathered
+        at_forward = {**at_loss, "other": forward}
+        if run.world_size == 1:  # else FSDP2 still has the last all-gather's output, as large as what it gathers next
+            at_forward["communication buffers"] -= _prefetched(run)
         later = {**moments["after backward"], "activations": kept - loss, "other": 0}
         later["communication buffers"] += extra
         later["gradients"] = between["gradients"] if in_bucket else max(later["gradients"], between["gradients"])
-        candidates = [at_loss, later]
+        candidates = [at_loss, at_forward, later]
         if copied:
             copy = (BF16 if run.precision == "bf16" else FP32) * reduce_bucket(run)
             buffers = {"communication buffers": between["communication buffers"] + extra + copy}

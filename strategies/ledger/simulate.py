@@ -7,14 +7,16 @@ buckets, padding, prefetching and habits of letting go show as they are, at any 
 By default the figures are a GPU's: CUDA's choice of attention kernel and autocast dtypes, NCCL, which copies nothing.
 With `emulate_gloo` they are those of ranks on CPU, to be compared with measurements there. Attention is the flash
 kernel's for 16-bit inputs without a mask; a model with a document mask [batch, 1, time, time] gets the
-memory-efficient kernel's and pays for the mask, as it does on a GPU.
+memory-efficient kernel's and pays for the mask, as it does on a GPU. A model's own kernels, which need a GPU, are
+stood in for by whoever knows them (`StandIns`).
 
-Not in the figures: what an operator allocates for its own work and lets go before it returns; the CUDA context,
-NCCL's and cuBLAS's workspaces; and what the caching allocator reserves beyond what is allocated.
+Not in the figures: what else an operator allocates for its own work and lets go before it returns; the CUDA context
+and NCCL's buffers. cuBLAS's workspaces and what the caching allocator makes of it all: strategies/ledger/allocator.py.
 """
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,9 +26,24 @@ from strategies import select
 from strategies.base import Precision, Settings, Strategy
 from strategies.ledger.fake import fake_rank, gloo_copies, gpu_kernels
 from strategies.ledger.replay import Replay, replay
-from strategies.ledger.tracer import Tracer
+from strategies.ledger.tracer import Inside, Tracer
 from strategies.matrices import Place
 from strategies.optimizer import Recipe
+
+
+def _version() -> tuple[int, int]:
+    major, minor = torch.__version__.split(".")[:2]
+    return int(major), int(minor)
+
+
+@dataclass(frozen=True)
+class StandIns:
+    """What replaces, on tensors without data, the kernels that a model brings along."""
+
+    patches: Callable[[], AbstractContextManager[None]]
+    """Entered around the whole run."""
+    inside: Inside
+    """As in strategies.ledger.tracer.Tracer."""
 
 
 def simulate(
@@ -42,19 +59,26 @@ def simulate(
     engine: dict[str, Any] | None = None,
     steps: int = 2,
     emulate_gloo: bool = False,
+    options: dict[str, Any] | None = None,
+    stand_ins: StandIns | None = None,
+    version: tuple[int, int] | None = None,
 ) -> Replay:
     """Train as this rank under this strategy, on fake tensors.
 
     model: builds it, plain; weights need no values. batch: rows and tokens of a micro-batch. engine: as in
     strategies.base.Settings. steps: two at least, since the first one still makes optimizer state and buckets.
+    options: of every call of the model. stand_ins: for kernels of the model. version: torch's on the GPU, by default
+    the one here.
 
     Raises ValueError, in one sentence, where a simulation cannot go.
     """
     engine = engine or {}
     _check(name, rank, world_size, engine, steps)
     names: dict[int, str] = {}
-    tracer = Tracer(names, gloo_copies if emulate_gloo else None)
-    with fake_rank(rank, world_size, deepspeed=name.startswith("zero")), tracer:
+    inside = stand_ins.inside if stand_ins else None
+    tracer = Tracer(names, gloo_copies if emulate_gloo else inside)
+    patches = stand_ins.patches() if stand_ins else nullcontext()
+    with fake_rank(rank, world_size, deepspeed=name.startswith("zero")), tracer, patches:
         strategy = select.make(name, Settings(Place(rank, world_size, torch.device("cpu")), precision, engine))
         plain = model()
         if any(module._compiled_call_impl or hasattr(module, "_orig_mod") for module in plain.modules()):
@@ -71,8 +95,8 @@ def simulate(
                     tracer.mark(tensors, category)
             tracer.enter(step, phase)
 
-        with nullcontext() if emulate_gloo else gpu_kernels():
-            train(strategy, plain, recipe, batch, clip, accumulation, steps, enter)
+        with nullcontext() if emulate_gloo else gpu_kernels(version or _version()):
+            train(strategy, plain, recipe, batch, clip, accumulation, steps, enter, options)
         events = tracer.events
     return replay(events, steps - 1)
 
@@ -99,6 +123,7 @@ def train(
     accumulation: int,
     steps: int,
     enter: Callable[[int, str], None],
+    options: dict[str, Any] | None = None,
 ) -> None:
     """Prepare and train on zeros, as the trainer does. enter(step, phase) is called where the next phase begins."""
     strategy.prepare(model, recipe, clip=clip, accumulation=accumulation)
@@ -107,7 +132,7 @@ def train(
             inputs, targets = (torch.zeros(batch, dtype=torch.int64) for _ in range(2))
             enter(step, "forward")
             with strategy.micro_batch(last=i == accumulation - 1):
-                loss = strategy.model(inputs, targets)
+                loss = strategy.model(inputs, targets, **(options or {}))
                 enter(step, "backward")
                 strategy.backward(loss)
         del inputs, targets, loss

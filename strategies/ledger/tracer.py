@@ -32,6 +32,9 @@ from strategies.ledger.wire import read_call
 
 Storage = torch.UntypedStorage
 
+Inside = Callable[[str, Sequence[Any]], Sequence[int]]
+"""(operator, its arguments) → bytes of every tensor that it holds inside."""
+
 NO_WORK = ("aten::empty", "aten::empty_strided", "aten::empty_like", "aten::new_empty", "aten::detach", "aten::alias")
 """Operators that only make a tensor."""
 
@@ -70,18 +73,18 @@ class Event:
 class Tracer(TorchDispatchMode):
     """Enter it above a FakeTensorMode and say with `enter` what the training loop does next.
 
-    names: modules by id, for tags. overhead: bytes that an operator allocates and releases inside, from its name and
-    arguments.
+    names: modules by id, for tags. inside: what an operator allocates, holds at once beside its results and releases
+    before it returns, in bytes each, from its name and arguments.
     """
 
-    def __init__(self, names: dict[int, str], overhead: Callable[[str, Sequence[Any]], int] | None = None) -> None:
+    def __init__(self, names: dict[int, str], inside: Inside | None = None) -> None:
         super().__init__()
         self.events: list[Event] = []
         self.phase, self.step = "prepare", 0
         self.buffers: Callable[[], Iterable[Tensor]] = tuple
         """Asked at the first collective of a backward pass: an engine's buffers, which may not outlive the pass."""
         self._asked = True
-        self._names, self._overhead = names, overhead
+        self._names, self._inside = names, inside
         self._open: dict[int, Event] = {}  # storage → the allocation it holds now
         self._watched: dict[int, weakref.ref[Storage]] = {}
         self._ids = 0
@@ -167,10 +170,10 @@ class Tracer(TorchDispatchMode):
             return _cut(func, args, kwargs)
         result = func(*args, **kwargs)
         operator = name.rpartition("::")[2]
-        self._inside(operator, args)
         outputs = [leaf for leaf in tree_leaves(result) if _has_storage(leaf)]
         for tensor in outputs:
             self._update(tensor.untyped_storage(), operator)
+        self._unseen(operator, args)
         if outputs and not func.is_view and name not in NO_WORK:
             self._computed(operator, func, args, kwargs, result, outputs)
         if name.startswith("fsdp::"):
@@ -259,15 +262,17 @@ class Tracer(TorchDispatchMode):
         kind = "bookkeeping" if sent.bookkeeping else "payload"
         if sent.world_size > 1:
             self._log("collective", 0, sent.payload_bytes, sent.collective, kind)
-        self._inside(operator, args)
+        self._unseen(operator, args, "communication buffers")
         return func(*args, **kwargs)
 
-    def _inside(self, operator: str, args: Sequence[Any]) -> None:
+    def _unseen(self, operator: str, args: Sequence[Any], category: str = "") -> None:
         """What is allocated and released before the call returns, where no dispatch mode sees it."""
-        if bytes := self._overhead(operator, args) if self._overhead else 0:
+        held = []
+        for bytes in self._inside(operator, args) if self._inside else ():
             self._ids += 1
-            self._log("alloc", self._ids, bytes, f"inside {operator}", "communication buffers")
-            self._log("free", self._ids, bytes, f"inside {operator}")
+            held.append(self._log("alloc", self._ids, bytes, f"{self._where()} inside {operator}".strip(), category))
+        for event in held:
+            self._log("free", event.id, event.bytes, event.tag)
 
     def _computed(
         self, operator: str, func: Any, args: Sequence[Any], kwargs: dict[str, Any], result: Any, outputs: list[Tensor]

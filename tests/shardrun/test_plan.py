@@ -13,6 +13,7 @@ from shardrun import plan
 from shardrun.__main__ import main
 from shardrun.configs import resolve
 from shardrun.launch import shipped_config, shipped_names
+from speedrun.activations_kernels import installed_torch, kernels_on_gpu
 from speedrun.config import PRESETS, DataConfig
 from speedrun.stages import cut_batches, number_of_steps
 from speedrun.stages import resolve as stages_of
@@ -49,8 +50,12 @@ def test_activations_are_those_that_a_run_measured(ranks: RankPool, tmp_path: Pa
         assert abs(planned["activations"] - peak["activations"]["measured"] - peak["other"]["measured"]) <= 32
 
 
-ACCUMULATION = {"gpt2": 8, "modern": 16, "speedrun_24gb": 48}
-"""Micro-batches of a step on one rank, in every stage; on so many ranks as many fewer. By hand from the presets."""
+ACCUMULATION = {
+    "gpt2": {"data": 8},
+    "modern": {"data": 16},
+    "speedrun_24gb": {f"schedule.stages.{stage}": count for stage, count in enumerate((16, 32, 48, 48))},
+}
+"""Micro-batches of a step on one rank, by stage; on so many ranks as many fewer. By hand from the presets."""
 
 
 @pytest.mark.parametrize("world", (1, 2, 4, 8))
@@ -64,11 +69,32 @@ def test_a_planned_preset_is_a_stage_of_the_trainer_s_run(preset: str, world: in
         assert (e["micro_batch"], e["accumulation"]) == (batches.micro_batch, batches.accumulation)
         assert e["sequence_length"] == stage.sequence_length
         if preset in ACCUMULATION:
-            assert e["accumulation"] == ACCUMULATION[preset] // world
+            assert e["accumulation"] == ACCUMULATION[preset][e["stage"]] // world
         for stage_batches, stage in cuts.values():
             alone = plan.at_stage(config, stage)
             books = plan.books_of(alone, e["strategy"], world, "bf16", stage_batches.accumulation)
-            assert sum(plan.memory_of(alone, books, stage_batches.micro_batch).values()) <= e["total"]
+            kernels = kernels_on_gpu((9, 0), installed_torch(), alone.model, "bf16")
+            assert sum(plan.memory_of(alone, books, stage_batches.micro_batch, kernels).values()) <= e["total"]
+
+
+def test_a_plan_is_of_a_gpu_s_kernels_and_of_torch_s_version() -> None:
+    plans = {}
+    for options in (("--torch", "2.11"), ("--torch", "2.12"), ("--torch", "2.11", "--gpu", "a100")):
+        out = shardrun("plan", "gpt2", "--micro-batch", "8", *options, "--json")[1]
+        plans[options] = {e["strategy"]: e for e in json.loads(out)["estimates"]}
+    hopper, newer, ampere = plans.values()
+    assert hopper["ddp"]["predicted_for"] == {
+        "device": "GPU of compute capability 9.0", "torch": "2.11", "kernels": "triton", "attention": "flex",
+        "precision": "autocast",
+    }  # fmt: skip
+    assert hopper["fsdp"]["predicted_for"]["precision"] == "bf16"
+    assert hopper["ddp"]["total"] == newer["ddp"]["total"]  # LayerNorm was always on autocast's list
+    assert hopper["ddp"]["total"] - ampere["ddp"]["total"] == 2 * (32 * 2**20 - 8_519_680)  # cuBLAS's workspaces
+    peaks = [
+        json.loads(shardrun("plan", "modern", "--torch", version, "--json")[1])["estimates"][0]["memory"]["activations"]
+        for version in ("2.11", "2.12")
+    ]
+    assert peaks[1] - peaks[0] == 2 * 12 * 32 * 1024 * 768 * 2  # q and k of 12 layers, cast before their norm
 
 
 def test_the_heaviest_stage_is_named() -> None:
@@ -210,6 +236,7 @@ def test_plan_is_quick_and_loads_no_torch() -> None:
     [
         (("plan", "gpt3"), "there is no preset 'gpt3'; there are"),
         (("plan", "--params", "seven"), "--params 'seven' is no size of a GPT"),
+        (("plan", "--torch", "new"), "torch 'new' is no version; write for example 2.11"),
         (("plan", "--gpu", "v100"), "there is no GPU 'v100'; name one of"),
         (("plan", "--world", "0"), "--world is at least 1"),
         (("plan", "--micro-batch", "0"), "--micro-batch and --accumulation are at least 1"),
@@ -241,6 +268,7 @@ def test_diff_tells_what_changes_within_ten_lines_of_figures() -> None:
     figures = [line for line in out.splitlines() if line and not line.startswith("  ")]
     assert len(figures) <= 10
     assert any(line.startswith("optimizer states") and "-831.0" in line for line in figures)
+    assert "ddp: GPU of compute capability 9.0, torch " in out and "kernels triton, attention flex, autocast" in out
     assert "ddp sends 2.00Ψ" in out and "zero2 sends 3.00Ψ" in out
     assert max(map(len, out.splitlines())) <= 100
 

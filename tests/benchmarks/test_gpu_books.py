@@ -7,6 +7,8 @@ import pytest
 
 from benchmarks import gpu_books
 from shardrun.plan import books_of
+from speedrun.ledger import against_allocator, entry
+from strategies.ledger.passes import predict_after_forward
 
 RESULTS: dict[str, Any] = json.loads(gpu_books.RESULTS.read_text())
 WITHIN = 0.02
@@ -43,3 +45,23 @@ def test_the_flagship_by_torch_s_version() -> None:
     assert peaks["2.11"] == pytest.approx(gpu_books.MEASURED["speedrun"]["peak GiB"], rel=WITHIN)
     # q and k of 11 layers before their norm, 16 × 1024 × 768 elements each, two bytes more
     assert peaks["2.12"] - peaks["2.11"] == pytest.approx(2 * 11 * 16 * 1024 * 768 * 2 / 2**30, rel=1e-6)
+
+
+def test_a_run_s_ledger_sets_its_predictions_against_the_allocator() -> None:
+    """As a run on that H100 would have: the remainder of a moment is what plan is off there."""
+    stage = gpu_books.planned("gpt2", 8, "sdpa", "2.11")
+    run, forward = books_of(stage.config, "fsdp", 1, "bf16"), stage.forward_pass
+    held = {
+        "after forward": {**predict_after_forward(run)[0], "activations": forward.predict(run).total},
+        "peak": forward.predict_peak(run)[0],
+    }
+    memory = {moment: {name: entry(bytes, bytes) for name, bytes in lines.items()} for moment, lines in held.items()}
+    found = gpu_books.measured("fsdp")
+    overhead = {
+        "after forward": {**forward.overhead(run, peak=False), "batch": forward.batch},
+        "peak": forward.overhead(run),
+    }
+    lines = against_allocator(memory, {moment: {"allocated": found[moment]} for moment in held}, overhead)
+    for moment, line in lines.items():
+        assert line["predicted"] == forward.allocated(run)[moment] == found[moment] - line["remainder"]
+        assert line["predicted, in no category"]["cuBLAS workspaces"] == 67_108_864

@@ -2,6 +2,7 @@
 GPU. Plain Python without torch, for speedrun/activations.py.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 
@@ -37,7 +38,7 @@ class Kernels:
         """The attention function of a layer, both as in `choose_attention`."""
         return choose_attention(self.asked, self.where, window, length)[0]
 
-    def as_dict(self, attention: list[str]) -> dict[str, str]:
+    def as_dict(self, attention: Sequence[str]) -> dict[str, str]:
         """For people: what a prediction is of."""
         torch = ".".join(map(str, self.where.torch))
         if not self.cuda:

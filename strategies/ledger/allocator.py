@@ -117,13 +117,6 @@ class Allocator:
                 last.after.before = block
         self._add(block)
 
-    def empty_cache(self) -> None:
-        """Give back the segments of which nothing is used, as torch.cuda.empty_cache does."""
-        for free in self.pools.values():
-            whole = [block for block in free if not block.before and not block.after]
-            self.reserved -= sum(block.size for block in whole)
-            free[:] = [block for block in free if block.before or block.after]
-
     def _add(self, block: Block) -> None:
         bisect.insort(self.pools[block.pool], block, key=lambda block: block.order)
 
@@ -138,10 +131,10 @@ class Logged(Protocol):
     kind: str
     id: int
     bytes: int
-    tag: str
     phase: str
     step: int
     stream: str
+    flops: int
 
 
 @dataclass(frozen=True)
@@ -173,8 +166,6 @@ def allocated(events: Iterable[Logged], step: int, capability: tuple[int, int]) 
             alive[event.id] = allocator.allocate(event.bytes, event.stream)
         elif event.kind == "free":
             allocator.release(alive.pop(event.id))
-        elif event.kind == "empty":
-            allocator.empty_cache()
         if event.flops and phase in ("forward", "backward") and phase not in started:
             started.add(phase)
             allocator.allocate(workspace(capability))

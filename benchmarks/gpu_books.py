@@ -11,8 +11,8 @@ card's compute capability. All parts by default, several minutes. Results go to 
 and from there to benchmarks/gpu_books.md.
 """
 
+import argparse
 import json
-import sys
 import textwrap
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +32,7 @@ RESULTS, TABLE = HERE / "gpu_books.json", HERE / "gpu_books.md"
 HOPPER = (9, 0)
 MOMENTS = ("after forward", "after backward", "after step", "peak")
 STRATEGIES = ("single", "ddp", "fsdp", "zero1", "zero2", "zero3")
+PARTS = ("h100", "speedrun", "apart")
 VERSIONS = ("2.11", "2.12")
 APART = {"gpt2": 8, "speedrun": 16}
 """Preset → rows of a micro-batch, in its first stage."""
@@ -189,8 +190,9 @@ closed form were found with these rows in view; none of its numbers was fitted.
 """
 
 if __name__ == "__main__":
-    chosen = sys.argv[1:] or ["h100", "speedrun", "apart"]
-    for part in chosen:
-        if part not in ("h100", "speedrun", "apart"):
-            sys.exit(f"there is no part {part!r}; there are h100, speedrun, apart.")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART", help="h100, speedrun or apart (default: all)")
+    chosen = parser.parse_args().parts or list(PARTS)
+    if unknown := [part for part in chosen if part not in PARTS]:
+        parser.error(f"there is no part {unknown[0]!r}; there are {', '.join(PARTS)}.")
     run(chosen)

@@ -227,9 +227,9 @@ def _print_books(runs: list[Run], processes: int) -> None:
     if not console.is_terminal:
         console.width = 100
     console.print(lines)
-    for line in dict.fromkeys(map(_predicted_for, runs)):
-        names = [run.strategy for run in runs if _predicted_for(run) == line]
-        print(textwrap.fill(f"{', '.join(names)}: predicted for {line}", 98, subsequent_indent="  "))
+    for settings in dict.fromkeys(map(_predicted_for, runs)):
+        names = [run.strategy for run in runs if _predicted_for(run) == settings]
+        print(textwrap.fill(f"{', '.join(names)}: predicted for {settings}", 98, subsequent_indent="  "))
     print()
     console.print(books)
     print(

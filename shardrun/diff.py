@@ -124,8 +124,8 @@ def _print(
     held: Sequence[dict[str, int]],
 ) -> None:
     a, b = (f"{side.strategy} ×{side.world_size} {side.precision}" for side in sides)
-    for stage in dict.fromkeys(map(str, stages)):
-        print(f"{preset}, {stage}")
+    for rows in dict.fromkeys(map(str, stages)):
+        print(f"{preset}, {rows}")
     for side, stage, book in zip(sides, stages, books, strict=True):
         wrapped(f"{side.strategy}:", f"{kernels_line(stage)}, {compute_precision(book)}")
     print("MiB per rank at the peak\n")

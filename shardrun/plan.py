@@ -340,7 +340,8 @@ def memory_of(config: Config, books: Run, micro_batch: int, kernels: Kernels = C
     micro-batch to the next, wherever they do.
     """
     forward = forward_pass(config, micro_batch, kernels)
-    memory = dict(max(forward.predict_peak(books), key=lambda held: sum(held.values())))
+    rank = max(forward.predict_peak(books), key=lambda held: sum(held.values()))
+    memory = dict(rank)
     memory["activations"] += memory.pop("other")
     memory["buffers"] = memory.pop("communication buffers")
     return {**memory, "overhead": sum(forward.overhead(books).values())}

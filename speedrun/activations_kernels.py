@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib import metadata
 
 from speedrun.attention_choice import Kind, Where, choose_attention
-from speedrun.config import ModelConfig
+from speedrun.config import Attention, ModelConfig
 
 Version = tuple[int, int]
 
@@ -20,7 +20,7 @@ class Kernels:
     """Of one device, as a run resolves them."""
 
     where: Where
-    asked: str
+    asked: Attention
     """model.attention."""
     triton: bool
     """The fused kernels of speedrun/kernels: a loss without logits, a linear layer that squares its ReLU."""

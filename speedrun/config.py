@@ -7,6 +7,7 @@ file's part. A preset is a whole `Config`; the command line replaces single fiel
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+Attention = Literal["auto", "sdpa", "flex", "varlen", "flash"]
 Kernels = Literal["auto", "triton", "torch"]
 GATE_CHANNELS = 12
 """Channels of the stream that a gate reads: enough to tell kinds of tokens apart, and nearly free."""
@@ -93,7 +94,7 @@ class ModelConfig:
     """Multiply every head's output by a sigmoid of the first 12 channels of the layer's input."""
     partial_key_offset: bool = False
     """In `long_layers`, take the half of a key that carries no position from the token before (positions half_rope)."""
-    attention: Literal["auto", "sdpa", "flex", "varlen", "flash"] = "auto"
+    attention: Attention = "auto"
     """The attention function: torch's own with a boolean mask, FlexAttention, torch's variable-length attention,
     FlashAttention-3, or by measured times, for each window and length of rows (speedrun/attention_choice.py; a run says
     which and why). All compute the same; on a CPU there is sdpa only."""

@@ -128,13 +128,20 @@ class Allocator:
 class Logged(Protocol):
     """What is read of a line of the tracer's log (strategies.ledger.tracer.Event, which needs torch)."""
 
-    kind: str
-    id: int
-    bytes: int
-    phase: str
-    step: int
-    stream: str
-    flops: int
+    @property
+    def kind(self) -> str: ...
+    @property
+    def id(self) -> int: ...
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def phase(self) -> str: ...
+    @property
+    def step(self) -> int: ...
+    @property
+    def stream(self) -> str: ...
+    @property
+    def flops(self) -> int: ...
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ and from there to benchmarks/gpu_books.md.
 """
 
 import argparse
+import itertools
 import json
 import textwrap
 from dataclasses import replace
@@ -37,6 +38,8 @@ VERSIONS = ("2.11", "2.12")
 APART = {"gpt2": 8, "speedrun": 16}
 """Preset → rows of a micro-batch, in its first stage."""
 RANKS = 8
+CASES = tuple(itertools.product(("H100", "CPU"), APART, STRATEGIES[1:]))
+"""Of `apart`: device, preset, strategy."""
 
 
 def planned(preset: str, rows: int, attention: str, torch: str | None) -> Planned:
@@ -114,10 +117,8 @@ def run(parts: list[str]) -> None:
         for torch in VERSIONS:
             note("speedrun", torch, speedrun(torch))
     if "apart" in parts:
-        for device in ("H100", "CPU"):
-            for preset in APART:
-                for strategy in STRATEGIES[1:]:
-                    note("apart", f"{preset}, {device}, {strategy}", apart(preset, strategy, device))
+        for device, preset, strategy in CASES:
+            note("apart", f"{preset}, {device}, {strategy}", apart(preset, strategy, device))
 
 
 def render(results: dict[str, Any]) -> str:
@@ -140,8 +141,9 @@ def render(results: dict[str, Any]) -> str:
     if cases := results.get("apart"):
         lines += ["## How far plan and its simulation are apart", "", paragraph(DISTANCE), ""]
         lines += ["| model, device, strategy | plan | simulated | plan over simulated |", "|---|---:|---:|---:|"]
-        for case, f in cases.items():
-            lines.append(f"| {case} | {f['plan']:,} | {f['simulated']:,} | {f['plan'] / f['simulated'] - 1:+.2%} |")
+        for case in (f"{preset}, {device}, {strategy}" for device, preset, strategy in CASES):
+            if f := cases.get(case):
+                lines.append(f"| {case} | {f['plan']:,} | {f['simulated']:,} | {f['plan'] / f['simulated'] - 1:+.2%} |")
         lines += [""]
     return "\n".join([*lines, paragraph(LIMITS), ""])
 

@@ -92,8 +92,9 @@ class Attention(nn.Module):
             q, k, v = pair(q), pair(k), pair(v)
         stretched = None if mask is None else mask.yarn
         if self.rotated_channels:
-            frequencies = self.frequencies(x.device, q.dtype) if stretched is None else stretched.frequencies
-            cos, sin = tables(q.shape[1], frequencies)
+            cos, sin = tables(
+                q.shape[1], self.frequencies(x.device, q.dtype) if stretched is None else stretched.frequencies
+            )
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if self.key_offset:
             k = offset_keys(k, self.rotated_channels, None if mask is None else mask.continues)

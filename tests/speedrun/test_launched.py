@@ -92,8 +92,9 @@ def test_zero3_prints_our_lines_only_and_keeps_the_accelerate_config(tmp_path: P
     lines = [line for line in (output + errors).splitlines() if line and not any(name in line for name in launcher)]
     assert lines[0].startswith("tiny: ") and "zero3 on 2 ranks (cpu, fp32)" in lines[0]
     assert lines[1].startswith("kernels: torch (")
-    assert lines[2].startswith("orthogonalisation: ")
-    assert [line.split("/")[0] for line in lines[3:-1]] == ["step:0", "step:1", "step:2"]
+    assert lines[2].startswith("attention: sdpa (")
+    assert lines[3].startswith("orthogonalisation: ")
+    assert [line.split("/")[0] for line in lines[4:-1]] == ["step:0", "step:1", "step:2"]
     assert lines[-1] == f"run: {tmp_path / 'run'}"
     config = read(tmp_path / "run", "config.json")
     written = yaml.safe_load((ROOT / "accelerate_configs/cpu/zero3.yaml").read_text())

@@ -1,6 +1,7 @@
 """The `python` of tests/warm.py: hands what it is asked for to the server, passes signals on, ends as the fork ends.
 
-python -IS warm_client.py SOCKET PYTHON arguments…; with arguments that the server does not know, PYTHON itself runs.
+python -IS warm_client.py SOCKET PYTHON arguments…; with arguments that the server does not know, and where kernels
+are to be interpreted, PYTHON itself runs.
 """
 
 import array
@@ -20,7 +21,8 @@ def main(address: str, python: str, *arguments: str) -> None:
     rest = arguments[len(options) :]
     kind = rest[0] if rest and rest[0] in ("-m", "-c") else "file"
     asked = rest if kind == "file" else rest[1:]
-    if not asked or asked[0].startswith("-"):
+    interpreter = os.environ.get("TRITON_INTERPRET") == "1"  # read where our kernels and Triton are imported
+    if not asked or asked[0].startswith("-") or interpreter:
         os.execv(python, [python, *arguments])
     files = [number for number in map(int, os.listdir("/proc/self/fd")) if _is_open(number)]  # not the listing's own
     server = socket.socket(socket.AF_UNIX)

@@ -145,7 +145,11 @@ def one(
     started, status = time.monotonic(), "interrupted"
     try:
         ended = run(
-            command_of(part.module, file, arguments_of(part, options), tiny), ROOT, log, seconds, environment(tiny)
+            command_of(part.module, file, arguments_of(part, options), tiny),
+            ROOT,
+            log,
+            seconds,
+            environment(tiny, "triton" in part.packages),
         )
         status = {None: "cut off, the time was over" if cut else "over its limit", 0: "done"}.get(ended, "failed")
     finally:
@@ -211,11 +215,17 @@ def command_of(module: str, file: Path, arguments: list[str], tiny: bool) -> lis
     return [sys.executable, "-m", module, str(file), *arguments, *(["--tiny"] if tiny else [])]
 
 
-def environment(tiny: bool) -> dict[str, str]:
-    """For a part: this checkout is importable; tiny sizes see no GPU and run Triton's kernels in its interpreter."""
+def environment(tiny: bool, kernels: bool = False) -> dict[str, str]:
+    """This checkout is importable; tiny sizes see no GPU, and kernels run in Triton's interpreter there."""
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    hidden = {"CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": "1"} if tiny else {"TRITON_INTERPRET": "0"}
-    return {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **hidden}
+    hidden = {"CUDA_VISIBLE_DEVICES": ""} if tiny else {}
+    return {
+        **os.environ,
+        "PYTHONPATH": path,
+        "PYTHONUNBUFFERED": "1",
+        "TRITON_INTERPRET": str(int(tiny and kernels)),
+        **hidden,
+    }
 
 
 def sources_hash() -> str:

@@ -7,7 +7,7 @@ BIN := .venv/bin
 
 help:
 	@echo "make demo    train a tiny GPT under every strategy and compare the books"
-	@echo "make test    run the tests, in two processes"
+	@echo "make test    run the tests, in three processes"
 	@echo "make test-fast  only those that take no ranks and no more than a few seconds"
 	@echo "make check   lint, formatting, types"
 	@echo "make format  rewrite the sources in ruff's format"
@@ -23,9 +23,9 @@ setup:
 demo: setup
 	$(BIN)/python -m shardrun compare
 
-# Two processes, for two cores: many tests wait for a time limit or for one rank. What is left is shared out again.
+# Three processes on two cores: many tests wait, for a time limit or for one rank. What is left is shared out again.
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 3 --dist worksteal
 
 test-fast: setup
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not ranks and not slow"

@@ -17,11 +17,11 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from speedrun.train import parse, train
+from strategies import catalogue
 from strategies.select import Launch
 
 STEPS = 8
@@ -80,11 +80,7 @@ def train_all(folder: Path) -> None:
         for number, options in enumerate(OPTIMIZERS.values()):
             name = ["--out", str(folder), "--name", f"{strategy}_{number}"]
             preset, config = parse([*OPTIONS, *options, *name])
-            engine: dict[str, Any] = {}
-            if strategy == "fsdp":
-                engine = {"reshard_after_forward": True, "wrap": ["Block"]}
-            if strategy.startswith("zero"):
-                engine = {"zero_optimization": {"stage": int(strategy[-1])}}
+            engine = catalogue.books(strategy).default_engine(world_size)
             train(preset, config, Launch(strategy, rank, rank, world_size, world_size, "bf16", True, engine))
     sys.stdout.flush()
     os._exit(0)  # past engines that wait for one another

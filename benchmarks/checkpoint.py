@@ -25,10 +25,10 @@ import torch
 from speedrun.config import PRESETS
 from speedrun.model import GPT
 from speedrun.optim.policy import parameter_groups
-from strategies import select
+from strategies import catalogue
 from strategies.base import Settings
 from strategies.checkpoint.save import Saver
-from strategies.matrices import Place
+from strategies.mesh import Place
 
 
 def main() -> None:
@@ -51,7 +51,7 @@ def measure(preset: str, pairs: int, folder: Path) -> str:
     model = GPT(config.model)
     model.init_weights(config.seed)
     recipe = parameter_groups({name: tuple(p.shape) for name, p in model.named_parameters()}, config.optimizer)
-    strategy = select.make("single", Settings(Place(0, 1, torch.device("cpu")), "fp32", {}))
+    strategy = catalogue.engine("single", Settings(Place(0, 1, torch.device("cpu")), "fp32", {}))
     strategy.prepare(model, recipe, clip=0.0, accumulation=1)
     strategy.optimizer.initialize()
     saver = Saver(folder, "single", "fp32", strategy.optimizer, keep=1)

@@ -5,7 +5,7 @@
 
 Launches the real trainer (accelerate launch … -m speedrun.train) under every strategy in bf16 with AdamW, and reads
 from its books what the fullest rank's live tensors held in model states just before a step. The estimators are given
-the same model and number of ranks (strategies/ledger/court.py). Figures are MiB.
+the same model and number of ranks (strategies/forecast/court.py). Figures are MiB.
 """
 
 import argparse
@@ -18,8 +18,9 @@ from shardrun.launch import launch, shipped_config, what_went_wrong
 from shardrun.plan import largest_layer
 from speedrun.config import PRESETS, OptimizerConfig
 from speedrun.shapes import parameter_groups, parameter_shapes
-from strategies.ledger.court import STRATEGIES, hear
-from strategies.ledger.predict import MODEL_STATES
+from strategies import catalogue
+from strategies.forecast.court import hear
+from strategies.ledger.terms import MODEL_STATES
 
 MIB = 2**20
 
@@ -34,7 +35,9 @@ def main() -> None:
     shapes = parameter_shapes(config.model)
     testimonies = hear(shapes, parameter_groups(config), arguments.processes, largest_layer(shapes))
     rows = [(t.who, t.bytes) for t in testimonies]
-    rows.append(("measured", {name: measured(arguments.preset, name, arguments.processes) for name in STRATEGIES}))
+    rows.append(
+        ("measured", {name: measured(arguments.preset, name, arguments.processes) for name in catalogue.spread()})
+    )
     command = f"python -m benchmarks.court --preset {arguments.preset} --processes {arguments.processes}"
     lines = [
         "# The estimator court on real ranks",
@@ -42,9 +45,9 @@ def main() -> None:
         f"MiB of model states on the fullest of {arguments.processes} ranks, just before a step: {arguments.preset}, "
         f"AdamW, bf16. `{command}`",
         "",
-        f"| | {' | '.join(STRATEGIES)} |",
-        f"|---|{'---|' * len(STRATEGIES)}",
-        *(f"| {who} | {' | '.join(shown(figures[name]) for name in STRATEGIES)} |" for who, figures in rows),
+        f"| | {' | '.join(catalogue.spread())} |",
+        f"|---|{'---|' * len(catalogue.spread())}",
+        *(f"| {who} | {' | '.join(shown(figures[name]) for name in catalogue.spread())} |" for who, figures in rows),
         "",
         *(f"- {t.who}: {t.why}" for t in testimonies),
     ]

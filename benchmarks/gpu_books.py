@@ -19,10 +19,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from shardrun.plan import Planned, at_stage, books_of
+from shardrun.plan import Planned, at_stage
 from shardrun.simulation import simulate_one
 from speedrun.activations_kernels import CPU, Kernels, kernels_on_gpu, parse_version
 from speedrun.config import PRESETS, Config
+from speedrun.shapes import scenario_of
 from speedrun.stages import Batches, number_of_steps, resolve
 from strategies.ledger.hardware import GIB
 
@@ -32,7 +33,7 @@ RESULTS, TABLE = HERE / "gpu_books.json", HERE / "gpu_books.md"
 
 HOPPER = (9, 0)
 MOMENTS = ("after forward", "after backward", "after step", "peak")
-STRATEGIES = ("single", "ddp", "fsdp", "zero1", "zero2", "zero3")
+STRATEGIES = tuple(MEASURED["gpt2"]["allocated"])
 PARTS = ("h100", "speedrun", "apart")
 VERSIONS = ("2.11", "2.12")
 APART = {"gpt2": 8, "speedrun": 16}
@@ -62,7 +63,7 @@ def measured(strategy: str) -> dict[str, int]:
 def closed_form(strategy: str) -> dict[str, int]:
     """Moment → bytes allocated, as plan predicts them."""
     stage = planned("gpt2", 8, "sdpa", MEASURED["versions"]["torch"])
-    return stage.forward_pass.allocated(books_of(stage.config, strategy, 1, "bf16"))
+    return stage.forward_pass.allocated(scenario_of(stage.config, strategy, 1, "bf16"))
 
 
 def replayed(strategy: str) -> dict[str, int]:
@@ -77,7 +78,7 @@ def replayed(strategy: str) -> dict[str, int]:
 def speedrun(torch: str) -> dict[str, float]:
     """The flagship's peak in GiB, on one GPU without a strategy."""
     stage = planned("speedrun", 16, "flex", torch)
-    books = books_of(stage.config, "single", 1, "bf16")
+    books = scenario_of(stage.config, "single", 1, "bf16")
     simulated = simulate_one(stage, "single", 0, 1, "bf16")
     return {
         "plan": stage.forward_pass.allocated(books)["peak"] / GIB,
@@ -90,7 +91,7 @@ def apart(preset: str, strategy: str, device: str) -> dict[str, int]:
     gpu = device == "H100"
     stage = planned(preset, APART[preset], "auto" if gpu else "sdpa", VERSIONS[-1] if gpu else None)
     precision: Any = "bf16" if gpu else "fp32"
-    books = books_of(stage.config, strategy, RANKS, precision)
+    books = scenario_of(stage.config, strategy, RANKS, precision)
     simulated = simulate_one(stage, strategy, 0, RANKS, precision)
     if simulated.replay is None:
         raise ValueError(simulated.refused)

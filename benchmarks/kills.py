@@ -29,12 +29,12 @@ from typing import Any
 
 import psutil
 
+from strategies import catalogue
 from strategies.checkpoint.folder import checkpoints, find
 from strategies.checkpoint.format import INDEX, read_index, read_sums
 from strategies.checkpoint.load import verify
 
 CONFIGS = Path(__file__).parents[1] / "accelerate_configs/cpu"
-STRATEGIES = ("ddp", "fsdp", "zero1", "zero2", "zero3")
 TARGETS = ("one rank", "all", "the launcher")
 GONE = 30.0
 """Seconds after a kill in which every process must have ended."""
@@ -248,7 +248,7 @@ def killed_once(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50, help="in all (default: 50)")
-    parser.add_argument("--strategies", default=",".join(STRATEGIES), help="comma-separated (default: all five)")
+    parser.add_argument("--strategies", default=",".join(catalogue.spread()), help="comma-separated (default: all)")
     parser.add_argument("--steps", type=int, default=STEPS, help=f"of each run (default: {STEPS})")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, help="write the table to this Markdown file")

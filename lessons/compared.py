@@ -17,11 +17,12 @@ from lessons.kit import CONFIG, build, cut, held, mib, open_text, table
 from speedrun.data import Data
 from speedrun.optim.policy import parameter_groups
 from strategies.base import Strategy
+from strategies.forecast.predict import predict_memory
+from strategies.forecast.traffic import predict_traffic
 from strategies.ledger.memory import measure
-from strategies.ledger.predict import MODEL_STATES, Run, predict_memory
-from strategies.ledger.traffic import predict_traffic
+from strategies.ledger.terms import MODEL_STATES, Scenario
 from strategies.ledger.wire import Line, Meter
-from strategies.matrices import Place
+from strategies.mesh import Place
 
 STEPS, ACCUMULATION = 10, 2
 
@@ -128,12 +129,12 @@ def train_strategy(strategy: Strategy, steps: int = STEPS) -> Trained:
     return Trained(weights, memory, sent)
 
 
-def booked(run: Run, purpose: str, rank: int = 0) -> int:
+def booked(run: Scenario, purpose: str, rank: int = 0) -> int:
     """Payload bytes of a step for a purpose ("gradients", "parameters") as the books predict them."""
     return sum(entry.payload_bytes for entry in predict_traffic(run, rank) if entry.purpose == purpose)
 
 
-def on_the_wire(run: Run, rank: int = 0) -> float:
+def on_the_wire(run: Scenario, rank: int = 0) -> float:
     """Ring bytes of a step as the books predict them, without bookkeeping."""
     return sum(entry.ring_bytes for entry in predict_traffic(run, rank) if entry.purpose != "bookkeeping")
 
@@ -147,7 +148,7 @@ def states_table(rows: dict[str, dict[str, int]]) -> str:
     return table(["", *MODEL_STATES, "all"], lines)
 
 
-def books_by_ranks(columns: dict[str, Run]) -> tuple[str, dict[str, dict[str, int]]]:
+def books_by_ranks(columns: dict[str, Scenario]) -> tuple[str, dict[str, dict[str, int]]]:
     """The books of rank 0 for several runs: a table with what a step puts on the wire, and what is held, by name."""
     rows, lines = {}, []
     for name, run in columns.items():

@@ -17,14 +17,13 @@ from speedrun.config import Config, DataConfig, ModelConfig, OptimizerConfig
 from speedrun.data import Data, open_data
 from speedrun.model import GPT
 from speedrun.optim.policy import parameter_groups
-from speedrun.shapes import parameter_groups as books_groups
-from speedrun.shapes import parameter_shapes
+from speedrun.shapes import scenario_of
 from speedrun.stages import Batches, cut_rows
 from strategies import select
 from strategies.base import Strategy
 from strategies.ledger.activations import ActivationBook, measure_activations
 from strategies.ledger.memory import measure
-from strategies.ledger.predict import Run
+from strategies.ledger.terms import Scenario
 from strategies.select import Launch
 
 CONFIG = Config(
@@ -110,10 +109,9 @@ def run_steps(strategy: Strategy, launch: Launch, data: Data, steps: int) -> lis
     return losses
 
 
-def books_of(launch: Launch, config: Config = CONFIG, accumulation: int = 1) -> Run:
+def books_of(launch: Launch, config: Config = CONFIG, accumulation: int = 1) -> Scenario:
     """What the predictions need to know: shapes, groups, world size, precision, settings. No live tensor."""
-    shapes, groups = parameter_shapes(config.model), books_groups(config)
-    return Run(launch.strategy, shapes, groups, launch.world_size, launch.precision, accumulation, launch.engine)
+    return scenario_of(config, launch.strategy, launch.world_size, launch.precision, accumulation, launch.engine)
 
 
 def held(strategy: Strategy) -> dict[str, int]:

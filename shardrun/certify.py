@@ -14,8 +14,7 @@ from pathlib import Path
 
 from shardrun.configs import Resolved, resolve
 from shardrun.launch import find_config, launch, what_went_wrong
-
-CONFIGS = ("cpu/ddp", "cpu/fsdp", "cpu/zero1", "cpu/zero2", "cpu/zero3")
+from strategies import catalogue
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +53,7 @@ def _certify(arguments: argparse.Namespace) -> str:
 
     if arguments.steps < 1 or (arguments.processes is not None and arguments.processes < 1):
         raise ValueError("--steps and --processes are at least 1.")
-    configs = [find_config(name) for name in arguments.config or CONFIGS]
+    configs = [find_config(name) for name in arguments.config or [f"cpu/{name}" for name in catalogue.spread()]]
     for config in configs:  # before minutes of training, not after
         _check(resolve(config), arguments.processes)
     cases = certificate_cases(arguments.steps)

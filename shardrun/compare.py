@@ -17,8 +17,8 @@ from typing import Any
 
 from shardrun.launch import launch, shipped_config, shown, what_went_wrong
 from speedrun.logbook import step_times
+from strategies import catalogue
 
-STRATEGIES = ("ddp", "fsdp", "zero1", "zero2", "zero3")
 AGREEMENT = 1e-3
 """Largest relative difference of a step's loss between two strategies. Rounding differs (sums in another order), and
 twenty to forty steps of training amplify it; a wrong strategy differs by far more."""
@@ -62,7 +62,7 @@ class Run:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--strategies", default=",".join(STRATEGIES), help="comma-separated (default: all five)")
+    parser.add_argument("--strategies", default=",".join(catalogue.spread()), help="comma-separated (default: all)")
     parser.add_argument("--preset", default="tiny", help="the trainer's preset (default: tiny)")
     parser.add_argument("--processes", type=int, default=2, help="ranks (default: 2)")
     parser.add_argument("--steps", type=int, default=30, help="optimizer steps of each run (default: 30)")
@@ -89,8 +89,8 @@ def _run_all(arguments: argparse.Namespace) -> tuple[list[Run], bool]:
     """Train under every strategy; also whether their losses agree."""
     names = arguments.strategies.split(",")
     for name in names:
-        if name not in STRATEGIES:
-            raise ValueError(f"there is no strategy {name!r} to compare; there are {', '.join(STRATEGIES)}.")
+        if name not in catalogue.names():
+            raise ValueError(f"there is no strategy {name!r} to compare; there are {', '.join(catalogue.names())}.")
     together = Path(arguments.out) / f"compare-{time.strftime('%Y%m%d-%H%M%S')}"
     runs = []
     for number, name in enumerate(names, start=1):

@@ -11,69 +11,12 @@ from shardrun.plan import COLUMNS, Planned, fullest, kernels_line, planned, wrap
 from speedrun.activations_kernels import CPU, Kernels, installed_torch, kernels_on_gpu
 from speedrun.config import PRESETS, Config
 from speedrun.forward_pass import compute_precision
+from strategies import catalogue
+from strategies.forecast.traffic import explain_volume, paper_volumes, predict_traffic
 from strategies.ledger.hardware import GPUS
-from strategies.ledger.predict import Run
-from strategies.ledger.traffic import explain_volume, paper_volumes, predict_traffic
+from strategies.ledger.terms import Scenario
 
 MIB = 2**20
-
-WAITING = "gradients between micro-batches"
-"""A line of its own in the table below: of a step with several micro-batches."""
-
-WHY = {
-    "parameters": {
-        "single": "whole, float32",
-        "ddp": "whole, float32 (autocast casts for use)",
-        "fsdp": "float32 rows, gathered for use",
-        "zero1": "whole, in the compute dtype",
-        "zero2": "whole, in the compute dtype",
-        "zero3": "equal cuts, gathered for use",
-    },
-    "master parameters": {
-        "single": "none: the parameters are float32",
-        "ddp": "none: the parameters are float32",
-        "fsdp": "none: the shards are float32",
-        "zero1": "this rank's slice in float32",
-        "zero2": "this rank's slice in float32",
-        "zero3": "this rank's cuts in float32",
-    },
-    "gradients": {
-        "single": "whole, float32",
-        "ddp": "whole, float32, in the buckets",
-        "fsdp": "float32 rows",
-        "zero1": "what its slice needs, after the last",
-        "zero2": "what its slice needs, after each pass",
-        "zero3": "its cuts, in a buffer that stays",
-    },
-    WAITING: {
-        "single": "whole, float32",
-        "ddp": "twice: added up, and the buckets",
-        "fsdp": "whole, float32, till the last pass",
-        "zero1": "whole, till the last pass",
-        "zero2": "what its slice needs, after each pass",
-        "zero3": "its cuts, in a buffer that stays",
-    },
-    "optimizer states": {
-        "single": "all",
-        "ddp": "all of AdamW's; Muon's if it owns them",
-        "fsdp": "for its rows",
-        "zero1": "for its slice",
-        "zero2": "for its slice",
-        "zero3": "for its cuts",
-    },
-    "activations": dict.fromkeys(("single", "ddp"), "under autocast")
-    | dict.fromkeys(("fsdp", "zero1", "zero2", "zero3"), "in the compute dtype"),
-    "buffers": {
-        "single": "none",
-        "ddp": "none beside the gradients",
-        "fsdp": "two gathered blocks, one's gradients",
-        "zero1": "the reduce bucket",
-        "zero2": "the reduce bucket",
-        "zero3": "the reduce bucket, gathered parameters",
-    },
-    "overhead": dict.fromkeys(("single", "ddp", "fsdp", "zero1", "zero2", "zero3"), "cuBLAS's workspaces, rounding"),
-}
-"""Category → strategy → what a rank keeps of it, in a few words."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -120,7 +63,7 @@ def _print(
     preset: str,
     sides: Sequence[Resolved],
     stages: Sequence[Planned],
-    books: Sequence[Run],
+    books: Sequence[Scenario],
     held: Sequence[dict[str, int]],
 ) -> None:
     a, b = (f"{side.strategy} ×{side.world_size} {side.precision}" for side in sides)
@@ -156,10 +99,13 @@ def _print(
 def _why(category: str, strategy: str, accumulation: int, held: int) -> str:
     if not held and category in ("gradients", "buffers"):
         return "none yet at the peak"
-    return WHY[WAITING if category == "gradients" and accumulation > 1 else category][strategy]
+    if category == "overhead":
+        return "cuBLAS's workspaces, rounding"
+    waiting = category == "gradients" and accumulation > 1
+    return catalogue.books(strategy).words["waiting" if waiting else category]
 
 
-def _as_dict(side: Resolved, planned: Planned, books: Run, held: dict[str, int]) -> dict[str, Any]:
+def _as_dict(side: Resolved, planned: Planned, books: Scenario, held: dict[str, int]) -> dict[str, Any]:
     entries = predict_traffic(books)
     return {
         "config": str(side.path),

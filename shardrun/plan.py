@@ -21,15 +21,15 @@ from speedrun.activations_kernels import (
 )
 from speedrun.config import PRESETS, Config, ModelConfig, OptimizerConfig
 from speedrun.forward_pass import ForwardPass, compute_precision
-from speedrun.shapes import parameter_groups, parameter_shapes
+from speedrun.shapes import parameter_groups, parameter_shapes, scenario_of
 from speedrun.stages import Batches, Section, cut_batches, cut_rows, number_of_steps, resolve
 from speedrun.wiring import check
+from strategies import catalogue
+from strategies.forecast.timing import communication
+from strategies.forecast.traffic import explain_volume, paper_volumes, predict_traffic
 from strategies.ledger.hardware import GIB, LATENCY, MFU, Gpu, find_gpu
-from strategies.ledger.predict import Run
-from strategies.ledger.timing import communication
-from strategies.ledger.traffic import Entry, explain_volume, paper_volumes, predict_traffic
+from strategies.ledger.terms import Entry, Scenario
 
-STRATEGIES = ("ddp", "fsdp", "zero1", "zero2", "zero3")
 COLUMNS = ("parameters", "master parameters", "gradients", "optimizer states", "activations", "buffers", "overhead")
 """Activations with what passes beside them at the peak; overhead: `ForwardPass.overhead`."""
 
@@ -80,7 +80,7 @@ class Estimate:
     """One strategy on one number of ranks. Bytes are of the rank that holds most; times are in seconds."""
 
     planned: Planned
-    books: Run
+    books: Scenario
     memory: dict[str, int]
     spare: int
     traffic: list[Entry]
@@ -154,7 +154,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.sweep:
         return _sweep(config, gpu, arguments)
     stages = planned(config, arguments, arguments.world, kernels=kernels_for(config, gpu, arguments))
-    estimates = [estimate(stages, name, arguments.world, arguments.precision, gpu) for name in STRATEGIES]
+    names = catalogue.spread(arguments.world)
+    estimates = [estimate(stages, name, arguments.world, arguments.precision, gpu) for name in names]
     if arguments.json:
         settings = {
             "preset": preset_of(arguments),
@@ -312,30 +313,13 @@ def shape_of(parameters: int) -> ModelConfig:
     )
 
 
-def books_of(
-    config: Config,
-    strategy: str,
-    world_size: int,
-    precision: str,
-    accumulation: int = 1,
-    engine: dict[str, Any] | None = None,
-) -> Run:
-    """What the predictions need. engine: settings as in an accelerate config; the shipped config's by default."""
-    if engine is None:
-        engine = {"reshard_after_forward": True, "wrap": ["Block"]} if strategy == "fsdp" else {}
-        if strategy.startswith("zero"):
-            engine = {"zero_optimization": {"stage": int(strategy[-1])}}
-    shapes, groups = parameter_shapes(config.model), parameter_groups(config)
-    return Run(strategy, shapes, groups, world_size, precision, accumulation, engine)
-
-
 def forward_pass(config: Config, micro_batch: int, kernels: Kernels) -> ForwardPass:
     """A micro-batch of the run, with as many tokens in the loss as it ever has."""
     future = len(config.schedule.future_weights)
     return ForwardPass(config.model, micro_batch, config.data.sequence_length, future, kernels)
 
 
-def memory_of(config: Config, books: Run, micro_batch: int, kernels: Kernels = CPU) -> dict[str, int]:
+def memory_of(config: Config, books: Scenario, micro_batch: int, kernels: Kernels = CPU) -> dict[str, int]:
     """Bytes by category at the peak of a step's passes, of the rank that holds most: with gradients that wait from one
     micro-batch to the next, wherever they do.
     """
@@ -349,11 +333,11 @@ def memory_of(config: Config, books: Run, micro_batch: int, kernels: Kernels = C
 
 def fullest(
     stages: list[Planned], strategy: str, world_size: int, precision: str, engine: dict[str, Any] | None = None
-) -> tuple[Planned, Run, dict[str, int]]:
+) -> tuple[Planned, Scenario, dict[str, int]]:
     """The stage that needs most memory, what predictions need to know of it, and its bytes by category."""
     rows = []
     for stage in stages:
-        books = books_of(stage.config, strategy, world_size, precision, stage.batches.accumulation, engine)
+        books = scenario_of(stage.config, strategy, world_size, precision, stage.batches.accumulation, engine)
         rows.append((stage, books, memory_of(stage.config, books, stage.batches.micro_batch, stage.kernels)))
     return max(rows, key=lambda row: sum(row[2].values()))
 
@@ -427,7 +411,7 @@ def _row(e: Estimate) -> dict[str, Any]:
 def _headline(config: Config, gpu: Gpu, arguments: argparse.Namespace, estimates: list[Estimate]) -> None:
     """estimates: none for a sweep."""
     model = config.model
-    psi = books_of(config, "single", 1, arguments.precision).parameters
+    psi = scenario_of(config, "single", 1, arguments.precision).parameters
     ranks = str(arguments.world) if estimates else "1 … 1024"
     print(
         f"{psi / 1e6:,.1f}M parameters ({model.layers} layers, width {model.width}, {model.heads} heads, "
@@ -534,17 +518,17 @@ def _sweep(config: Config, gpu: Gpu, arguments: argparse.Namespace) -> int:
         except ValueError as error:
             refused = str(error)
             break
-        estimates = [estimate(stages, name, world, arguments.precision, gpu) for name in STRATEGIES]
+        estimates = [estimate(stages, name, world, arguments.precision, gpu) for name in catalogue.spread()]
         totals[world] = {e.strategy: e.total for e in estimates}
     if arguments.json:
         print(json.dumps({"schema": 1, "gpu": dataclasses.asdict(gpu), "totals": totals, "refused": refused or None}))
         return 0
     _headline(config, gpu, arguments, [])
     rows = [
-        [str(world), *(f"{_gib(held[s])}{' ' if held[s] <= gpu.memory else '!'}" for s in STRATEGIES)]
+        [str(world), *(f"{_gib(held[s])}{' ' if held[s] <= gpu.memory else '!'}" for s in catalogue.spread())]
         for world, held in totals.items()
     ]
-    table("GiB of the fullest GPU by number of ranks (! does not fit)", ["ranks", *STRATEGIES], rows)
+    table("GiB of the fullest GPU by number of ranks (! does not fit)", ["ranks", *catalogue.spread()], rows)
     if refused:
         wrapped("No more ranks:", refused)
     return 0
@@ -557,8 +541,7 @@ def wrapped(label: str, text: str) -> None:
 
 
 def _court(config: Config, arguments: argparse.Namespace) -> int:
-    from strategies.ledger.court import STRATEGIES as NAMES
-    from strategies.ledger.court import Testimony, hear
+    from strategies.forecast.court import Testimony, hear
 
     adamw = dataclasses.replace(config, optimizer=OptimizerConfig(name="adamw"))
     shapes = parameter_shapes(config.model)
@@ -570,7 +553,7 @@ def _court(config: Config, arguments: argparse.Namespace) -> int:
             Testimony(
                 "simulated",
                 "shardrun plan --court --simulate",
-                {name: model_states(adamw, name, arguments) for name in NAMES},
+                {name: model_states(adamw, name, arguments) for name in catalogue.spread()},
                 "what the engines themselves hold on the fullest rank, on tensors without data.",
             )
         )
@@ -580,10 +563,10 @@ def _court(config: Config, arguments: argparse.Namespace) -> int:
     psi = sum(map(_numel, shapes.values()))
     unit, size = ("GiB", GIB) if psi > 1e8 else ("MiB", 2**20)
     print(f"{psi / 1e6:,.1f}M parameters, AdamW, bf16, {arguments.world} GPUs: model states alone, {unit} per GPU\n")
-    figures = [[t.bytes[name] for name in NAMES] for t in testimonies]
+    figures = [[t.bytes[name] for name in catalogue.spread()] for t in testimonies]
     cells = [["–" if figure is None else f"{figure / size:,.2f}" for figure in row] for row in figures]
     rows = [[t.who, *row] for t, row in zip(testimonies, cells, strict=True)]
-    table("", ["estimator", *NAMES], rows)
+    table("", ["estimator", *catalogue.spread()], rows)
     for t in testimonies:
         wrapped(f"{t.who}:", f"{t.why} [{t.source}]")
     wrapped("Measured:", "--simulate adds what the engines hold; python -m benchmarks.court asks real ranks.")

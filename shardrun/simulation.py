@@ -11,11 +11,14 @@ import json
 import time
 from typing import TYPE_CHECKING, Any
 
-from shardrun.plan import STRATEGIES, Planned, books_of, fullest, kernels_for, kernels_line, planned, table, wrapped
+from shardrun.plan import Planned, fullest, kernels_for, kernels_line, planned, table, wrapped
 from speedrun.config import Config, Kernels
+from speedrun.shapes import scenario_of
 from speedrun.stages import Batches, number_of_steps
+from strategies import catalogue
+from strategies.forecast.predict import predict_memory
 from strategies.ledger.hardware import Gpu, find_gpu
-from strategies.ledger.predict import MODEL_STATES, predict_memory
+from strategies.ledger.terms import MODEL_STATES
 
 if TYPE_CHECKING:
     from strategies.base import Precision
@@ -58,10 +61,12 @@ class Simulated:
 
 def run(config: Config, gpu: Gpu, arguments: argparse.Namespace) -> int:
     """Simulate the strategies and print. Raises ValueError for a strategy that there is not."""
-    names = arguments.strategies.split(",") if arguments.strategies else list(STRATEGIES)
+    fitting = catalogue.spread(arguments.world)
+    names = arguments.strategies.split(",") if arguments.strategies else list(fitting)
     for name in names:
-        if name not in STRATEGIES:
-            raise ValueError(f"there is no strategy {name!r} to simulate; there are {', '.join(STRATEGIES)}.")
+        if name not in fitting:
+            there_are = f"on {arguments.world} ranks there are {', '.join(fitting)}"
+            raise ValueError(f"there is no strategy {name!r} to simulate; {there_are}.")
     stages = planned(config, arguments, arguments.world, kernels=kernels_for(config, gpu, arguments))
     simulated = []
     for name in names:
@@ -81,8 +86,8 @@ def simulate_one(planned: Planned, name: str, rank: int, world_size: int, precis
     from speedrun.optim.policy import parameter_groups
     from speedrun.optim.schedule import forward_options
     from speedrun.stand_ins import stand_ins
+    from strategies.forecast.simulate import simulate
     from strategies.ledger.allocator import allocated
-    from strategies.ledger.simulate import simulate
 
     config, batches, kernels = planned.config, planned.batches, planned.kernels
     chosen: Kernels = "triton" if kernels.triton else "torch"
@@ -90,7 +95,7 @@ def simulate_one(planned: Planned, name: str, rank: int, world_size: int, precis
     optimizer = config.optimizer
     if optimizer.orthogonalization_dtype == "auto":  # as on the GPUs of the plan, not as on this host
         optimizer = dataclasses.replace(optimizer, orthogonalization_dtype="bfloat16")
-    books = books_of(config, name, world_size, precision, batches.accumulation)
+    books = scenario_of(config, name, world_size, precision, batches.accumulation)
     started = time.perf_counter()
     replay, refused, moments = None, "", {}
     try:
@@ -121,7 +126,7 @@ def model_states(config: Config, name: str, arguments: argparse.Namespace) -> in
     """Bytes of model states just before a step in bf16, on the rank that should hold most; None where it cannot be
     simulated.
     """
-    ranks = predict_memory(books_of(config, name, arguments.world, "bf16", 1))
+    ranks = predict_memory(scenario_of(config, name, arguments.world, "bf16", 1))
     held = [sum(rank["after backward"][category] for category in MODEL_STATES) for rank in ranks]
     kernels = kernels_for(config, find_gpu(arguments.gpu), arguments)
     first = planned(config, arguments, arguments.world, kernels=kernels)[0]

@@ -14,6 +14,7 @@ from torch import nn
 
 from speedrun.config import Config, ModelConfig
 from speedrun.model import GPT
+from strategies import catalogue
 from strategies.select import Launch
 
 
@@ -22,11 +23,8 @@ def compile_blocks(model: GPT, config: Config, launch: Launch) -> None:
 
     Raises ValueError where that cannot work.
     """
-    if launch.strategy == "zero3":
-        raise ValueError(
-            "compile = True does not go with ZeRO-3: DeepSpeed's hooks on every layer cut what is compiled into pieces "
-            "and use up torch's limit of recompilations; use ZeRO-2 or FSDP, or --no-compile"
-        )
+    if why := catalogue.books(launch.strategy).refuses_compile:
+        raise ValueError(why)
     compiler = os.environ.get("CXX", "g++")
     if launch.cpu and not (shutil.which(compiler) or shutil.which("clang++")):
         raise ValueError(

@@ -28,13 +28,13 @@ def evaluate(strategy: Strategy, data: Data, rows: int) -> Validation:
     place = strategy.optimizer.place
     total = torch.zeros(2, dtype=torch.float64, device=place.device)  # nats, targets
     with strategy.evaluation():
-        for first in range(0, data.validation_rows, rows * place.world_size):
-            start = first + rows * place.rank
+        for first in range(0, data.validation_rows, rows * place.ranks):
+            start = first + rows * place.global_rank
             inputs, targets = _rows(data, start, start + rows)
             nats = strategy.model(inputs.to(place.device), targets.to(place.device), "sum")
             total[0] += nats
             total[1] += (targets != -1).sum()
-    if place.world_size > 1:
+    if place.ranks > 1:
         dist.all_reduce(total)
     nats, targets = total.tolist()
     text_bytes = data.target_bytes()

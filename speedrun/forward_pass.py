@@ -1,7 +1,7 @@
 """A micro-batch as the books need it: what its passes hold on a device, predicted. Plain Python without torch.
 
-strategies/ledger/predict.py and passes.py know what a strategy holds, speedrun/activations.py what this GPT does; here
-they come together for the kernels that a run resolves to. A run's ledger, `shardrun plan` and `diff` all ask here.
+A strategy's books know what it holds, speedrun/activations.py what this GPT does; here they come together for the
+kernels that a run resolves to. A run's ledger, `shardrun plan` and `diff` all ask here.
 """
 
 from dataclasses import dataclass
@@ -16,9 +16,10 @@ from speedrun.activations import (
 )
 from speedrun.activations_kernels import CPU, Kernels, attention_kinds
 from speedrun.config import ModelConfig
+from strategies import catalogue
+from strategies.forecast.predict import predict_after_forward, predict_memory, predict_peak
 from strategies.ledger.allocator import block, workspaces
-from strategies.ledger.passes import predict_after_forward, predict_peak
-from strategies.ledger.predict import Held, Run, predict_memory
+from strategies.ledger.terms import Held, Scenario
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class ForwardPass:
     """Tokens after the next one in the loss."""
     kernels: Kernels = CPU
 
-    def predict(self, run: Run) -> PredictedActivations:
+    def predict(self, run: Scenario) -> PredictedActivations:
         """With documents, which the trainer's rows always have."""
         return _predict(self, compute_precision(run))
 
@@ -41,14 +42,14 @@ class ForwardPass:
         """Bytes of tokens and targets."""
         return batch_bytes(self.rows, self.sequence_length)
 
-    def predict_peak(self, run: Run) -> list[Held]:
+    def predict_peak(self, run: Scenario) -> list[Held]:
         """For every rank: category → bytes at the peak of the passes."""
         kept = self.predict(run)
         passing = loss_backward(self.model, self.rows, self.sequence_length, self.kernels)
         forward = kept.peak - kept.total + self.batch
         return predict_peak(run, kept.total, kept.by_part()["logits and loss"], passing, forward)
 
-    def overhead(self, run: Run, peak: bool = True) -> Held:
+    def overhead(self, run: Scenario, peak: bool = True) -> Held:
         """What a GPU's allocator has allocated beside all categories, from the first step on.
 
         cuBLAS's workspaces, and what the blocks of activations (with `peak` of those at the forward pass's peak, else
@@ -63,7 +64,7 @@ class ForwardPass:
         rounding = sum(block(line.bytes) - line.bytes for line in lines)
         return {"cuBLAS workspaces": workspaces(self.kernels.where.capability), "rounding": rounding}
 
-    def allocated(self, run: Run, rank: int = 0) -> dict[str, int]:
+    def allocated(self, run: Scenario, rank: int = 0) -> dict[str, int]:
         """Moment → bytes that a GPU's allocator has allocated, all predicted categories and the overhead together."""
         states = predict_memory(run)[rank]
         fixed = workspaces(self.kernels.where.capability)
@@ -75,7 +76,7 @@ class ForwardPass:
             "peak": sum(self.predict_peak(run)[rank].values()) + sum(self.overhead(run).values()),
         }
 
-    def predicted_for(self, run: Run) -> dict[str, str]:
+    def predicted_for(self, run: Scenario) -> dict[str, str]:
         """For people: the device, the kernels and the precision that the predictions are of."""
         kinds = attention_kinds(self.model, self.sequence_length, self.kernels)
         return {**self.kernels.as_dict(kinds), "precision": compute_precision(run)}
@@ -95,8 +96,8 @@ def _predict(forward: ForwardPass, precision: ComputePrecision) -> PredictedActi
     )
 
 
-def compute_precision(run: Run) -> ComputePrecision:
+def compute_precision(run: Scenario) -> ComputePrecision:
     """How a strategy computes in a run's precision."""
     if run.precision != "bf16":
         return "fp32"
-    return "autocast" if run.strategy in ("single", "ddp") else "bf16"
+    return catalogue.books(run.strategy).computes_bf16

@@ -7,7 +7,7 @@ dispatch mode sees its every operator, and compiled blocks run uncompiled for it
 (`books_every` asks for further ones: a live view.)
 
 A remainder that is no surprise says `why`: above all the peak's, whose prediction is a closed form of one of a few
-moments (strategies/ledger/passes.py).
+moments (strategies/forecast/predict.py).
 
 Predictions are of the device, the kernels, the attention functions, the precision and torch's version that the run
 resolved to; every rank's books say so under "predicted for". On a GPU the allocator is asked too: its bytes stand
@@ -30,17 +30,18 @@ from speedrun.compiling import uncompiled
 from speedrun.config import Config, ModelConfig
 from speedrun.forward_pass import ForwardPass
 from speedrun.model.attend import where
-from speedrun.shapes import parameter_groups, parameter_shapes
+from speedrun.shapes import scenario_of
 from speedrun.stages import Section
 from speedrun.stand_ins import inside
-from strategies.base import CATEGORIES, Strategy
+from strategies import catalogue
+from strategies.base import Strategy
+from strategies.forecast.predict import predict_after_forward, predict_memory, predict_states
+from strategies.forecast.traffic import predict_traffic
 from strategies.ledger.activations import ActivationBook, measure_activations
 from strategies.ledger.memory import measure
-from strategies.ledger.passes import predict_after_forward
-from strategies.ledger.predict import Held, Run, predict_memory, predict_states
 from strategies.ledger.replay import Replay, replay
+from strategies.ledger.terms import CATEGORIES, Held
 from strategies.ledger.tracer import Tracer
-from strategies.ledger.traffic import predict_traffic
 from strategies.ledger.wire import Meter
 from strategies.select import Launch
 
@@ -83,10 +84,8 @@ class Books:
         self, config: Config, launch: Launch, accumulation: int, strategy: Strategy, rows: int, section: Section
     ):
         """rows: of a micro-batch; section: the stage that the counted step belongs to."""
-        shapes, groups = parameter_shapes(config.model), parameter_groups(config)
-        self.run = Run(
-            launch.strategy, shapes, groups, launch.world_size, launch.precision, accumulation, launch.engine
-        )
+        about = (launch.strategy, launch.world_size, launch.precision)
+        self.run = scenario_of(config, *about, accumulation, launch.engine)
         self.rank, self.strategy = launch.rank, strategy
         short, long = section.windows[-1]
         model = replace(config.model, window_short=short, window_long=long)
@@ -102,7 +101,7 @@ class Books:
     @contextmanager
     def step(self) -> Iterator[None]:
         """Around a counted step: every collective, allocation and release is noted. Nothing else of a run pays."""
-        self.meter = Meter()
+        self.meter = Meter(self.strategy.axes)
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)  # from here on it is this step's
         names = {id(module): path or "model" for path, module in self.strategy.model.named_modules()}
@@ -214,8 +213,8 @@ class Books:
 
     def _why(self, moment: str, category: str) -> str:
         """Why a remainder is no surprise, or nothing."""
-        if (moment, category, self.run.strategy) == ("after prepare", "gradients", "ddp"):
-            return "DDP's buckets, which only its C++ can see before the first backward pass"
+        if why := catalogue.books(self.run.strategy).why_remainder(moment, category):
+            return why
         if category == "activations" and (why := self._other_kernels()):
             return why
         if moment == "peak":
@@ -240,22 +239,26 @@ class Books:
         return parts
 
     def _traffic(self) -> list[dict[str, Any]]:
-        """Per collective, payload and bookkeeping apart: calls, and predicted, measured and remainder in bytes."""
-        lines: dict[tuple[str, str], dict[str, Any]] = {}
+        """Per collective and axis, payload and bookkeeping apart: calls; bytes predicted, measured, what remains."""
+        lines: dict[tuple[str, str, str], dict[str, Any]] = {}
 
-        def line(collective: str, purpose: str) -> dict[str, Any]:
+        def line(collective: str, purpose: str, axis: str) -> dict[str, Any]:
             empty = {"calls": 0, "predicted": 0, "measured": 0, "ring_bytes": 0.0}
-            return lines.setdefault((collective, purpose), empty)
+            return lines.setdefault((collective, purpose, axis), empty)
 
         for expected in predict_traffic(self.run, self.rank):
             purpose = "bookkeeping" if expected.purpose == "bookkeeping" else "payload"
-            line(expected.collective, purpose)["predicted"] += expected.payload_bytes
+            line(expected.collective, purpose, expected.axis)["predicted"] += expected.payload_bytes
         for found in self.meter.lines():
-            row = line(found.collective, found.purpose)
+            row = line(found.collective, found.purpose, found.axis)
             row |= {"calls": found.calls, "measured": found.payload_bytes, "ring_bytes": found.ring_bytes}
         return [
-            {"collective": collective, "purpose": purpose, **row, "remainder": row["measured"] - row["predicted"]}
-            for (collective, purpose), row in lines.items()
+            {
+                **{"collective": collective, "purpose": purpose, "axis": axis},
+                **row,
+                "remainder": row["measured"] - row["predicted"],
+            }
+            for (collective, purpose, axis), row in lines.items()
         ]
 
 

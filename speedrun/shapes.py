@@ -3,10 +3,13 @@
 `shardrun plan` needs them where torch is not loaded; a test holds them against the model.
 """
 
+from typing import Any
+
 from speedrun.config import GATE_CHANNELS, Config, ModelConfig
 from speedrun.optim.policy import KINDS, kind_of
 from speedrun.wiring import ngram_tables, padded_vocabulary, skip_sources
-from strategies.ledger.predict import Group
+from strategies import catalogue
+from strategies.ledger.terms import Group, Scenario
 
 Shape = tuple[int, ...]
 
@@ -59,6 +62,49 @@ def parameter_shapes(config: ModelConfig) -> dict[str, Shape]:
     return shapes
 
 
+CLASSES = {
+    "attention": "Attention",
+    "backout": "Skip",
+    "bigrams": "NgramEmbedding",
+    "down": "Down",
+    "embedding_skip": "EmbeddingSkip",
+    "fourgrams": "NgramEmbedding",
+    "mlp": "MLP",
+    "positions": "Embedding",
+    "smear": "Smear",
+    "table": "Embedding",
+    "trigrams": "NgramEmbedding",
+    "value_embedding": "ValueEmbedding",
+}
+"""The last word of a module's path → its class, where it is always the same."""
+
+
+def module_classes(config: ModelConfig) -> dict[str, str]:
+    """Path → name of the class of every module with parameters, its own or inside; lists of modules left out."""
+    norm = "LayerNorm" if config.norm == "layer" else "RMSNorm"
+    depends = {
+        "embed": "UntyingEmbedding" if config.untie_at else "Embedding",
+        "head": "Head",
+        "norm": norm,
+        "norm1": norm,
+        "norm2": norm,
+        "skip": "GatedSkip" if config.block_skip else "Skip",
+    }
+    classes = {}
+    for name in parameter_shapes(config):
+        path = name.rpartition(".")[0]
+        while path:
+            above, _, word = path.rpartition(".")
+            if word == "up":
+                classes[path] = "Up" if above.endswith("mlp") else "Linear"
+            elif word.isdigit():
+                classes[path] = "Block"
+            elif word != "blocks":
+                classes[path] = CLASSES.get(word) or depends.get(word, "Linear")
+            path = above
+    return classes
+
+
 def parameter_groups(config: Config) -> list[Group]:
     """Which parameters share a rule, as the books want to know it: the policy table without its rules."""
     shapes = parameter_shapes(config.model)
@@ -70,3 +116,18 @@ def parameter_groups(config: Config) -> list[Group]:
             muon = kind == "block matrix" and options.name == "muon"
             groups.append(Group(kind, names, muon, muon and options.normuon, not muon and options.adamw_every > 1))
     return groups
+
+
+def scenario_of(
+    config: Config,
+    strategy: str,
+    world_size: int,
+    precision: str,
+    accumulation: int = 1,
+    engine: dict[str, Any] | None = None,
+) -> Scenario:
+    """What predictions need of a run. engine: settings as in an accelerate config; by default the shipped config's."""
+    if engine is None:
+        engine = catalogue.books(strategy).default_engine(world_size)
+    shapes, classes = parameter_shapes(config.model), module_classes(config.model)
+    return Scenario(strategy, shapes, parameter_groups(config), world_size, precision, accumulation, engine, classes)

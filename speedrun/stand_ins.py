@@ -1,4 +1,4 @@
-"""This GPT's own kernels on tensors without data, for strategies.ledger.simulate: what they save and hold inside.
+"""This GPT's own kernels on tensors without data, for strategies.forecast.simulate: what they save and hold inside.
 
 The fused operators of speedrun/kernels run as they are (torch asks them for shapes alone), and FlexAttention stands in
 for itself (speedrun/model/flex.py). So does torch's variable-length attention, and for FlashAttention-3 too, which
@@ -19,7 +19,7 @@ import speedrun.model.gpt as gpt
 import speedrun.model.masks as masks
 from speedrun.activations import fused_loss_inside
 from speedrun.activations_kernels import Kernels
-from strategies.ledger.simulate import StandIns
+from strategies.forecast.simulate import StandIns
 
 
 def stand_ins(kernels: Kernels) -> StandIns:

@@ -9,6 +9,8 @@ for step in …:
     gradient_norm = strategy.step()
 """
 
+import math
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -17,13 +19,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from strategies.matrices import Place
+from strategies.mesh import Place
 from strategies.optimizer import IntervalOptimizer, Recipe
 
 Precision = Literal["fp32", "bf16"]
-
-CATEGORIES = ("parameters", "master parameters", "gradients", "optimizer states", "communication buffers")
-"""What a rank's tensors are held for (activations are counted elsewhere: no strategy owns them)."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +40,8 @@ class Strategy(Protocol):
 
     name: str
     optimizer: IntervalOptimizer
+    axes: Mapping[str, str]
+    """Name of a process group → the axis of the mesh that it lies along; the groups of all ranks left out."""
 
     @property
     def model(self) -> nn.Module:
@@ -88,19 +89,34 @@ def autocast(settings: Settings) -> AbstractContextManager[None]:
     return torch.autocast(settings.place.device.type, torch.bfloat16, enabled=settings.precision == "bf16")
 
 
-def global_norm(sharded: list[Tensor], replicated: list[Tensor], place: Place) -> Tensor:
-    """The L2 norm of a gradient of which this rank holds `sharded` alone and `replicated` like all others. Collective.
+def global_norm(spoken_for: list[Tensor], place: Place) -> Tensor:
+    """The L2 norm of a gradient that lies on several ranks. Collective.
 
-    What one rank holds is summed over the ranks, what every rank holds counts once. A norm over the local part alone
-    would differ from rank to rank, and each would clip by its own factor.
+    spoken_for: the parts that this rank holds and speaks for (`strategies.layout.speaks`): of equal copies one counts.
+    A norm over the local part alone would differ from rank to rank, and each would clip by its own factor.
     """
-    square = nn.utils.get_total_norm(sharded) ** 2 if sharded else torch.zeros((), device=place.device)
+    square = nn.utils.get_total_norm(spoken_for) ** 2 if spoken_for else torch.zeros((), device=place.device)
     if place.world_size > 1:
-        dist.all_reduce(square)
-    return (square + nn.utils.get_total_norm(replicated) ** 2).sqrt() if replicated else square.sqrt()
+        dist.all_reduce(square, group=place.group)
+    return square.sqrt()
 
 
 def clip_gradients(gradients: list[Tensor], norm: Tensor, clip: float) -> None:
     """Scale gradients in place by clip / norm where norm exceeds clip (0: never); torch's and DeepSpeed's formula."""
     if clip and gradients:
         torch._foreach_mul_(gradients, (clip / (norm + 1e-6)).clamp(max=1.0))
+
+
+def clip_and_step(
+    optimizer: IntervalOptimizer, gradients: list[Tensor], norm: Tensor, clip: float, update: bool
+) -> float:
+    """The end of a step, once gradients are reduced: clip, update, clear. Returns the norm.
+
+    Where update is False or the norm is not finite, gradients are only cleared.
+    """
+    value = norm.item()
+    if update and math.isfinite(value):
+        clip_gradients(gradients, norm, clip)
+        optimizer.step()
+    optimizer.zero_grad()
+    return value

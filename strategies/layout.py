@@ -33,6 +33,14 @@ class Interval(NamedTuple):
 Intervals = tuple[Interval, ...]
 """One interval per rank."""
 
+
+def speaks(held: Intervals, rank: int) -> bool:
+    """Whether this rank is the first of those that hold exactly the same part. Of equal copies only the first counts:
+    in a sum over ranks, and where one of them has to say what all hold.
+    """
+    return held.index(held[rank]) == rank
+
+
 EMPTY = Interval(0, 0)
 
 

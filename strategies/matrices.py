@@ -15,12 +15,12 @@ replicated, the all-reduce's own wire bytes, since an all-reduce on a ring *is* 
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from strategies.mesh import Place
 from strategies.owners import Matrix, rounds
 
 STACK_ELEMENTS = 2**25
@@ -42,15 +42,6 @@ def stacks(matrices: Iterable[Matrix]) -> Iterator[list[Matrix]]:
         count = max(1, STACK_ELEMENTS // alike[0].numel)
         for first in range(0, len(alike), count):
             yield alike[first : first + count]
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where this process stands among the ranks, and where its tensors live."""
-
-    rank: int
-    world_size: int
-    device: torch.device
 
 
 def transform_local(matrices: Iterable[Matrix], local: dict[str, Tensor], transform: Transform, apply: Apply) -> None:
@@ -104,7 +95,8 @@ def reduce_to_owners(matrices: list[Matrix], gradients: dict[str, Tensor], place
     reduced: dict[str, Tensor] = {}
     for turn in rounds(matrices, place.world_size):
         mean = torch.empty(sum(m.numel for m in turn[place.rank]), device=place.device)
-        dist.reduce_scatter(mean, [_flat([gradients[m.name] for m in theirs], place) for theirs in turn])
+        parts = [_flat([gradients[m.name] for m in theirs], place) for theirs in turn]
+        dist.reduce_scatter(mean, parts, group=place.group)
         mean.div_(place.world_size)
         reduced.update(_by_name(turn[place.rank], mean))
     return reduced
@@ -124,9 +116,13 @@ def transform_replicated(
         ]
         if len(set(sizes)) == 1:
             gathered[place.rank] = torch.empty_like(mine)
-            dist.all_gather(gathered, mine)
+            dist.all_gather(gathered, mine, group=place.group)
         else:  # uneven: one broadcast per owner, the same bytes on the wire
-            waits = [dist.broadcast(part, rank, async_op=True) for rank, part in enumerate(gathered) if part.numel()]
+            waits = [
+                dist.broadcast(part, group=place.group, async_op=True, group_src=rank)
+                for rank, part in enumerate(gathered)
+                if part.numel()
+            ]
             for wait in waits:
                 wait.wait()
         for theirs, part in zip(turn, gathered, strict=True):
@@ -152,5 +148,5 @@ def _all_to_all(pieces: list[Tensor], send: list[int], receive: list[int], place
     """
     outgoing = _flat(pieces, place)
     incoming = torch.empty(sum(receive), device=place.device)
-    dist.all_to_all_single(incoming, outgoing, receive, send)
+    dist.all_to_all_single(incoming, outgoing, receive, send, group=place.group)
     return list(incoming.split(receive))

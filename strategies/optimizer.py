@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from strategies import matrices
-from strategies.layout import Intervals, Shape
-from strategies.matrices import Place
+from strategies.layout import Intervals, Shape, speaks
+from strategies.mesh import Place
 from strategies.owners import Matrix, assign_owners
 
 
@@ -207,7 +207,7 @@ class IntervalOptimizer(torch.optim.Optimizer):
     def _step_elements(self, holders: list[Tensor], group: dict[str, Any]) -> None:
         held = [holder for holder in holders if self.state.get(holder)]
         for holder in held:
-            self.gradient(self.slices[id(holder)][0])  # for its error
+            self.gradient(self.slices[id(holder)][0])  # raises where there is none
         if held:
             gradients = [local(holder.grad) for holder in held if holder.grad is not None]
             group["rule"].step([local(h) for h in held], gradients, [self.state[h] for h in held], group)
@@ -252,7 +252,7 @@ class IntervalOptimizer(torch.optim.Optimizer):
 
     def gather(self, piece: Slice, part: Tensor) -> Tensor:
         """Something that lies like the parameter's optimizer state, whole and on every rank. Collective."""
-        return gather(part, piece.shape, piece.state, self.place.rank)
+        return gather(part, piece.shape, piece.state, self.place)
 
     def full_weights(self) -> dict[str, Tensor]:
         """Every parameter whole, in float32, on every rank. Collective."""
@@ -279,7 +279,7 @@ class IntervalOptimizer(torch.optim.Optimizer):
                 if self.owners[piece.name] == self.place.rank and self.state.get(piece.holder):
                     vector += self.matrix_state(piece)[buffer]
                 if self.place.world_size > 1:
-                    dist.all_reduce(vector)  # zeros but on the owner
+                    dist.all_reduce(vector, group=self.place.group)  # zeros but on the owner
                 result[piece.name][buffer] = vector
         return result
 
@@ -291,15 +291,16 @@ def local(tensor: Tensor) -> Tensor:
         return here.detach().view(-1)
 
 
-def gather(local: Tensor, shape: Shape, intervals: Intervals, rank: int) -> Tensor:
+def gather(local: Tensor, shape: Shape, intervals: Intervals, place: Place) -> Tensor:
     """The whole tensor on every rank, out of the part that each one holds. Collective unless all ranks hold all.
 
-    local: this rank's elements, flat. Returns a new tensor of `shape`. Parts that overlap must be equal copies.
+    local: this rank's elements, flat. Returns a new tensor of `shape`. Parts are equal copies, or do not overlap.
     """
-    numel = math.prod(shape)
-    if intervals[rank].numel == numel and all(other == intervals[0] for other in intervals):
+    numel, here = math.prod(shape), intervals[place.rank]
+    if here.numel == numel and all(other == here for other in intervals):
         return local.clone().view(shape)
     whole = torch.zeros(numel, dtype=local.dtype, device=local.device)
-    whole[intervals[rank].start : intervals[rank].stop] = local
-    dist.all_reduce(whole)  # every element is non-zero on one rank at most, so the sum is exact
+    if speaks(intervals, place.rank):
+        whole[here.start : here.stop] = local
+    dist.all_reduce(whole, group=place.group)  # every element is non-zero on one rank at most, so the sum is exact
     return whole.view(shape)

@@ -16,11 +16,12 @@ from typing import Any
 
 import torch
 
+from strategies import catalogue
 from strategies.base import Precision, Settings, Strategy
-from strategies.matrices import Place
-from strategies.zero import import_deepspeed
+from strategies.config_values import flag
+from strategies.mesh import Place
 
-NAMES = ("single", "ddp", "fsdp", "zero1", "zero2", "zero3")
+CPU_CONFIGS = Path(__file__).parent.parent / "accelerate_configs/cpu"
 
 COLLECTIVE_TIMEOUT = 600.0
 """Seconds after which a collective that a rank never joins ends with an error."""
@@ -67,8 +68,8 @@ def launched() -> Launch:
             f"(distributed_type {config.get('distributed_type', 'NO')}); "
             "use accelerate_configs/ddp.yaml, fsdp.yaml or a zero*.yaml for more than one."
         )
-    cpu = _on_cpu(shown, bool(config.get("use_cpu") or (command and command.cpu)), bool(config), local_world_size)
-    strategy, engine = _strategy_and_engine(shown, cpu)
+    cpu = _on_cpu(shown, bool(config.get("use_cpu") or (command and command.cpu)), config, local_world_size)
+    strategy, engine = _strategy_and_engine(shown, cpu, config)
     return Launch(
         strategy=strategy,
         rank=int(environ.get("RANK", 0)),
@@ -113,7 +114,7 @@ def start(launch: Launch, timeout: float = COLLECTIVE_TIMEOUT) -> Strategy:
     if launch.strategy != "single" and backend not in torch.distributed.get_backend():
         raise RuntimeError(f"backend {backend} was asked for, but {torch.distributed.get_backend()} is running")
     place = Place(launch.rank, launch.world_size, state.device)
-    return make(launch.strategy, Settings(place, launch.precision, launch.engine))
+    return catalogue.engine(launch.strategy, Settings(place, launch.precision, launch.engine))
 
 
 def bound_collectives(timeout: float) -> None:
@@ -141,25 +142,6 @@ def _start_group(backend: str, launch: Launch, timeout: float) -> None:
     torch.distributed.init_process_group(
         backend, store=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=timeout), device_id=device
     )
-
-
-def make(name: str, settings: Settings) -> Strategy:
-    """The strategy of that name. The engine's module is imported only here."""
-    if name == "single":
-        from strategies.single import Single
-
-        return Single(settings)
-    if name == "ddp":
-        from strategies.ddp import DDP
-
-        return DDP(settings)
-    if name == "fsdp":
-        from strategies.fsdp import FSDP
-
-        return FSDP(settings)
-    from strategies.zero import ZeRO
-
-    return ZeRO(settings)
 
 
 def _launch_command() -> Namespace | None:
@@ -202,16 +184,16 @@ def _read_config(config_file: str | None) -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
-def _on_cpu(shown: str, asked: bool, configured: bool, local_world_size: int) -> bool:
+def _on_cpu(shown: str, asked: bool, config: dict[str, Any], local_world_size: int) -> bool:
     """Whether to run on CPU. Raises ValueError where GPUs were asked for that are not there."""
-    if asked or os.environ.get("ACCELERATE_USE_CPU", "false").lower() == "true":
+    if asked or flag(os.environ, "ACCELERATE_USE_CPU"):
         return True
     if not torch.cuda.is_available():
-        if not configured:
+        if not config:
             return True  # started without accelerate, or without a config file: whatever there is
         raise ValueError(
             f"{shown} is for GPUs (use_cpu is not true) and this machine has none that torch can use; "
-            f"use accelerate_configs/cpu/{_cpu_config(shown)} to run on CPU."
+            f"use accelerate_configs/cpu/{_cpu_config(shown, config)} to run on CPU."
         )
     if local_world_size > torch.cuda.device_count():
         raise ValueError(
@@ -221,14 +203,12 @@ def _on_cpu(shown: str, asked: bool, configured: bool, local_world_size: int) ->
     return False
 
 
-def _cpu_config(config_file: str) -> str:
+def _cpu_config(config_file: str, config: dict[str, Any]) -> str:
     """The file in accelerate_configs/cpu/ that stands for this one: of the same name, or of the same strategy."""
     name = Path(config_file).name
-    if name.partition(".")[0] in (*NAMES, "fsdp_no_reshard"):
+    if (CPU_CONFIGS / name).is_file():
         return name
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
-        return f"zero{os.environ.get('ACCELERATE_DEEPSPEED_ZERO_STAGE', 2)}.yaml"
-    return "fsdp.yaml" if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true" else "ddp.yaml"
+    return f"{_strategy_and_engine(config_file, True, config)[0]}.yaml"
 
 
 def _precision(shown: str, engine: dict[str, Any]) -> Precision:
@@ -244,40 +224,8 @@ def _precision(shown: str, engine: dict[str, Any]) -> Precision:
     raise ValueError(f"{shown}: mixed_precision {precision!r} is not supported; write 'no' or bf16.")
 
 
-def _strategy_and_engine(shown: str, cpu: bool) -> tuple[str, dict[str, Any]]:
+def _strategy_and_engine(shown: str, cpu: bool, config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """The strategy that accelerate exported, and its engine's settings as accelerate's own plugin parses them."""
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
-        import_deepspeed(torch.device("cpu" if cpu else "cuda"))  # before accelerate does, which is noisier
-        from accelerate.utils import DeepSpeedPlugin
-
-        config = dict(DeepSpeedPlugin().deepspeed_config)
-        stage = int(config["zero_optimization"].get("stage", 0))
-        if stage not in (1, 2, 3):
-            raise ValueError(f"{shown}: zero_stage {stage} is plain DDP; write 1, 2 or 3, or use ddp.yaml.")
-        for part in ("offload_optimizer", "offload_param"):
-            device = (config["zero_optimization"].get(part) or {}).get("device", "none")
-            if device not in (None, "none"):
-                raise ValueError(f"{shown}: {part}_device {device!r} is not supported; remove it or write none.")
-        return f"zero{stage}", config
-    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
-        return "fsdp", _fsdp_settings(shown)
-    return ("ddp" if "RANK" in os.environ else "single"), {}
-
-
-def _fsdp_settings(shown: str) -> dict[str, Any]:
-    version = os.environ.get("FSDP_VERSION", "1")
-    if version != "2":
-        raise ValueError(f"{shown}: fsdp_version {version} is not supported; write fsdp_version: 2 (fully_shard).")
-    from accelerate.utils import FullyShardedDataParallelPlugin
-
-    plugin = FullyShardedDataParallelPlugin()
-    if os.environ.get("FSDP_OFFLOAD_PARAMS", "false").lower() == "true":
-        raise ValueError(f"{shown}: fsdp_offload_params true is not supported; remove it or write false.")
-    policy = os.environ.get("FSDP_AUTO_WRAP_POLICY", "NO_WRAP").upper()
-    if policy == "SIZE_BASED_WRAP":
-        raise ValueError(
-            f"{shown}: fsdp_auto_wrap_policy SIZE_BASED_WRAP is not supported; write TRANSFORMER_BASED_WRAP "
-            "with fsdp_transformer_layer_cls_to_wrap: Block."
-        )
-    wrap = plugin.transformer_cls_names_to_wrap or ["Block"] if policy == "TRANSFORMER_BASED_WRAP" else []
-    return {"reshard_after_forward": bool(plugin.reshard_after_forward), "wrap": list(wrap)}
+    asked = next(folder for folder in catalogue.configs() if folder.launched(os.environ, config))
+    strategy, engine = asked.exported(shown, cpu)
+    return strategy, engine

@@ -26,9 +26,9 @@ import torch.distributed.fsdp
 import torch.distributed.tensor
 
 import speedrun.train
-import strategies.ddp
-import strategies.fsdp
-import strategies.zero
+import strategies.ddp.engine
+import strategies.fsdp.engine
+import strategies.zero.engine
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 if importlib.util.find_spec("deepspeed"):

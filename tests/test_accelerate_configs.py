@@ -15,8 +15,10 @@ from accelerate.utils.launch import (
     prepare_simple_launcher_cmd_env,
 )
 
+from strategies import catalogue
+
 CONFIGS = Path(__file__).parent.parent / "accelerate_configs"
-STRATEGIES = ["ddp", "fsdp", "zero1", "zero2", "zero3"]
+STRATEGIES = list(catalogue.spread())
 ONE_MACHINE = ["single", *STRATEGIES, "fsdp_no_reshard"]
 EXPECTED = (
     {f"{name}.yaml" for name in ONE_MACHINE}

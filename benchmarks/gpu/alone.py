@@ -14,14 +14,16 @@ import torch
 from benchmarks.gpu.results import Result
 from shardrun.configs import resolve
 from shardrun.launch import shipped_config
+from strategies import catalogue
 from strategies.base import Precision
 from strategies.select import Launch
 
 
 def strategies_here(result: Result) -> list[str]:
     """Those that can run; the result says which cannot."""
-    zero = ["zero1", "zero2", "zero3"] if result.has("deepspeed", without="zero1, zero2, zero3") else []
-    return ["single", "ddp", "fsdp", *zero]
+    needing = [name for name in catalogue.names() if catalogue.books(name).needs == "deepspeed"]
+    there = result.has("deepspeed", without=", ".join(needing))
+    return [name for name in catalogue.names() if there or name not in needing]
 
 
 def launch_alone(strategy: str, cpu: bool, precision: Precision) -> Launch:

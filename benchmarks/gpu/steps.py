@@ -26,9 +26,9 @@ from speedrun.config import Config
 from speedrun.data import open_data
 from speedrun.optim.schedule import forward_options
 from speedrun.stages import cut_batches, resolve
-from strategies import select
+from strategies import catalogue
 from strategies.base import Settings
-from strategies.matrices import Place
+from strategies.mesh import Place
 from strategies.select import Launch
 
 SHARE = 8
@@ -83,7 +83,7 @@ def main() -> None:
 def ours(bench: Bench, compiled: bool) -> torch.nn.Module:
     """The trainer's step, every stage. Returns the model, which lies on the device."""
     config = dataclasses.replace(bench.config, compile=compiled)
-    strategy = select.make("single", Settings(Place(0, 1, bench.device), bench.launch.precision, {}))
+    strategy = catalogue.engine("single", Settings(Place(0, 1, bench.device), bench.launch.precision, {}))
     loop = Loop(config, bench.launch, bench.stages[0], strategy)
     for index, stage in enumerate(bench.stages):
         with loop.batches(stage):

@@ -22,7 +22,8 @@ from speedrun.activations import predict_activations
 from speedrun.config import Config, ModelConfig, OptimizerConfig
 from speedrun.ending import guarded
 from speedrun.shapes import parameter_groups, parameter_shapes
-from strategies.ledger.predict import Run, predict_memory
+from strategies.forecast.predict import predict_memory
+from strategies.ledger.terms import Scenario
 
 STATES = ("parameters", "gradients", "optimizer states")
 COLUMNS = ("parameters", "gradients", "optimizer states", "activations")
@@ -81,7 +82,7 @@ def report(launch, moments, losses) -> None:
     large = Config(
         model=ModelConfig(layers=64, heads=50, width=6400, vocab_size=50_304), optimizer=OptimizerConfig(name="adamw")
     )
-    books = Run("single", parameter_shapes(large.model), parameter_groups(large), 1)
+    books = Scenario("single", parameter_shapes(large.model), parameter_groups(large), 1)
     psi = books.parameters
     hand = dict(zip(STATES, (4 * psi, 4 * psi, 8 * psi), strict=True))
     found = predict_memory(books)[0]["after backward"]

@@ -25,7 +25,7 @@ from lessons.kit import (
 from speedrun.ending import guarded
 from speedrun.kernels.fp8 import E4M3, E5M2, quantize_reference, scale_reference
 from speedrun.optim.precision import native_bf16
-from strategies import select
+from strategies import catalogue
 
 STEPS = steps(40)
 EMULATED_STEPS = steps(10)
@@ -41,7 +41,7 @@ def main() -> None:
     count = STEPS if native else EMULATED_STEPS
     runs = {}
     for precision in ("fp32", "bf16"):
-        strategy = select.make(launch.strategy, replace(first.settings, precision=precision))
+        strategy = catalogue.engine(launch.strategy, replace(first.settings, precision=precision))
         prepare(strategy)
         runs[precision] = train(strategy, launch, data, count)
     if launch.rank == 0:

@@ -11,7 +11,8 @@ import torch.distributed as dist
 
 from lessons.kit import books_of, headline, launched, open_text, prepare, rows_of, save_figure, table
 from speedrun.ending import guarded
-from strategies.ledger.traffic import predict_traffic, ring_bytes
+from strategies.forecast.traffic import predict_traffic
+from strategies.ledger.terms import ring_bytes
 from strategies.ledger.wire import Meter
 
 SIZES = (2**10, 2**14, 2**18, 2**22)

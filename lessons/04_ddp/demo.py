@@ -14,11 +14,11 @@ from torch import nn
 from lessons.kit import CONFIG, books_of, build, cut, headline, held, launched, open_text, prepare, save_figure, table
 from speedrun.ending import guarded
 from speedrun.optim.policy import parameter_groups
+from strategies.forecast.predict import predict_memory
+from strategies.forecast.traffic import predict_traffic
 from strategies.ledger.memory import measure
-from strategies.ledger.predict import predict_memory
-from strategies.ledger.traffic import predict_traffic
 from strategies.ledger.wire import Meter
-from strategies.matrices import Place
+from strategies.mesh import Place
 
 STEPS, ACCUMULATION = 10, 2
 BUCKET = 2**19
@@ -153,7 +153,7 @@ def report(launch, alone, hand, torchs, sent_at) -> None:
     run = books_of(launch, accumulation=ACCUMULATION)
     print(headline(launch, "DDP"))
     print(f"\n{STEPS} steps of the same {CONFIG.data.global_batch} rows, {ACCUMULATION} micro-batches a rank:")
-    names = {"by hand (by_hand.py)": hand, "torch's, as strategies/ddp.py": torchs}
+    names = {"by hand (by_hand.py)": hand, "torch's, as strategies/ddp/engine.py": torchs}
     lines = []
     for name, run_ in names.items():
         sent = [line for line in run_["sent"] if line.purpose == "payload" and line.collective == "all_reduce"]

@@ -19,7 +19,7 @@ from lessons.compared import (
 )
 from lessons.kit import CONFIG, books_of, build, headline, launched, prepare, save_figure, table
 from speedrun.ending import guarded
-from strategies.ledger.predict import predict_memory
+from strategies.forecast.predict import predict_memory
 
 SENT = {"all_reduce": "gradients", "all_gather": "parameters"}
 """Collective → what ZeRO-1 sends with it."""
@@ -52,7 +52,7 @@ def report(launch, alone, hand, deepspeeds) -> None:
     print(headline(launch, "ZeRO-1"))
     print(f"\n{STEPS} steps of {CONFIG.data.global_batch} rows, {ACCUMULATION} micro-batches a rank; bytes sent:")
     lines = []
-    for name, one in (("by hand (by_hand.py)", hand), ("DeepSpeed's, as strategies/zero.py", deepspeeds)):
+    for name, one in (("by hand (by_hand.py)", hand), ("DeepSpeed's, as strategies/zero/engine.py", deepspeeds)):
         lines.append([name, f"{one.away_from(alone):.1e}", *(f"{one.payload(collective):,}" for collective in SENT)])
     lines.append(["the books", "0", *(f"{booked(run, purpose, launch.rank):,}" for purpose in SENT.values())])
     print(table(["", "off one process", "gradients reduced", "parameters gathered"], lines))

@@ -25,8 +25,8 @@ from lessons.compared import (
 )
 from lessons.kit import CONFIG, books_of, build, headline, launched, mib, open_text, prepare, save_figure, table
 from speedrun.ending import guarded
+from strategies.forecast.predict import predict_memory
 from strategies.ledger.memory import measure
-from strategies.ledger.predict import predict_memory
 
 TO_OWNERS = {"zero_optimization": {"stage": 2, "use_multi_rank_bucket_allreduce": False}}
 """The DeepSpeed setting that does what by_hand.py does."""

@@ -23,8 +23,8 @@ from lessons.compared import (
 )
 from lessons.kit import CONFIG, books_of, build, headline, launched, mib, open_text, prepare, save_figure, table
 from speedrun.ending import guarded
-from strategies.ledger.predict import predict_memory
-from strategies.ledger.traffic import predict_traffic
+from strategies.forecast.predict import predict_memory
+from strategies.forecast.traffic import predict_traffic
 
 LET_GO = {"zero_optimization": {"stage": 3, "stage3_max_live_parameters": 0, "stage3_max_reuse_distance": 0}}
 """The DeepSpeed settings that do what by_hand.py does: every module's parameters are let go after it."""

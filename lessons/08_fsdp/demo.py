@@ -25,9 +25,9 @@ from lessons.compared import (
 )
 from lessons.kit import CONFIG, books_of, build, headline, launched, mib, prepare, save_figure, table
 from speedrun.ending import guarded
+from strategies.forecast.predict import predict_after_forward, predict_memory
 from strategies.layout import equal_cuts, row_blocks
-from strategies.ledger.passes import predict_after_forward
-from strategies.ledger.predict import MODEL_STATES, predict_memory
+from strategies.ledger.terms import MODEL_STATES
 
 FSDP = {"reshard_after_forward": True, "wrap": ["Block"]}
 NO_RESHARD = {**FSDP, "reshard_after_forward": False}

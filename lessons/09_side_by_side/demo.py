@@ -15,10 +15,11 @@ from lessons.kit import CONFIG, headline, launched, mib, open_text, prepare, row
 from speedrun.config import Config, ModelConfig, OptimizerConfig
 from speedrun.ending import guarded
 from speedrun.shapes import parameter_groups, parameter_shapes
-from strategies import select
+from strategies import catalogue
+from strategies.forecast.predict import predict_memory
+from strategies.forecast.traffic import predict_traffic
 from strategies.ledger.memory import measure
-from strategies.ledger.predict import CATEGORIES, Run, predict_memory
-from strategies.ledger.traffic import predict_traffic
+from strategies.ledger.terms import CATEGORIES, Scenario
 from strategies.ledger.wire import Meter
 
 ENGINES = {
@@ -55,9 +56,9 @@ def main() -> None:
     choices(asks)
 
 
-def books(config: Config, name: str, ranks: int, precision: str, accumulation: int = 1) -> Run:
+def books(config: Config, name: str, ranks: int, precision: str, accumulation: int = 1) -> Scenario:
     shapes, groups = parameter_shapes(config.model), parameter_groups(config)
-    return Run(name, shapes, groups, ranks, precision, accumulation, ENGINES[name])
+    return Scenario(name, shapes, groups, ranks, precision, accumulation, ENGINES[name])
 
 
 # The quiz
@@ -230,7 +231,7 @@ def side_by_side(launch, settings) -> None:
     runs = {}
     for name, engine in ENGINES.items():
         try:
-            runs[name] = train(replace(launch, strategy=name), select.make(name, replace(settings, engine=engine)))
+            runs[name] = train(replace(launch, strategy=name), catalogue.engine(name, replace(settings, engine=engine)))
         except ImportError as error:  # DeepSpeed has wheels for Linux only
             if launch.rank == 0:
                 print(f"Left out: {name}, which needs {error.name}.")

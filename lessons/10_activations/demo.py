@@ -30,7 +30,7 @@ from lessons.kit import (
 from speedrun.activations import predict_activations
 from speedrun.config import PRESETS, ModelConfig
 from speedrun.ending import guarded
-from strategies import select
+from strategies import catalogue
 from strategies.ledger.tracer import Tracer
 
 MODEL = with_model(replace(CONFIG, data=replace(CONFIG.data, sequence_length=128, eval_tokens=128)), layers=4)
@@ -65,7 +65,7 @@ def main() -> None:
 
 def run(launch, settings, how: str, accumulation: int = 1) -> dict:
     """Two steps under the launched strategy, the second one's last micro-batch watched."""
-    strategy = select.make(launch.strategy, settings)
+    strategy = catalogue.engine(launch.strategy, settings)
     prepare(strategy, with_model(MODEL, checkpointing=how), accumulation)
     data = open_text(MODEL)
     for step in range(2):

@@ -19,7 +19,7 @@ from lessons.kit import CONFIG, headline, launched, mib, open_text, prepare, row
 from speedrun.data import batch_hash, prefetch
 from speedrun.data.shards import HEADER_BYTES, open_shard, write_shard
 from speedrun.ending import guarded
-from strategies import select
+from strategies import catalogue
 
 STEPS = 12
 SLOW = 0.1
@@ -167,7 +167,7 @@ def waiting(launch, settings, data) -> dict[str, tuple[list[float], list[float]]
     found = {}
     for name, extra in (("as it is", 0.0), (f"{SLOW * 1e3:.0f} ms slower", SLOW)):
         for how in ("in the step", "prefetched"):
-            strategy = select.make(launch.strategy, settings)
+            strategy = catalogue.engine(launch.strategy, settings)
             prepare(strategy)
             batches = made(data, extra)
             if how == "prefetched":

@@ -14,7 +14,7 @@ import speedrun.model.attention as attention
 from lessons.kit import CONFIG, headline, launched, open_text, prepare, run_steps, save_figure, steps, table, with_model
 from speedrun.ending import guarded
 from speedrun.model.rope import rope_tables, rotate
-from strategies import select
+from strategies import catalogue
 
 STEPS = steps(30)
 CHANNELS, BASE = 64, 1024.0
@@ -44,7 +44,7 @@ def rotated_twice(on: bool):
 
 
 def train(launch, settings, data, config=CONFIG, twice: bool = False) -> list[float]:
-    strategy = select.make(launch.strategy, settings)
+    strategy = catalogue.engine(launch.strategy, settings)
     prepare(strategy, config)
     with rotated_twice(twice):
         return run_steps(strategy, launch, data, STEPS)

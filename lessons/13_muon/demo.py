@@ -24,10 +24,10 @@ from lessons.kit import (
 )
 from speedrun.ending import guarded
 from speedrun.optim.orthogonalize import newton_schulz, polar_express
-from strategies import select
-from strategies.ledger.traffic import predict_traffic
+from strategies import catalogue
+from strategies.forecast.traffic import predict_traffic
 from strategies.ledger.wire import Meter
-from strategies.matrices import Place
+from strategies.mesh import Place
 
 STEPS = steps(80)
 RATES = {"adamw": (0.003, 0.01), "muon": (0.01, 0.02)}
@@ -64,7 +64,7 @@ def main() -> None:
 
 def first_gradients(launch, settings, data) -> dict[str, torch.Tensor]:
     """Gradients after forty steps (the first ones have a rank of nearly one), on the CPU."""
-    strategy = select.make(launch.strategy, settings)
+    strategy = catalogue.engine(launch.strategy, settings)
     config = configured("adamw", 0.003)
     prepare(strategy, config)
     for step in range(steps(40)):
@@ -135,7 +135,7 @@ def embeddings(gradient) -> None:
 
 
 def train(launch, settings, data, name: str, rate: float) -> list[float]:
-    strategy = select.make(launch.strategy, settings)
+    strategy = catalogue.engine(launch.strategy, settings)
     prepare(strategy, configured(name, rate))
     return run_steps(strategy, launch, data, STEPS)
 
@@ -179,8 +179,8 @@ def draw(figure, spectra, runs) -> None:
 def sharded(launch, settings) -> None:
     """Several ranks: the same training as in one process, and what Muon sends beside what AdamW sends."""
     alone_settings = replace(settings, place=Place(0, 1, settings.place.device), engine={})
-    alone = few_steps(replace(launch, world_size=1, rank=0), select.make("single", alone_settings), "muon")
-    ours = {name: few_steps(launch, select.make(launch.strategy, settings), name) for name in ("adamw", "muon")}
+    alone = few_steps(replace(launch, world_size=1, rank=0), catalogue.engine("single", alone_settings), "muon")
+    ours = {name: few_steps(launch, catalogue.engine(launch.strategy, settings), name) for name in ("adamw", "muon")}
     if launch.rank:
         return
     print(headline(launch, "Muon"))

@@ -15,7 +15,7 @@ from lessons.kit import CONFIG, headline, launched, open_text, prepare, rows_of,
 from speedrun.config import PRESETS, ScheduleConfig
 from speedrun.ending import guarded
 from speedrun.optim.schedule import learning_rate_multiplier, muon_momentum
-from strategies import select
+from strategies import catalogue
 
 TINY = PRESETS["tiny"][1]
 STEPS, SEEDS, RATES = steps(50), (1, 2, 3), (1.0, 3.0)
@@ -129,7 +129,7 @@ def against(runs, chosen, name: str) -> list[str]:
 
 def train(launch, settings, config, schedule, count: int, spike: int | None = None, mine: bool = True) -> dict:
     """Train, with the schedule on all rates. mine: whether the spike is on this rank."""
-    strategy = select.make(launch.strategy, settings)
+    strategy = catalogue.engine(launch.strategy, settings)
     prepare(strategy, config)
     data, losses, norms, moved = open_text(config), [], [], []
     for step in range(count):

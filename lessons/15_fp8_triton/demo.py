@@ -17,7 +17,7 @@ from lessons.kit import CONFIG, headline, launched, open_text, prepare, run_step
 from speedrun.ending import guarded
 from speedrun.kernels import INSTALLED, INTERPRETED
 from speedrun.kernels.fp8 import E4M3, E5M2, product, product_reference, quantize, quantize_reference, scale_reference
-from strategies import select
+from strategies import catalogue
 
 STEPS, LAST = steps(40), 10
 RUNS = {"float32": ("fp32", False), "bfloat16": ("bf16", False), "bfloat16 and FP8": ("bf16", True)}
@@ -31,7 +31,7 @@ def main() -> None:
     launch, first = launched()
     data, runs = open_text(), {}
     for name, (precision, fp8) in RUNS.items():
-        strategy = select.make(launch.strategy, replace(first.settings, precision=precision))
+        strategy = catalogue.engine(launch.strategy, replace(first.settings, precision=precision))
         prepare(strategy, with_model(CONFIG, fp8=fp8))
         runs[name] = run_steps(strategy, launch, data, STEPS)
     if launch.rank:

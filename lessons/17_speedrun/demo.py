@@ -24,9 +24,9 @@ from speedrun.ending import guarded
 from speedrun.evaluate import evaluate
 from speedrun.logbook import step_times
 from speedrun.train import train
-from strategies import select
+from strategies import catalogue, select
 from strategies.base import Settings
-from strategies.matrices import Place
+from strategies.mesh import Place
 
 TARGET = 2.4
 SEEDS, STEPS = (1, 2, 3, 4), steps(30)
@@ -153,7 +153,7 @@ def short(arm: str, seed: int) -> float:
     config = replace(CONFIG, optimizer=optimizer, data=replace(CONFIG.data, eval_tokens=8192), seed=seed)
     if arm == ARMS[1]:
         config = with_model(config, qk_norm=False)
-    strategy = select.make("single", Settings(place, "fp32", {}))
+    strategy = catalogue.engine("single", Settings(place, "fp32", {}))
     prepare(strategy, config)
     text = open_text(config)
     run_steps(strategy, select.Launch("single", 0, 0, 1, 1, "fp32", place.device.type == "cpu"), text, STEPS)

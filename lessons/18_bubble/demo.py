@@ -19,12 +19,12 @@ from speedrun.config import PRESETS
 from speedrun.ending import guarded
 from speedrun.shapes import parameter_groups, parameter_shapes
 from strategies.base import Settings
+from strategies.forecast.timing import communication
+from strategies.forecast.traffic import predict_traffic
 from strategies.ledger.hardware import GPUS, LATENCY, MFU
-from strategies.ledger.predict import Run
-from strategies.ledger.timing import communication
-from strategies.ledger.traffic import predict_traffic
+from strategies.ledger.terms import Scenario
 from strategies.ledger.wire import Meter
-from strategies.matrices import Place
+from strategies.mesh import Place
 from strategies.select import make
 
 LINKS = {"NVLink 4": 450e9, "InfiniBand": 50e9, "PCIe 4 ×16": 32e9, "Ethernet": 1.25e9}
@@ -56,7 +56,7 @@ def books_alone() -> None:
     """GPT-2 on 8×H100: no machine is needed to know what it would wait for."""
     _, config = PRESETS["gpt2"]
     shapes, groups = parameter_shapes(config.model), parameter_groups(config)
-    run = Run("ddp", shapes, groups, RANKS, "bf16")
+    run = Scenario("ddp", shapes, groups, RANKS, "bf16")
     compute = 6 * run.parameters * TOKENS / (GPUS["h100"].flops * MFU)
     print(
         f"GPT-2, {run.parameters / 1e6:.0f}M parameters, on {RANKS} × H100 in bf16, {TOKENS:,} tokens a rank and step."

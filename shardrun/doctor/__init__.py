@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from shardrun.doctor import python
 from shardrun.doctor.report import Line, Report
+from strategies import catalogue
 
 if TYPE_CHECKING:
     from shardrun.doctor.gpu import Driver
@@ -93,10 +94,10 @@ def _try_out(report: Report, driver: Driver, timeout: float) -> None:
         report.add(Line("torch", "failure", f"does not load: {why}", gpu.other_torch()))
         return
     report.take(gpu.loaded_torch, answer, driver)
-    strategies = list(training.STRATEGIES)
+    strategies = list(catalogue.names())
     report.doing("loading DeepSpeed")
     if not report.take(engine.deepspeed, timeout) or not sys.platform.startswith("linux"):
-        strategies = [name for name in strategies if not name.startswith("zero")]
+        strategies = [name for name in strategies if not catalogue.books(name).needs]
     for backend in ("gloo", "nccl") if answer["gpus"] > 1 else ("gloo",):
         report.doing(f"two ranks over {backend}")
         if not report.take(collective.two_ranks, backend, timeout):
@@ -104,6 +105,6 @@ def _try_out(report: Report, driver: Driver, timeout: float) -> None:
     for strategy in strategies:
         report.doing(f"training under {strategy}")
         report.take(training.train, strategy, answer["gpus"], timeout, report.redacted)
-    left_out = ", ".join(name for name in training.STRATEGIES if name not in strategies)
+    left_out = ", ".join(name for name in catalogue.names() if name not in strategies)
     if left_out:
         report.add(Line("training", "warning", f"not tried, because of what is said above: {left_out}"))

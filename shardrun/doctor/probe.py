@@ -27,7 +27,7 @@ print(json.dumps({
 
 DEEPSPEED = """
 import json, shutil, torch
-from strategies.zero import import_deepspeed
+from strategies.zero.engine import import_deepspeed
 deepspeed = import_deepspeed(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 from deepspeed.git_version_info import installed_ops, torch_info
 from deepspeed.ops.op_builder.builder import installed_cuda_version

@@ -12,7 +12,6 @@ from pathlib import Path
 from shardrun.doctor.report import Line
 from shardrun.launch import launch, shipped_config, shown, what_went_wrong
 
-STRATEGIES = ("single", "ddp", "fsdp", "zero1", "zero2", "zero3")
 STEPS = 5
 
 

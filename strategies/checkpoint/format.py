@@ -1,7 +1,7 @@
 """The index of a checkpoint: what is in it and where. Plain Python, without torch.
 
     {"format": "shardrun checkpoint", "version": 1, "step": 10,
-     "saved_by": {"strategy": "fsdp", "world_size": 2, …}, "run": {… whatever the trainer wants to find again …},
+     "saved_by": {"strategy": …, "world_size": 2, …}, "run": {… whatever the trainer wants to find again …},
      "files": {"rank_000.safetensors": <bytes>, …},
      "tensors": {"weight/embed.weight": {"shape": [257, 48], "dtype": "float32",
                                          "pieces": [["rank_000.safetensors", 0, 6192], …]}, …}}

@@ -19,7 +19,7 @@ from strategies.checkpoint.format import INDEX, Index, read_sums
 from strategies.checkpoint.pieces import expected, generators, parts, set_generators
 from strategies.checkpoint.shards import Shards, file_hash
 from strategies.layout import Interval, Shape
-from strategies.matrices import Place
+from strategies.mesh import Place
 
 WEIGHT, GENERATOR = "weight/", "generator."
 
@@ -64,7 +64,7 @@ def load(folder: Path, index: Index, strategy: Strategy) -> None:
     staged: list[tuple[Tensor, Tensor]] = []
 
     def examine() -> None:
-        verify(folder, index, files[place.rank :: place.world_size])
+        verify(folder, index, files[place.global_rank :: place.ranks])
         _check_names(folder, index, expected(optimizer))
 
     _together(place, examine)
@@ -106,16 +106,16 @@ def _check_names(folder: Path, index: Index, shapes: dict[str, Shape]) -> None:
 
 
 def _restore_generators(folder: Path, index: Index, place: Place) -> None:
-    if index.saved_by.get("world_size") != place.world_size:
+    if index.saved_by.get("world_size") != place.ranks:
         return
     now = generators(place.device)
     states = {}
     with Shards(folder) as shards:
         for name, state in now.items():
-            saved = index.tensors.get(f"{GENERATOR}{name}/rank_{place.rank:03d}")
+            saved = index.tensors.get(f"{GENERATOR}{name}/rank_{place.global_rank:03d}")
             if saved is not None and saved.shape == state.shape and saved.dtype == "uint8":
                 states[name] = torch.empty_like(state, device="cpu")
-                full_name = f"{GENERATOR}{name}/rank_{place.rank:03d}"
+                full_name = f"{GENERATOR}{name}/rank_{place.global_rank:03d}"
                 shards.read(full_name, saved, Interval(0, state.numel()), states[name])
     set_generators({**now, **states}, place.device)
 
@@ -128,8 +128,8 @@ def _together(place: Place, job: Callable[[], None]) -> None:
     except (ValueError, FileNotFoundError) as error:
         mine = error
     said: list[str | None] = [str(mine) if mine else None]
-    if place.world_size > 1:
-        said = said * place.world_size
+    if place.ranks > 1:
+        said = said * place.ranks
         dist.all_gather_object(said, str(mine) if mine else None)
     if mine:
         raise mine

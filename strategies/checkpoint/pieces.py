@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from strategies.layout import EMPTY, Interval, Intervals, Shape, equal_cuts, everywhere, on_rank
+from strategies.layout import Interval, Intervals, Shape, equal_cuts, everywhere, on_rank
+from strategies.mesh import Place
 from strategies.optimizer import IntervalOptimizer
 
 
@@ -27,15 +28,13 @@ class Part:
     held: Intervals
     local: Tensor
 
-    def share(self, rank: int) -> tuple[Interval, Tensor]:
-        """The elements that this rank saves: of what several ranks hold alike, each saves a part, or one the whole."""
-        here = self.held[rank]
-        if len(self.held) == 1 or any(other != here for other in self.held):
-            if self.shape == () and any(other.numel for other in self.held[:rank]):
-                return EMPTY, self.local[:0]  # a number: the first rank that has it
-            return here, self.local
-        cut = equal_cuts((here.numel,), len(self.held))[rank]
-        return cut, self.local[cut.start : cut.stop]
+    def share(self, place: Place) -> tuple[Interval, Tensor]:
+        """The elements that this rank saves: of what n ranks hold exactly alike, the k-th saves the k-th of n cuts."""
+        here = self.held[place.rank]
+        alike = [rank for rank, other in enumerate(self.held) if other == here]
+        turn = place.replica * len(alike) + alike.index(place.rank)
+        start, stop = equal_cuts((here.numel,), place.replicas * len(alike))[turn]
+        return Interval(here.start + start, here.start + stop), self.local[start:stop]
 
 
 def parts(optimizer: IntervalOptimizer) -> Iterator[Part]:

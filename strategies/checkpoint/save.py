@@ -39,7 +39,7 @@ from strategies.checkpoint.format import (
 from strategies.checkpoint.pieces import generators, parts
 from strategies.checkpoint.shards import write_shard
 from strategies.layout import Interval, Shape
-from strategies.matrices import Place
+from strategies.mesh import Place
 from strategies.optimizer import IntervalOptimizer
 
 PEERS_TIMEOUT = 1800.0
@@ -74,19 +74,19 @@ class Saver:
             raise ValueError(f"checkpoint.keep {keep} would keep none; keep at least 1.")
         self.optimizer, self.keep, self.keep_best = optimizer, keep, keep_best
         self.place: Place = optimizer.place
-        self.saved_by = {"strategy": strategy, "precision": precision, "world_size": self.place.world_size}
+        self.saved_by = {"strategy": strategy, "precision": precision, "world_size": self.place.ranks}
         self.saved_by["torch"] = torch.__version__
         self.failure: str | None = None
         self._host: dict[str, Tensor] = {}
         self._thread: threading.Thread | None = None
-        if self.place.rank == 0:
+        if self.place.global_rank == 0:
             assert folder is not None
             folder.mkdir(parents=True, exist_ok=True)
             folders.clear(folder)
         # The attempt's own name: what ranks of an earlier one, killed while it saved, have left is not mistaken for
         # this one's. The broadcast also keeps the others from writing before rank 0 has cleared that away.
         said = [str(folder), os.urandom(8).hex()]
-        if self.place.world_size > 1:
+        if self.place.ranks > 1:
             dist.broadcast_object_list(said, 0)
         self.folder, self._attempt = Path(said[0]), said[1]
 
@@ -120,13 +120,13 @@ class Saver:
         pieces: Pieces = {}
         with torch.no_grad():
             for part in parts(self.optimizer):
-                interval, local = part.share(self.place.rank)
+                interval, local = part.share(self.place)
                 if interval.numel:
                     assert local.dtype == torch.float32, f"{part.name} is {local.dtype}"
                     tensors[part.name] = self._host_copy(part.name, local)
                     pieces[part.name] = (part.shape, interval)
         for name, state in generators(self.place.device).items():
-            full_name = f"generator.{name}/rank_{self.place.rank:03d}"
+            full_name = f"generator.{name}/rank_{self.place.global_rank:03d}"
             tensors[full_name] = state.clone()
             pieces[full_name] = (tuple(state.shape), Interval(0, state.numel()))
         if self.place.device.type == "cuda":
@@ -145,10 +145,10 @@ class Saver:
         writing = self.folder / f"{folders.WRITING}{folders.name_of(index.step)}-{self._attempt}"
         try:
             writing.mkdir(exist_ok=True)
-            note = self._write_shard(writing / shard_name(self.place.rank), tensors)
+            note = self._write_shard(writing / shard_name(self.place.global_rank), tensors)
             self._leave(writing, {"tensors": pieces, **note})
-            if self.place.rank == 0:
-                notes = [self._await(writing, rank) for rank in range(self.place.world_size)]
+            if self.place.global_rank == 0:
+                notes = [self._await(writing, rank) for rank in range(self.place.ranks)]
                 try:
                     if errors := [other["error"] for other in notes if "error" in other]:
                         raise OSError(errors[0])
@@ -168,13 +168,13 @@ class Saver:
             written = write_shard(path, tensors)
         except OSError as error:
             path.unlink(missing_ok=True)  # on a full disk, room for the note that says so
-            return {"error": f"rank {self.place.rank} could not write its part ({error})"}
+            return {"error": f"rank {self.place.global_rank} could not write its part ({error})"}
         dtypes = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors.items()}
         return {"size": written.size, "sha256": written.sha256, "dtypes": dtypes}
 
     def _leave(self, writing: Path, note: dict[str, Any]) -> None:
         """Tell rank 0, whole or not at all, how this rank's writing went."""
-        target = writing / f"rank_{self.place.rank:03d}.json"
+        target = writing / f"rank_{self.place.global_rank:03d}.json"
         partial = target.with_suffix(".partial")
         partial.write_text(json.dumps(note), encoding="utf-8")
         os.replace(partial, target)

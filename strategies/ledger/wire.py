@@ -36,7 +36,7 @@ rank nothing is sent, and nothing is noted. Out of sight is what does not go thr
 symmetric-memory kernels, and a backend's methods called directly.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +45,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.library import Library
 
-from strategies.ledger.traffic import ring_bytes
+from strategies.ledger.terms import ring_bytes
 
 COLLECTIVES = {
     "allreduce_": "all_reduce",
@@ -85,6 +85,8 @@ class Sent:
     """Ranks in its group."""
     bookkeeping: bool
     """A barrier, or a reduction or broadcast of a single element or of integers: norms, flags, the loss, agreements."""
+    group: str = ""
+    """The name of its group."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ class Line:
     calls: int
     payload_bytes: int
     ring_bytes: float
+    axis: str = "all"
 
 
 class Meter:
@@ -107,8 +110,10 @@ class Meter:
 
     _open = False
 
-    def __init__(self) -> None:
+    def __init__(self, axes: Mapping[str, str] | None = None) -> None:
+        """axes: name of a process group → the axis of the mesh that it lies along; any other is of all ranks."""
         self.sent: list[Sent] = []
+        self.axes = axes or {}
 
     def __enter__(self) -> "Meter":
         if Meter._open:
@@ -136,11 +141,12 @@ class Meter:
         return note_and_pass_on
 
     def lines(self) -> list[Line]:
-        """By collective and purpose, in the order of their first calls."""
-        together: dict[tuple[str, str], list[Sent]] = {}
+        """By collective, purpose and axis, in the order of their first calls."""
+        together: dict[tuple[str, str, str], list[Sent]] = {}
         for sent in self.sent:
             purpose = "bookkeeping" if sent.bookkeeping else "payload"
-            together.setdefault((sent.collective, purpose), []).append(sent)
+            axis = self.axes.get(sent.group, "all")
+            together.setdefault((sent.collective, purpose, axis), []).append(sent)
         return [
             Line(
                 collective,
@@ -148,8 +154,9 @@ class Meter:
                 len(calls),
                 sum(sent.payload_bytes for sent in calls),
                 sum(ring_bytes(collective, sent.payload_bytes, sent.world_size) for sent in calls),
+                axis,
             )
-            for (collective, purpose), calls in together.items()
+            for (collective, purpose, axis), calls in together.items()
         ]
 
 
@@ -186,7 +193,7 @@ def read_call(name: str, arguments: tuple[Any, ...]) -> Sent:
         collective in ("all_reduce", "broadcast", "reduce")
         and (sum(t.numel() for t in first) <= 1 or all(t.dtype in (torch.int32, torch.int64) for t in first))
     )
-    return Sent(collective, payload, group.size(), bookkeeping)
+    return Sent(collective, payload, group.size(), bookkeeping, group.group_name)
 
 
 def _is_group(argument: torch.ScriptObject) -> bool:

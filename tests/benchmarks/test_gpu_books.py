@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from benchmarks import gpu_books
-from shardrun.plan import books_of
 from speedrun.ledger import against_allocator, entry
-from strategies.ledger.passes import predict_after_forward
+from speedrun.shapes import scenario_of
+from strategies.forecast.predict import predict_after_forward
 
 RESULTS: dict[str, Any] = json.loads(gpu_books.RESULTS.read_text())
 WITHIN = 0.02
@@ -41,7 +41,7 @@ def test_the_flagship_by_torch_s_version() -> None:
     peaks = {}
     for torch in gpu_books.VERSIONS:
         stage = gpu_books.planned("speedrun", 16, "flex", torch)
-        peaks[torch] = stage.forward_pass.allocated(books_of(stage.config, "single", 1, "bf16"))["peak"] / 2**30
+        peaks[torch] = stage.forward_pass.allocated(scenario_of(stage.config, "single", 1, "bf16"))["peak"] / 2**30
     assert peaks["2.11"] == pytest.approx(gpu_books.MEASURED["speedrun"]["peak GiB"], rel=WITHIN)
     # q and k of 11 layers before their norm, 16 × 1024 × 768 elements each, two bytes more
     assert peaks["2.12"] - peaks["2.11"] == pytest.approx(2 * 11 * 16 * 1024 * 768 * 2 / 2**30, rel=1e-6)
@@ -50,7 +50,7 @@ def test_the_flagship_by_torch_s_version() -> None:
 def test_a_run_s_ledger_sets_its_predictions_against_the_allocator() -> None:
     """As a run on that H100 would have: the remainder of a moment is what plan is off there."""
     stage = gpu_books.planned("gpt2", 8, "sdpa", "2.11")
-    run, forward = books_of(stage.config, "fsdp", 1, "bf16"), stage.forward_pass
+    run, forward = scenario_of(stage.config, "fsdp", 1, "bf16"), stage.forward_pass
     held = {
         "after forward": {**predict_after_forward(run)[0], "activations": forward.predict(run).total},
         "peak": forward.predict_peak(run)[0],

@@ -13,7 +13,7 @@ Fake:
   knows of it (`shim.cpp`). It says that it is a Hopper. All GPUs of the machine share one index.
 - No kernel runs, neither torch's nor ours: what is asked of one stands in `functions.py`, and is asserted.
 - torch.compile: functions run as they are. What compiled code does not bear is asserted too.
-- The other ranks: collectives end at once (strategies/ledger/fake.py).
+- The other ranks: collectives end at once (strategies/forecast/fake.py).
 
 The hooks have to be there before torch is imported, so all of it happens in a process of its own (`process.py`).
 """

@@ -8,9 +8,10 @@ import torch
 import torch.distributed as dist
 
 from lessons import compared
-from strategies.ledger.predict import Run, predict_memory
-from strategies.ledger.traffic import predict_traffic
-from strategies.matrices import Place
+from strategies.forecast.predict import predict_memory
+from strategies.forecast.traffic import predict_traffic
+from strategies.ledger.terms import Scenario
+from strategies.mesh import Place
 
 LESSONS = Path(__file__).parent.parent.parent / "lessons"
 STEPS = 6
@@ -32,7 +33,7 @@ def alone() -> compared.Trained:
     return compared.train_alone(torch.device("cpu"), STEPS)
 
 
-def assert_is_the_books(found: compared.Trained, books: Run, rank: int) -> None:
+def assert_is_the_books(found: compared.Trained, books: Scenario, rank: int) -> None:
     """Bytes held before the update, by category, and bytes sent in a step, by collective."""
     predicted = predict_memory(books)[rank]["after backward"]
     assert found.held == {category: predicted[category] for category in found.held}

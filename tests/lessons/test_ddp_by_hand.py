@@ -12,11 +12,12 @@ from torch import nn
 
 from lessons import kit
 from speedrun.optim.policy import parameter_groups
+from strategies.forecast.predict import predict_memory
+from strategies.forecast.traffic import predict_traffic
 from strategies.ledger.memory import measure
-from strategies.ledger.predict import Run, predict_memory
-from strategies.ledger.traffic import predict_traffic
+from strategies.ledger.terms import Scenario
 from strategies.ledger.wire import Meter
-from strategies.matrices import Place
+from strategies.mesh import Place
 from tests.ranks import RankPool
 from tests.speedrun.runs import launch_of
 
@@ -82,7 +83,7 @@ def worst(a: dict[str, Any], b: dict[str, Any]) -> float:
 
 def test_it_is_one_process_in_weights_and_the_books_in_bytes(ranks: RankPool) -> None:
     alone = train(Place(0, 1, torch.device("cpu")))
-    books: Run = kit.books_of(launch_of("ddp", 0, 2), accumulation=ACCUMULATION)
+    books: Scenario = kit.books_of(launch_of("ddp", 0, 2), accumulation=ACCUMULATION)
     predicted = predict_memory(books)[0]["after backward"]
     gradients = [entry for entry in predict_traffic(books) if entry.purpose == "gradients"]
     for rank in ranks.run(2, on_rank):

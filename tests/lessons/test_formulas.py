@@ -14,8 +14,9 @@ from speedrun.config import ScheduleConfig
 from speedrun.data.shards import open_shard, write_shard
 from speedrun.model.masks import document_mask
 from speedrun.optim.schedule import learning_rate_multiplier
-from strategies.ledger.predict import MODEL_STATES, predict_memory
-from strategies.ledger.traffic import predict_traffic
+from strategies.forecast.predict import predict_memory
+from strategies.forecast.traffic import predict_traffic
+from strategies.ledger.terms import MODEL_STATES
 
 LESSONS = Path(__file__).parent.parent.parent / "lessons"
 

@@ -7,7 +7,7 @@ import torch
 
 from lessons import compared, kit
 from strategies.base import Precision, Settings
-from strategies.ledger.predict import Run
+from strategies.ledger.terms import Scenario
 from strategies.select import make
 from tests.lessons.hand import STEPS, alone, assert_is_the_books, by_hand, place
 from tests.ranks import RankPool
@@ -38,7 +38,7 @@ def beside_torchs() -> tuple[compared.Trained, compared.Trained]:
     return on_rank(precision="bf16"), compared.train_strategy(strategy, STEPS)
 
 
-def books_of(reshard: bool, precision: Precision) -> Run:
+def books_of(reshard: bool, precision: Precision) -> Scenario:
     launch = launch_of("fsdp", 0, 2, precision)
     launch = replace(launch, engine={**launch.engine, "reshard_after_forward": reshard})
     return kit.books_of(launch, accumulation=compared.ACCUMULATION)

@@ -29,8 +29,8 @@ from speedrun.model.attend import activate_flash, attend, flash_function, where
 from speedrun.model.masks import View, block_mask, document_numbers, first_seen, layer_masks
 from speedrun.stages import resolve
 from speedrun.train import attention_of_stages
+from strategies.forecast.fake import GPUKernels, _convert_module
 from strategies.ledger.activations import measure_activations
-from strategies.ledger.fake import GPUKernels, _convert_module
 from strategies.ledger.tracer import Tracer
 from tests.model import attention_on_cpu
 from tests.model.attention_on_cpu import flex_on_cpu, varlen_on_cpu

@@ -13,9 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from shardrun.equivalence import Case, Trace, run_strategy
 from speedrun.config import Config, ModelConfig
 from speedrun.model import GPT
-from strategies import select
+from strategies import catalogue
 from strategies.base import Settings, Strategy
-from strategies.matrices import Place
+from strategies.mesh import Place
 from tests.ranks import RankPool
 
 START = 0
@@ -107,7 +107,7 @@ def make_strategy(name: str) -> Strategy:
     if name.startswith("zero"):
         engine = {"zero_optimization": {"stage": int(name[-1])}}
     place = Place(dist.get_rank(), dist.get_world_size(), torch.device("cpu"))
-    return select.make(name, Settings(place, "fp32", engine))
+    return catalogue.engine(name, Settings(place, "fp32", engine))
 
 
 def train(name: str, case: Case) -> Trace:

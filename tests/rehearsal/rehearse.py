@@ -20,7 +20,7 @@ from strategies.checkpoint.folder import find
 from strategies.checkpoint.format import read_index
 from strategies.checkpoint.load import verify
 from strategies.checkpoint.save import Saver
-from strategies.ledger import fake
+from strategies.forecast import fake
 from strategies.select import Launch
 from tests.fake_cuda.device import GPUS, fake_gpus
 from tests.speedrun.runs import launch_of

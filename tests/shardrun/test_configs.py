@@ -6,8 +6,8 @@ import torch
 from shardrun.configs import resolve
 from shardrun.launch import shipped_names
 from strategies.base import Settings
-from strategies.matrices import Place
-from strategies.zero import deepspeed_config
+from strategies.mesh import Place
+from strategies.zero.engine import deepspeed_config
 from tests.speedrun.test_select import launched
 from tests.test_accelerate_configs import CONFIGS
 

@@ -17,6 +17,7 @@ from speedrun.activations_kernels import installed_torch, kernels_on_gpu
 from speedrun.config import PRESETS, DataConfig
 from speedrun.stages import cut_batches, number_of_steps
 from speedrun.stages import resolve as stages_of
+from strategies import catalogue
 from strategies.ledger.hardware import GIB, find_gpu
 from tests.ranks import RankPool
 from tests.speedrun.runs import in_folder, read, small, train_here
@@ -32,7 +33,7 @@ def shardrun(*arguments: str) -> tuple[int, str, str]:
 def test_plan_as_json_has_every_strategy_and_adds_up() -> None:
     status, out, _ = shardrun("plan", "gpt2", "--world", "4", "--json")
     estimates = json.loads(out)["estimates"]
-    assert status == 0 and [e["strategy"] for e in estimates] == list(plan.STRATEGIES)
+    assert status == 0 and [e["strategy"] for e in estimates] == list(catalogue.spread(4))
     for e in estimates:
         assert e["total"] == sum(e["memory"].values()) and e["parameters"] == 124_475_904
         assert e["fits"] == (e["spare"] >= 0) and e["step_s"] >= e["compute_s"]
@@ -44,7 +45,7 @@ def test_activations_are_those_that_a_run_measured(ranks: RankPool, tmp_path: Pa
     """In a run's ledger.json what the passes hold at the peak beside what lasts; but for a few numbers."""
     config = in_folder(small(data=DataConfig(sequence_length=32, global_batch=12, eval_tokens=320)), tmp_path)
     ranks.run(2, train_here, name, config)
-    planned = plan.memory_of(config, plan.books_of(config, name, 2, "fp32"), micro_batch=6)
+    planned = plan.memory_of(config, plan.scenario_of(config, name, 2, "fp32"), micro_batch=6)
     for rank in read(tmp_path / "run", "ledger.json")["ranks"]:
         peak = rank["memory"]["peak"]
         assert abs(planned["activations"] - peak["activations"]["measured"] - peak["other"]["measured"]) <= 32
@@ -72,7 +73,7 @@ def test_a_planned_preset_is_a_stage_of_the_trainer_s_run(preset: str, world: in
             assert e["accumulation"] == ACCUMULATION[preset][e["stage"]] // world
         for stage_batches, stage in cuts.values():
             alone = plan.at_stage(config, stage)
-            books = plan.books_of(alone, e["strategy"], world, "bf16", stage_batches.accumulation)
+            books = plan.scenario_of(alone, e["strategy"], world, "bf16", stage_batches.accumulation)
             kernels = kernels_on_gpu((9, 0), installed_torch(), alone.model, "bf16")
             assert sum(plan.memory_of(alone, books, stage_batches.micro_batch, kernels).values()) <= e["total"]
 

@@ -9,10 +9,11 @@ import torch.distributed as dist
 
 from speedrun.config import Config, DataConfig, ModelConfig
 from speedrun.train import train
+from strategies import catalogue
 from strategies.base import Precision
 from strategies.select import Launch
 
-STRATEGIES = ("ddp", "fsdp", "zero1", "zero2", "zero3")
+STRATEGIES = catalogue.spread()
 
 
 def small(**fields: Any) -> Config:

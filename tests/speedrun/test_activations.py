@@ -17,10 +17,10 @@ from speedrun.activations import korthikanti, part_of, predict_activations
 from speedrun.config import PRESETS, ModelConfig, OptimizerConfig
 from speedrun.model import GPT
 from speedrun.optim.policy import parameter_groups
-from strategies import select
+from strategies import catalogue
 from strategies.base import Settings
 from strategies.ledger.activations import ActivationBook, measure_activations
-from strategies.matrices import Place
+from strategies.mesh import Place
 from tests.ranks import RankPool
 from tests.strategies.test_features import OTHERS, STREAM
 
@@ -137,7 +137,7 @@ def measured_on_rank(name: str, config: ModelConfig) -> ActivationBook:
     if name.startswith("zero"):
         engine = {"zero_optimization": {"stage": int(name[-1])}}
     place = Place(dist.get_rank(), dist.get_world_size(), torch.device("cpu"))
-    strategy = select.make(name, Settings(place, "bf16", engine))
+    strategy = catalogue.engine(name, Settings(place, "bf16", engine))
     model = GPT(config, document_start=0)
     model.init_weights(1)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}

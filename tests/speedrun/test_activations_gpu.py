@@ -1,8 +1,8 @@
 """Predicted activations of a GPU's kernels, without a GPU.
 
 Against what an H100 measured; and against the model on tensors without data that makes CUDA's choices
-(strategies/ledger/fake.py, speedrun/stand_ins.py), which knows shapes and what each operator saves, but nothing of the
-closed form.
+(strategies/forecast/fake.py, speedrun/stand_ins.py), which knows shapes and what each operator saves, but nothing of
+the closed form.
 """
 
 import dataclasses
@@ -21,8 +21,8 @@ from speedrun.config import PRESETS, ModelConfig
 from speedrun.model import GPT
 from speedrun.shapes import parameter_shapes
 from speedrun.stand_ins import stand_ins
+from strategies.forecast.fake import gpu_kernels
 from strategies.ledger.activations import measure_activations
-from strategies.ledger.fake import gpu_kernels
 from tests.speedrun.test_activations import CONFIGS
 
 HOPPER = (9, 0)

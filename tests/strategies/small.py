@@ -9,11 +9,11 @@ from torch import Tensor
 from shardrun.equivalence import Case
 from speedrun.model import GPT
 from speedrun.optim.policy import ParameterGroup, parameter_groups
-from strategies import select
+from strategies import catalogue
 from strategies.base import Precision, Settings, Strategy
-from strategies.matrices import Place
+from strategies.mesh import Place
 
-STRATEGIES = ("ddp", "fsdp", "zero1", "zero2", "zero3")
+STRATEGIES = catalogue.spread()
 
 
 def place() -> Place:
@@ -23,11 +23,13 @@ def place() -> Place:
 def make(name: str, precision: Precision = "fp32", engine: dict[str, Any] | None = None, **zero: Any) -> Strategy:
     """A strategy on CPU over the ranks of this process's group; engine and zero: further settings of DeepSpeed."""
     settings: dict[str, Any] = {}
-    if name.startswith("fsdp"):
-        settings = {"reshard_after_forward": name == "fsdp", "wrap": ["Block"]}
+    if name.startswith(("fsdp", "hsdp")):
+        settings = {"reshard_after_forward": name != "fsdp_no_reshard", "wrap": ["Block"]}
+    if name == "hsdp":
+        settings["replicas"] = 2
     if name.startswith("zero"):
         settings = {**(engine or {}), "zero_optimization": {"stage": int(name[-1]), **zero}}
-    return select.make(name.partition("_")[0], Settings(place(), precision, settings))
+    return catalogue.engine(name.partition("_")[0], Settings(place(), precision, settings))
 
 
 def build(case: Case) -> GPT:

@@ -32,7 +32,7 @@ def parting(strategy: Any, weights: dict[str, torch.Tensor]) -> list[str]:
     for name, p in strategy.engine.module.named_parameters():
         rounded = weights[name].bfloat16()
         copy = p.data
-        if strategy.stage == 3:
+        if strategy.name == "zero3":
             start, stop = equal_cuts(tuple(rounded.shape), dist.get_world_size())[dist.get_rank()]
             rounded, copy = rounded.view(-1)[start:stop], p.ds_tensor[: stop - start]
         if copy.dtype != torch.bfloat16 or not torch.equal(copy, rounded):

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from shardrun.equivalence import Case, Trace, compare, first_parting, run_reference, run_strategy
 from speedrun.model import GPT
-from strategies import matrices
-from strategies.matrices import Place
+from strategies import catalogue, matrices
+from strategies.mesh import Place
 from strategies.optimizer import IntervalOptimizer, Slice
 from tests.ranks import RankPool
 from tests.strategies.small import STRATEGIES, make, prepared, recipe_of
@@ -99,17 +99,17 @@ def break_exchange(patch: pytest.MonkeyPatch, name: str) -> None:
 
 def break_norm(patch: pytest.MonkeyPatch, name: str) -> None:
     """Every rank clips by the norm of what it holds itself."""
-    module = importlib.import_module(f"strategies.{name}")
+    module = importlib.import_module(f"{catalogue.FOLDERS[name]}.engine")
 
-    def local_norm(sharded: list[Tensor], replicated: list[Tensor], place: Place) -> Tensor:
-        return nn.utils.get_total_norm([*sharded, *replicated])
+    def local_norm(spoken_for: list[Tensor], place: Place) -> Tensor:
+        return nn.utils.get_total_norm(spoken_for)
 
     patch.setattr(module, "global_norm", local_norm)
 
 
 def break_reduce(patch: pytest.MonkeyPatch, name: str) -> None:
     """The owners receive the mean of a parameter in place of the mean of its gradient, by the real reduce-scatter."""
-    from strategies.ddp import DDP
+    from strategies.ddp.engine import DDP
 
     original = DDP._reduce_matrices
 

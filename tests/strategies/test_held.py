@@ -221,7 +221,7 @@ def leftovers(strategy: Any, before: dict[Storage, str]) -> list[str]:
         if getattr(p, "_hp_mapping", None) is not None
         for key, fragment in (p._hp_mapping.optim_fragment or {}).items()
     ]
-    assert linked or strategy.stage == 3
+    assert linked or strategy.name == "zero3"
     stale = [f"{key} of {name} is not the optimizer's" for name, key, address in linked if address not in used]
     return stale + unexplained(held, before)
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from shardrun.equivalence import Case, Trace, compare, run_reference, run_strategy
 from speedrun.optim.rules import AdamW, Muon, NorMuon
 from strategies.base import Settings, Strategy
-from strategies.matrices import Place
+from strategies.mesh import Place
 from strategies.optimizer import IntervalOptimizer
-from strategies.single import Single
+from strategies.single.engine import Single
 from tests.ranks import RankPool
 from tests.strategies.small import STRATEGIES, batch, build, make, prepared, recipe_of
 

@@ -18,7 +18,7 @@ from shardrun.demo.stage import FOOT, HEAD, Stage, text
 from shardrun.lesson.course import course, find
 from speedrun.ledger import BESIDE
 from speedrun.ledger import MOMENTS as OF_THE_BOOKS
-from strategies.base import CATEGORIES as OF_STRATEGIES
+from strategies.ledger.terms import CATEGORIES as OF_STRATEGIES
 from tests.shardrun.demo.conftest import Recorded
 
 WIDTH, HEIGHT = 100, 30

@@ -12,12 +12,12 @@ from speedrun.data import open_data
 from speedrun.model import GPT
 from speedrun.optim.schedule import adamw_updates
 from speedrun.stages import resolve, section_at
-from strategies import select
+from strategies import catalogue
 from strategies.base import Precision, Settings, Strategy
 from strategies.checkpoint.format import read_index
 from strategies.checkpoint.load import load
 from strategies.checkpoint.save import Saver
-from strategies.matrices import Place
+from strategies.mesh import Place
 from tests.strategies.small import make, prepared
 
 CASE = Case(optimizer="muon", rows=36, steps=8)
@@ -41,7 +41,7 @@ def start(name: str, precision: Precision = "fp32", case: Case = CASE, seed: int
     case = dataclasses.replace(case, seed=case.seed + seed)
     if name != "single":
         return prepared(make(name, precision), case)
-    return prepared(select.make(name, Settings(Place(0, 1, torch.device("cpu")), precision, {})), case)
+    return prepared(catalogue.engine(name, Settings(Place(0, 1, torch.device("cpu")), precision, {})), case)
 
 
 def train(strategy: Strategy, first: int, last: int, case: Case = CASE) -> list[float]:
@@ -61,17 +61,17 @@ def train(strategy: Strategy, first: int, last: int, case: Case = CASE) -> list[
         for group in strategy.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * section.lr
             group["update"] = adamw_updates(config.optimizer, step)
-        rows = section.global_batch // (place.world_size * accumulation)
+        rows = section.global_batch // (place.ranks * accumulation)
         total = torch.zeros(())
-        for i in range(place.rank * accumulation, (place.rank + 1) * accumulation):
-            with strategy.micro_batch(last=i == (place.rank + 1) * accumulation - 1):
+        for i in range(place.global_rank * accumulation, (place.global_rank + 1) * accumulation):
+            with strategy.micro_batch(last=i == (place.global_rank + 1) * accumulation - 1):
                 loss = strategy.model(*data.batch(step, i * rows, (i + 1) * rows))
                 strategy.backward(loss)
             total += loss.detach() / accumulation
         strategy.step()
-        if place.world_size > 1:
+        if place.ranks > 1:
             dist.all_reduce(total)
-        losses.append(total.item() / place.world_size)
+        losses.append(total.item() / place.ranks)
     return losses
 
 
@@ -79,7 +79,7 @@ def half(strategy: Strategy, losses: list[float]) -> Half | None:
     """What the ranks hold together, from rank 0 alone."""
     optimizer = strategy.optimizer
     result = Half(losses, optimizer.full_weights(), optimizer.full_state())
-    return result if optimizer.place.rank == 0 else None
+    return result if optimizer.place.global_rank == 0 else None
 
 
 def train_and_save(

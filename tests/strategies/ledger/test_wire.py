@@ -16,10 +16,9 @@ from torch.distributed.tensor import Shard, distribute_tensor
 
 from shardrun.equivalence import Case
 from strategies.base import Precision
-from strategies.ledger.predict import Group, Run
-from strategies.ledger.traffic import explain_volume, paper_volumes, predict_traffic, ring_bytes
+from strategies.forecast.traffic import explain_volume, paper_volumes, predict_traffic
+from strategies.ledger.terms import Group, Modules, Scenario, ring_bytes
 from strategies.ledger.wire import Line, Meter
-from strategies.ledger.zero3_gathers import Modules
 from tests.ranks import RankPool
 from tests.strategies.small import build, forward_backward, make, prepared, recipe_of, shapes_of
 
@@ -45,11 +44,11 @@ def engine_of(name: str, engine: dict[str, Any] | None = None, **zero: Any) -> d
     return {**(engine or {}), "zero_optimization": {"stage": int(name[-1]), **zero}} if name.startswith("zero") else {}
 
 
-def run_of(name: str, case: Case, precision: str, world_size: int, engine: Any = None, **zero: Any) -> Run:
+def run_of(name: str, case: Case, precision: str, world_size: int, engine: Any = None, **zero: Any) -> Scenario:
     groups = [Group(g.name, g.parameters, g.rule.whole_matrix) for g in recipe_of(case)]
     settings = engine_of(name, engine, **zero)
     strategy = name.partition("_")[0]
-    return Run(strategy, shapes_of(case), groups, world_size, precision, case.accumulation, settings)
+    return Scenario(strategy, shapes_of(case), groups, world_size, precision, case.accumulation, settings)
 
 
 def all_modules(case: Case) -> Modules:
@@ -350,7 +349,7 @@ def ddp_by_hand() -> list[Line]:
 def test_ddp_against_arithmetic(ranks: RankPool) -> None:
     """One all-reduce of the model in spite of two backward passes; the first bucket is full at 1 MiB: one matrix."""
     shapes = {f"{i}.weight": (512, 512) for i in range(6)}
-    run = Run("ddp", shapes, [Group("all", tuple(shapes), False)], 2, "fp32", 2)
+    run = Scenario("ddp", shapes, [Group("all", tuple(shapes), False)], 2, "fp32", 2)
     predicted = predict_traffic(run)
     assert [(e.calls, e.payload_bytes) for e in predicted if e.purpose == "gradients"] == [(2, 6 * 2**20)]
     for lines in ranks.run(2, ddp_by_hand):
@@ -395,7 +394,9 @@ def test_a_trillion_parameters_on_a_thousand_ranks() -> None:
         for part in ("q", "k", "v", "out"):
             shapes[f"blocks.{i}.attention.{part}.weight"] = (25600, 25600)
         shapes |= {f"blocks.{i}.mlp.up.weight": (102400, 25600), f"blocks.{i}.mlp.down.weight": (25600, 102400)}
-    run = Run("zero3", shapes, [Group("all", tuple(shapes), False)], 1024, "bf16", engine={"zero_optimization": {}})
+    run = Scenario(
+        "zero3", shapes, [Group("all", tuple(shapes), False)], 1024, "bf16", engine={"zero_optimization": {}}
+    )
     assert run.parameters > 10**12
     total = paper_volumes(predict_traffic(run), run.parameters)["total"]
     assert 2.99 < total < 3

@@ -1,0 +1,31 @@
+"""What an accelerate config file says of DDP: `distributed_type: MULTI_GPU`, on CPU too. Plain Python."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+DISTRIBUTED_TYPE = "MULTI_GPU"
+
+EFFECTS: dict[str, str] = {}
+"""Key of a config → what it does here."""
+
+
+def claims(config: Mapping[str, Any]) -> bool:
+    """Whether a config file, as read, asks for this."""
+    return str(config.get("distributed_type")) == DISTRIBUTED_TYPE
+
+
+def written(path: Path, config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The strategy's name and its engine's settings, out of a config file that this claims."""
+    return "ddp", {}
+
+
+def launched(environ: Mapping[str, str], config: Mapping[str, Any]) -> bool:
+    """Whether what `accelerate launch` exported to this process, or the file that it read, asks for this: several
+    ranks, and nothing else said."""
+    return "RANK" in environ
+
+
+def exported(shown: str, cpu: bool) -> tuple[str, dict[str, Any]]:
+    """As `written`, out of what `accelerate launch` exported. shown: the config's name, for errors."""
+    return "ddp", {}

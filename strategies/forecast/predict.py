@@ -1,0 +1,99 @@
+"""Predicted memory: what every rank holds, in bytes by category, from shapes, dtypes, world size and settings alone.
+
+Plain Python, no torch: no weights, no process group, milliseconds for any size. What a strategy holds, its own books
+say (strategies/*/books.py); here is what is alike for all.
+"""
+
+from dataclasses import replace
+
+from strategies import catalogue
+from strategies.ledger.terms import FP32, MOMENTS, Group, Held, Moments, Scenario
+
+
+def predict_memory(scenario: Scenario) -> list[Moments]:
+    """For every rank: moment → category → bytes. Linear in parameters plus ranks, so also for thousands of ranks."""
+    ranks = catalogue.books(scenario.strategy).states(scenario)
+    for group in scenario.groups:
+        for rank, size in zip(ranks, second_moments(scenario, group), strict=True):
+            for moment in MOMENTS[1:]:
+                rank[moment]["optimizer states"] += size
+    return ranks
+
+
+def second_moments(scenario: Scenario, group: Group) -> list[int]:
+    """For every rank: bytes of NorMuon's state of the matrices that it owns, in full whatever part of them it holds."""
+    books = catalogue.books(scenario.strategy)
+    replicas = books.replicas(scenario)
+    owned = [0] * (scenario.world_size // replicas)
+    if group.second_moments:
+        owners = books.owners(scenario)
+        for name in group.parameters:
+            owned[owners[name]] += FP32 * max(scenario.shapes[name])
+    return owned * replicas
+
+
+def predict_states(scenario: Scenario) -> list[dict[str, int]]:
+    """For every rank: group → bytes of its optimizer state. What lies like the weights does not depend on the other
+    groups; who owns a matrix does.
+    """
+    by_group = {}
+    for group in scenario.groups:
+        shapes = {name: scenario.shapes[name] for name in group.parameters}
+        alone = replace(scenario, shapes=shapes, groups=[replace(group, second_moments=False)])
+        ranks = [rank["after step"]["optimizer states"] for rank in predict_memory(alone)]
+        by_group[group.name] = [sum(sizes) for sizes in zip(ranks, second_moments(scenario, group), strict=True)]
+    return [{name: ranks[rank] for name, ranks in by_group.items()} for rank in range(scenario.world_size)]
+
+
+def predict_after_forward(scenario: Scenario) -> list[Held]:
+    """For every rank: category → bytes held after the forward pass of a step's last micro-batch, without activations.
+
+    That is what is held between steps, and: with accumulation, the gradients of the micro-batches before; and
+    parameters that are gathered and stay so for the backward pass, counted as parameters.
+    """
+    books = catalogue.books(scenario.strategy)
+    gathered = books.kept_gathered(scenario)
+    found = []
+    for rank, moments in enumerate(predict_memory(scenario)):
+        held = dict(moments["after step"])
+        if scenario.accumulation > 1:
+            held |= books.waiting(scenario, moments, rank)
+        held["parameters"] += gathered
+        found.append(held)
+    return found
+
+
+def predict_peak(scenario: Scenario, kept: int, loss: int, passing: int, forward: int = 0) -> list[Held]:
+    """For every rank: category → bytes at the peak of the passes, activations and what passes ("other") among them.
+
+    kept: activations after the forward pass; loss: those of them that belong to the logits and the loss; passing: what
+    the backward pass of the loss allocates for itself; forward: what the forward pass holds at its own peak beside what
+    it keeps. All in bytes.
+
+    The largest of three: at the end of the forward pass, where a fused loss has its own logits; in the backward pass of
+    the loss, where all activations are there and no new gradient yet: both are exact; and after it, where gradients
+    come and activations go: an estimate, which adds up what is there at one moment or another and leaves out what a
+    block's backward pass allocates for itself. strategies/forecast/simulate.py runs the engine itself and gives the
+    exact moment. A strategy may have a fourth, where all activations are gone (`Books.at_the_end`).
+    """
+    books = catalogue.books(scenario.strategy)
+    extra, prefetched = sum(books.buffers(scenario).values()), books.prefetched(scenario)
+    copied, in_bucket = books.at_the_end(scenario)
+    peaks = []
+    for moments, between in zip(predict_memory(scenario), predict_after_forward(scenario), strict=True):
+        resting = moments["after step"]["parameters"]
+        gathered = between["parameters"] - resting + prefetched
+        at_loss = {**between, "parameters": resting, "activations": kept, "other": passing}
+        at_loss["communication buffers"] += gathered
+        at_forward = {**at_loss, "other": forward}
+        if scenario.world_size == 1:  # else the last all-gather's output is still there, as large as what comes next
+            at_forward["communication buffers"] -= prefetched
+        later = {**moments["after backward"], "activations": kept - loss, "other": 0}
+        later["communication buffers"] += extra
+        later["gradients"] = between["gradients"] if in_bucket else max(later["gradients"], between["gradients"])
+        candidates = [at_loss, at_forward, later]
+        if copied:
+            buffers = {"communication buffers": between["communication buffers"] + extra + copied}
+            candidates.append({**between, **buffers, "activations": 0, "other": 0})
+        peaks.append(max(candidates, key=lambda held: sum(held.values())))
+    return peaks

@@ -1,0 +1,211 @@
+"""What FSDP2 holds, sends and hides: a block of rows of everything, in float32; gathered unit by unit for its use."""
+
+import copy
+import math
+from dataclasses import replace
+from typing import Any
+
+from strategies.layout import row_blocks
+from strategies.ledger.exchange import exchange, owners_of
+from strategies.ledger.terms import FP32, Books, Entry, Held, Modules, Moments, Names, Scenario, entry, moments
+
+
+class FSDPBooks(Books):
+    """See strategies.ledger.terms.Books."""
+
+    precision_in_words = "float32 shards, gathered in bf16, gradients reduced in float32"
+    words = {
+        "parameters": "float32 rows, gathered for use",
+        "master parameters": "none: the shards are float32",
+        "gradients": "float32 rows",
+        "waiting": "whole, float32, till the last pass",
+        "optimizer states": "for its rows",
+        "activations": "in the compute dtype",
+        "buffers": "two gathered blocks, one's gradients",
+    }
+
+    def default_engine(self, world_size: int) -> dict[str, Any]:
+        return {"reshard_after_forward": True, "wrap": ["Block"]}
+
+    def states(self, scenario: Scenario) -> list[Moments]:
+        """float32 under bf16 too (bf16 exists gathered only). Parameters and gradients are padded to the largest block
+        of rows on every rank, because the collectives work on equal parts; optimizer state is not.
+        """
+        padded, states = 0, [0] * scenario.world_size
+        for g in scenario.groups:
+            for n in g.parameters:
+                rows, row = scenario.shapes[n][0], math.prod(scenario.shapes[n][1:])
+                block = math.ceil(rows / scenario.world_size)
+                padded += block * row
+                for rank in range(math.ceil(rows / block)):  # the ranks that hold any of it
+                    mine = min(block, rows - rank * block)
+                    states[rank] += g.state_bytes * mine * row + g.holder_bytes
+        return [moments(FP32 * padded, 0, FP32 * padded, mine) for mine in states]
+
+    def owners(self, scenario: Scenario) -> dict[str, int]:
+        held = {name: row_blocks(shape, scenario.world_size) for name, shape in scenario.shapes.items()}
+        return owners_of(scenario, held, scenario.world_size)
+
+    def waiting(self, scenario: Scenario, moments: Moments, rank: int) -> Held:
+        """Whole and without padding: the reduce-scatter is held back."""
+        return {"gradients": FP32 * scenario.parameters}
+
+    def kept_gathered(self, scenario: Scenario) -> int:
+        """What no wrapped module holds; and all of them, where they are not let go."""
+        reshards = _reshards(scenario)
+        kept = [name for unit, names in units(scenario).items() if not (unit and reshards) for name in names]
+        return scenario.compute_bytes * _padded(scenario, kept)
+
+    def prefetched(self, scenario: Scenario) -> int:
+        """The last unit, whose parameters are gathered again at the very start of the backward pass."""
+        wrapped = [names for unit, names in units(scenario).items() if unit]
+        return scenario.compute_bytes * _padded(scenario, wrapped[-1]) if wrapped and _reshards(scenario) else 0
+
+    def buffers(self, scenario: Scenario) -> dict[str, int]:
+        if scenario.world_size == 1:
+            return {}
+        sizes = {unit: scenario.elements(names) for unit, names in units(scenario).items()}
+        root = sizes.pop("", 0)
+        if not sizes:
+            gathered, largest = root, root
+        else:
+            largest = max(sizes.values())
+            gathered = root + (2 * largest if _reshards(scenario) else sum(sizes.values()))
+        width = scenario.compute_bytes
+        return {
+            "gathered parameters (root, block, next block)": width * gathered,
+            "a block's gradients before the reduce-scatter": width * largest,
+            "reduce-scatter input, float32": FP32 * largest,
+        }
+
+    def traffic(self, scenario: Scenario, rank: int, modules: Modules | None) -> list[Entry]:
+        """One all-gather per unit, of blocks of ceil(rows / N) rows: rows that do not divide make the gathered tensor
+        longer than the parameters. In forward, and for resharded modules again in backward, at every micro-batch, in
+        the compute dtype; backward lets go of all of them (`FSDPParamGroup.post_backward`, torch 2.13).
+
+        One reduce-scatter per unit at the last micro-batch (`set_requires_gradient_sync`), float32 by our policy.
+        """
+        ranks, times = scenario.world_size, scenario.accumulation
+        parts = units(scenario)
+        gathers = {unit: 2 if unit and _reshards(scenario) else 1 for unit in parts}
+        elements = sum(gathers[unit] * scenario.elements(names) for unit, names in parts.items())
+        padded = {unit: _padded(scenario, names) for unit, names in parts.items()}
+        payload = scenario.compute_bytes * sum(gathers[unit] * padded[unit] for unit in parts)
+        calls = times * sum(gathers.values())
+        reduced = FP32 * sum(padded.values())
+        return [
+            *entry(ranks, "all_gather", "parameters", calls, times * elements, times * payload),
+            *entry(ranks, "reduce_scatter", "gradients", len(parts), scenario.parameters, reduced),
+            *exchange(
+                scenario,
+                rank,
+                lambda: {name: row_blocks(shape, ranks) for name, shape in scenario.shapes.items()},
+                [group.parameters for group in scenario.matrix_groups],
+            ),
+            *entry(ranks, "all_reduce", "bookkeeping", 1, 0, FP32),  # the global norm
+        ]
+
+    def volume_in_words(self, scenario: Scenario) -> str:
+        gathered = "gathered in forward and again in backward" if _reshards(scenario) else "gathered once"
+        return (
+            f"blocks are {gathered} for every micro-batch, what no block holds once; gradients are reduce-scattered "
+            "once a step (torch FSDP2)"
+        )
+
+    def hidden_by(self, compute: float, accumulation: int) -> dict[str, float]:
+        """Parameters are gathered during all passes, gradients reduced during the last backward pass."""
+        return {"gradients": compute * 2 / 3 / accumulation, "parameters": compute}
+
+
+class HSDPBooks(FSDPBooks):
+    """HSDP: FSDP2 within groups of ranks, each of which holds everything once; gradients are averaged over them too."""
+
+    def default_engine(self, world_size: int) -> dict[str, Any]:
+        return {**super().default_engine(world_size), "replicas": 2}
+
+    def fits(self, world_size: int) -> bool:
+        """Two replicas, of two ranks at least."""
+        return world_size >= 4 and world_size % 2 == 0
+
+    def replicas(self, scenario: Scenario) -> int:
+        return int(scenario.engine["replicas"])
+
+    def _one(self, scenario: Scenario) -> Scenario:
+        """One of the replicas: its ranks alone."""
+        return replace(scenario, world_size=scenario.world_size // self.replicas(scenario))
+
+    def states(self, scenario: Scenario) -> list[Moments]:
+        one = super().states(self._one(scenario))
+        return [copy.deepcopy(rank) for _ in range(self.replicas(scenario)) for rank in one]
+
+    def owners(self, scenario: Scenario) -> dict[str, int]:
+        """In every replica the same."""
+        return super().owners(self._one(scenario))
+
+    def kept_gathered(self, scenario: Scenario) -> int:
+        return super().kept_gathered(self._one(scenario))
+
+    def prefetched(self, scenario: Scenario) -> int:
+        return super().prefetched(self._one(scenario))
+
+    def buffers(self, scenario: Scenario) -> dict[str, int]:
+        return super().buffers(self._one(scenario))
+
+    def traffic(self, scenario: Scenario, rank: int, modules: Modules | None) -> list[Entry]:
+        """As FSDP's along the axis "shard", and one all-reduce per unit of what a rank then holds of the gradients,
+        along the axis "replicate".
+        """
+        one, replicas = self._one(scenario), self.replicas(scenario)
+        entries = []
+        if one.world_size > 1:
+            entries = [replace(e, axis="shard") for e in super().traffic(one, rank % one.world_size, modules)]
+        if replicas > 1:
+            parts = units(scenario)
+            shards = sum(_padded(one, names) for names in parts.values()) // one.world_size
+            elements = scenario.parameters // one.world_size
+            entries += entry(replicas, "all_reduce", "gradients", len(parts), elements, FP32 * shards, "replicate")
+        return entries
+
+    def volume_in_words(self, scenario: Scenario) -> str:
+        inner = super().volume_in_words(scenario)
+        return (
+            f"within each of {self.replicas(scenario)} replicas {inner}; a rank's share of them is all-reduced over "
+            "the replicas"
+        )
+
+
+def units(scenario: Scenario) -> dict[str, list[str]]:
+    """What is gathered at once: path of a wrapped module → parameters that no wrapped module inside it holds; "" is the
+    root, with what is in none. In the model's order.
+
+    Which modules are wrapped, their classes say (`wrap`). Where they are not known, the items of lists of modules are.
+    """
+    wrap = scenario.engine.get("wrap")
+
+    def is_wrapped(path: str) -> bool:
+        if wrap is None or wrap and not scenario.classes:
+            return path.rpartition(".")[2].isdigit()
+        return scenario.classes.get(path) in wrap
+
+    parts: dict[str, list[str]] = {}
+    for name in scenario.shapes:
+        path = name.rpartition(".")[0]
+        while path and not is_wrapped(path):
+            path = path.rpartition(".")[0]
+        parts.setdefault(path, []).append(name)
+    return parts
+
+
+def _reshards(scenario: Scenario) -> bool:
+    return bool(scenario.engine.get("reshard_after_forward", True))
+
+
+def _padded(scenario: Scenario, names: Names) -> int:
+    """Elements of gathered parameters: FSDP2 pads rows to a multiple of the world size."""
+    rows = {name: math.ceil(scenario.shapes[name][0] / scenario.world_size) * scenario.world_size for name in names}
+    return sum(rows[name] * math.prod(scenario.shapes[name][1:]) for name in names)
+
+
+def books(name: str) -> Books:
+    """For strategies.catalogue."""
+    return HSDPBooks() if name == "hsdp" else FSDPBooks()

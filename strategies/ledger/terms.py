@@ -1,0 +1,235 @@
+"""The words of the books: what a prediction is of, and what its lines are. Plain Python, no torch.
+
+Every strategy's `books.py` is a class `Books` below; strategies/forecast asks it.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+from strategies.layout import Shape
+
+FP32, BF16 = 4, 2
+"""Bytes per element."""
+
+CATEGORIES = ("parameters", "master parameters", "gradients", "optimizer states", "communication buffers")
+"""What a rank's tensors are held for (activations are counted elsewhere: no strategy owns them)."""
+MODEL_STATES = CATEGORIES[:4]
+MOMENTS = ("after prepare", "after backward", "after step")
+"""When: before the first step; before an optimizer step, all gradients there; after one, gradients cleared."""
+
+Held = dict[str, int]
+"""Bytes by category."""
+
+Moments = dict[str, Held]
+"""Moment → bytes by category."""
+
+Names = Sequence[str]
+
+Modules = tuple[tuple[str, tuple[str, ...]], ...]
+"""(path, the module's own parameters) of every module but lists of modules, in order; the root's path is ""."""
+
+Computes = Literal["fp32", "autocast", "bf16"]
+"""The precision of activations: float32; under autocast, from float32 weights; bf16, from bf16 weights."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters under one rule. `whole_matrix`: Muon (one buffer per element), else AdamW (two, and a step count)."""
+
+    name: str
+    parameters: tuple[str, ...]
+    whole_matrix: bool
+    second_moments: bool = False
+    """NorMuon: the owner of a matrix also keeps one number per row or column, whichever are more."""
+    accumulates: bool = False
+    """AdamW that does not update at every step: it also keeps a sum of gradients per element."""
+
+    @property
+    def state_bytes(self) -> int:
+        """Optimizer state per element: Muon's momentum 4, AdamW's two moments 8 (and a sum 4); in float32 always."""
+        return FP32 if self.whole_matrix else (3 if self.accumulates else 2) * FP32
+
+    @property
+    def holder_bytes(self) -> int:
+        """Per tensor that the optimizer updates: AdamW keeps a step count."""
+        return 0 if self.whole_matrix else FP32
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """All that a prediction needs. shapes: name → shape, in the model's order, a tied weight once."""
+
+    strategy: str
+    shapes: dict[str, Shape]
+    groups: Sequence[Group]
+    world_size: int
+    precision: str = "fp32"
+    accumulation: int = 1
+    engine: dict[str, Any] = field(default_factory=dict)
+    """The engine's own settings, as strategies.select reads them from an accelerate config."""
+    classes: dict[str, str] = field(default_factory=dict)
+    """Path of a module → the name of its class. FSDP wraps by class; without any, "blocks.3" is taken for a Block."""
+
+    def numel(self, name: str) -> int:
+        return math.prod(self.shapes[name])
+
+    def elements(self, names: Names) -> int:
+        """Of these parameters together."""
+        return sum(self.numel(name) for name in names)
+
+    @cached_property
+    def parameters(self) -> int:
+        """Ψ: elements of the model."""
+        return self.elements(tuple(self.shapes))
+
+    @property
+    def compute_bytes(self) -> int:
+        """Bytes per element of what the model computes with, where an engine casts it."""
+        return BF16 if self.precision == "bf16" else FP32
+
+    @property
+    def matrix_groups(self) -> list[Group]:
+        """Those of Muon."""
+        return [group for group in self.groups if group.whole_matrix]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the traffic of a rank in one step.
+
+    elements: of the model, before padding; payload_bytes and ring_bytes as defined in strategies/ledger/wire.py.
+    """
+
+    collective: str
+    purpose: str
+    """gradients (reduced), parameters (gathered), updates (Muon's matrices and back), bookkeeping (norms, flags)."""
+    calls: int
+    elements: int
+    payload_bytes: int
+    ring_bytes: float
+    axis: str = "all"
+    """Of the mesh along which the ranks lie that take part; "all": every rank does."""
+
+
+def ring_bytes(collective: str, payload_bytes: int, world_size: int) -> float:
+    """Bytes that a rank puts on the wire of a ring, on average over the ranks (Patarasu and Yuan, 2009)."""
+    share = (world_size - 1) / world_size
+    factor = {
+        "all_reduce": 2 * share,
+        "all_gather": share,
+        "reduce_scatter": share,
+        "broadcast": share,
+        "reduce": share,
+    }
+    return payload_bytes * factor.get(collective, 1.0)
+
+
+def entry(
+    world_size: int, collective: str, purpose: str, calls: int, elements: int, payload: int, axis: str = "all"
+) -> list[Entry]:
+    """A line, or none where nothing is called. world_size: ranks that take part."""
+    if not calls:
+        return []
+    return [Entry(collective, purpose, calls, elements, payload, ring_bytes(collective, payload, world_size), axis)]
+
+
+def moments(
+    parameters: int, masters: int, gradients: int, states: int, resident: int = 0, buffers: int = 0
+) -> dict[str, Held]:
+    """The three moments; `resident`, `buffers`: gradients and buffers that stay allocated between steps too."""
+    base = {"parameters": parameters, "master parameters": masters, "communication buffers": buffers}
+    return {
+        "after prepare": {**base, "gradients": resident, "optimizer states": 0},
+        "after backward": {**base, "gradients": gradients, "optimizer states": states},
+        "after step": {**base, "gradients": resident, "optimizer states": states},
+    }
+
+
+class Books:
+    """What a strategy's `books.py` says of a scenario. What stands here is true where nothing is said.
+
+    All bytes are of one rank. Nothing here has ever seen a live tensor: shapes, dtypes, settings and the number of
+    ranks are all that a prediction knows.
+    """
+
+    words: dict[str, str]
+    """What a rank keeps, in a few words: by category, of "buffers" and "activations", and "waiting", the gradients of
+    the micro-batches before the last."""
+    precision_in_words: str
+    """What `mixed_precision: bf16` means here, for `explain`."""
+    needs = ""
+    """A package that it needs beside torch."""
+    refuses_compile = ""
+    """Why torch.compile does not go with it, and what does; empty where it does."""
+    computes_bf16: Computes = "bf16"
+    """How the model computes in bf16."""
+
+    def fits(self, world_size: int) -> bool:
+        """Whether so many ranks can be shared out like this."""
+        return True
+
+    def default_engine(self, world_size: int) -> dict[str, Any]:
+        """The engine's settings of the shipped config, for plans without one."""
+        return {}
+
+    def replicas(self, scenario: Scenario) -> int:
+        """Groups of ranks, each of which holds everything once."""
+        return 1
+
+    def states(self, scenario: Scenario) -> list[Moments]:
+        """For every rank: what it holds at the three moments, NorMuon's second moments left out."""
+        raise NotImplementedError
+
+    def owners(self, scenario: Scenario) -> dict[str, int]:
+        """Every matrix's owner as the optimizer assigns it."""
+        raise NotImplementedError
+
+    def waiting(self, scenario: Scenario, moments: Moments, rank: int) -> Held:
+        """Gradients, and the buckets that stay with them, of the micro-batches before the last. moments: the rank's."""
+        return {}
+
+    def kept_gathered(self, scenario: Scenario) -> int:
+        """Parameters that are gathered and stay so from the forward pass to the backward pass."""
+        return 0
+
+    def prefetched(self, scenario: Scenario) -> int:
+        """What is gathered at the very start of the backward pass."""
+        return 0
+
+    def buffers(self, scenario: Scenario) -> dict[str, int]:
+        """What for → communication buffers at the peak of backward, beside those that stay. Estimates in closed form.
+
+        They are upper bounds of what lives at the same time; strategies/forecast/simulate.py runs the engine itself
+        and gives the exact moment.
+        """
+        return {}
+
+    def at_the_end(self, scenario: Scenario) -> tuple[int, bool]:
+        """What is copied where the activations are gone, and whether all new gradients lie in a buffer till then."""
+        return 0, False
+
+    def traffic(self, scenario: Scenario, rank: int, modules: Modules | None) -> list[Entry]:
+        """What a rank of several sends in one step. Raises ValueError for a setting whose traffic is not known."""
+        return []
+
+    def volume_in_words(self, scenario: Scenario) -> str:
+        """One line for a table: why this strategy sends what it sends, and not what the ZeRO paper says."""
+        return ""
+
+    def hidden_by(self, compute: float, accumulation: int) -> dict[str, float]:
+        """Purpose → seconds of computation that its collectives run beside. compute: of all passes of a step."""
+        return {}
+
+    def published(self, psi: int, ranks: int, largest_layer: int) -> dict[str, int]:
+        """Estimator → bytes of model states that it says a rank holds, with AdamW in 16-bit mixed precision.
+
+        psi: elements of the model; largest_layer: of its largest layer. See strategies/forecast/court.py.
+        """
+        return {}
+
+    def why_remainder(self, moment: str, category: str) -> str:
+        """Why a difference between predicted and measured is no surprise, or nothing."""
+        return ""

@@ -1,0 +1,71 @@
+"""single: one process, one device, no communication. What every other strategy is compared with.
+
+Holds all of everything: 4 bytes of parameters, 4 of gradients and 8 of AdamW's moments (or 4 of Muon's momentum) per
+parameter, in float32; under bf16 the same, because autocast casts weights for the moment of their use only.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from strategies.base import Settings, autocast, clip_and_step
+from strategies.layout import everywhere
+from strategies.optimizer import IntervalOptimizer, Recipe, Slice
+
+
+class Single:
+    """See the module's docstring and strategies.base.Strategy."""
+
+    name = "single"
+    axes: Mapping[str, str] = {}
+
+    def __init__(self, settings: Settings):
+        self.settings = settings
+
+    def prepare(self, model: nn.Module, recipe: Recipe, clip: float, accumulation: int) -> None:
+        self.model = model.to(self.settings.place.device)
+        self.clip, self.accumulation = clip, accumulation
+        self.optimizer = IntervalOptimizer(model, recipe)
+        self.optimizer.bind(
+            (Slice(name, tuple(p.shape), everywhere(tuple(p.shape), 1), p) for name, p in model.named_parameters()),
+            self.settings.place,
+        )
+
+    def set_accumulation(self, accumulation: int) -> None:
+        self.accumulation = accumulation
+
+    @contextmanager
+    def micro_batch(self, last: bool) -> Iterator[None]:
+        with autocast(self.settings):
+            yield
+
+    def backward(self, loss: Tensor) -> None:
+        (loss / self.accumulation).backward()
+
+    def step(self, update: bool = True) -> float:
+        if self.optimizer.observe:
+            self.optimizer.observe("reduce", self.optimizer.gradients(self.optimizer.all_slices()))
+        gradients = self.held()["gradients"]
+        return clip_and_step(self.optimizer, gradients, nn.utils.get_total_norm(gradients), self.clip, update)
+
+    def publish_weights(self) -> None:
+        pass  # the optimizer's weights are the model's own
+
+    @contextmanager
+    def evaluation(self) -> Iterator[None]:
+        with torch.no_grad(), autocast(self.settings):
+            yield
+
+    def held(self) -> dict[str, list[Tensor]]:
+        return {
+            "parameters": list(self.model.parameters()),
+            "gradients": [p.grad for p in self.model.parameters() if p.grad is not None],
+            "optimizer states": [t for state in self.optimizer.state.values() for t in state.values()],
+        }
+
+
+def engine(name: str, settings: Settings) -> Single:
+    """For strategies.catalogue."""
+    return Single(settings)

@@ -1,0 +1,113 @@
+"""HSDP: sharded within replicas. Against one process, against its own books, and to and from other strategies."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+
+from shardrun.equivalence import WEIGHT_TOLERANCE, Case, compare, run_reference, run_strategy
+from speedrun.shapes import scenario_of
+from strategies.base import Precision, Strategy
+from strategies.checkpoint.folder import find
+from strategies.checkpoint.format import read_index
+from strategies.forecast.predict import predict_memory
+from strategies.forecast.traffic import predict_traffic
+from strategies.fsdp import engine
+from strategies.ledger.memory import measure
+from strategies.ledger.wire import Meter
+from tests.ranks import RankPool
+from tests.strategies.checkpoint.runs import CASE, load_and_train, train_and_save
+from tests.strategies.small import forward_backward, make, prepared
+
+RANKS = 4
+"""Two replicas of two ranks."""
+
+
+def hsdp(precision: Precision = "fp32") -> Strategy:
+    return make("hsdp", precision)
+
+
+def train(case: Case, broken: bool = False) -> Any:
+    """On a rank. broken: every replica keeps its own gradients."""
+    with pytest.MonkeyPatch.context() as patch:
+        if broken:
+            patch.setattr(engine, "fully_shard", unaveraged(engine.fully_shard))
+        trace = run_strategy(case, hsdp(), dist.get_rank(), dist.get_world_size())
+    return trace if dist.get_rank() == 0 else None
+
+
+def unaveraged(fully_shard: Any) -> Any:
+    """fully_shard on the replica's own ranks, as if there were no others."""
+    return lambda module, mesh, **options: fully_shard(module, mesh=mesh["shard"], **options)
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("optimizer", ("adamw", "muon"))
+def test_two_replicas_of_two_ranks_are_one_process(ranks: RankPool, optimizer: str) -> None:
+    case = Case(optimizer=optimizer, accumulation=3, tied=optimizer == "muon", rows=36, steps=6)
+    verdict = compare(ranks.run(RANKS, train, case)[0], run_reference(case))
+    assert verdict.equal, str(verdict)
+
+
+@pytest.mark.ranks
+def test_the_records_optimizer(ranks: RankPool) -> None:
+    """NorMuon's state lies with a matrix's owner in every replica."""
+    case = Case(accumulation=3, record=True, rows=36, steps=12)
+    verdict = compare(ranks.run(RANKS, train, case)[0], run_reference(case))
+    assert verdict.equal, str(verdict)
+
+
+@pytest.mark.ranks
+def test_replicas_that_are_not_averaged_are_caught(ranks: RankPool) -> None:
+    case = Case(accumulation=1, rows=36, steps=3)
+    assert not compare(ranks.run(RANKS, train, case, True)[0], run_reference(case)).equal
+
+
+def watch(case: Case, precision: Precision) -> tuple[dict[str, dict[str, int]], dict[tuple[str, str, bool], Any]]:
+    """On a rank: what is held at three moments of the second step, and what it sent, by axis."""
+    strategy = prepared(hsdp(precision), case)
+    held = {"after prepare": measure(strategy.held())}
+    for step in range(2):
+        with Meter(strategy.axes) as meter:
+            for i in range(case.accumulation):
+                forward_backward(strategy, step, last=i == case.accumulation - 1)
+            held["after backward"] = measure(strategy.held())
+            strategy.step()
+        held["after step"] = measure(strategy.held())
+    lines = {
+        (line.collective, line.axis, line.purpose == "bookkeeping"): (line.calls, line.payload_bytes, line.ring_bytes)
+        for line in meter.lines()
+    }
+    return held, lines
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("precision", ("fp32", "bf16"))
+def test_predicted_equals_measured_with_each_collectives_axis(ranks: RankPool, precision: Precision) -> None:
+    case = Case(accumulation=2, record=precision == "fp32")
+    settings = {"reshard_after_forward": True, "wrap": ["Block"], "replicas": 2}
+    scenario = scenario_of(case.config(), "hsdp", RANKS, precision, case.accumulation, settings)
+    for rank, (held, sent) in enumerate(ranks.run(RANKS, watch, case, precision)):
+        for moment, predicted in predict_memory(scenario)[rank].items():
+            for category, expected in predicted.items():
+                assert held[moment].get(category, 0) == expected, (rank, moment, category)
+        entries = predict_traffic(scenario, rank)
+        assert {entry.axis for entry in entries} == {"shard", "replicate"}
+        expected = {(e.collective, e.axis, e.purpose == "bookkeeping"): (e.calls, e.payload_bytes) for e in entries}
+        assert {key: line[:2] for key, line in sent.items()} == expected
+        assert sum(line[2] for line in sent.values()) == pytest.approx(sum(e.ring_bytes for e in entries))
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize(("saver", "saving", "loader", "loading"), [("hsdp", 4, "zero2", 3), ("zero3", 2, "hsdp", 4)])
+def test_checkpoints_go_to_and_from_it(
+    ranks: RankPool, tmp_path: Path, saver: str, saving: int, loader: str, loading: int
+) -> None:
+    ranks.run(saving, train_and_save, saver, tmp_path)
+    checkpoint = find(tmp_path)
+    pieces = [piece for tensor in read_index(checkpoint).tensors.values() for piece in tensor.pieces]
+    assert len({piece[0] for piece in pieces}) == saving, "every rank saves a share of what replicas hold alike"
+    after = ranks.run(loading, load_and_train, loader, checkpoint)[0]
+    for name, weight in run_reference(CASE).weights.items():
+        assert (after.weights[name] - weight).abs().max() < WEIGHT_TOLERANCE, name

@@ -1,0 +1,44 @@
+"""What the mirror holds and sends. Muon's matrices have owners, as under DDP."""
+
+from strategies.ddp.books import DDPBooks
+from strategies.ledger.terms import FP32, Books, Entry, Held, Modules, Moments, Scenario, entry
+from strategies.ledger.terms import moments as three
+
+
+class MirrorBooks(DDPBooks):
+    """See strategies.ledger.terms.Books."""
+
+    words = {**DDPBooks.words, "gradients": "whole, float32", "waiting": "whole, float32"}
+
+    def states(self, scenario: Scenario) -> list[Moments]:
+        """No bucket stays."""
+        found = []
+        for rank in super().states(scenario):
+            states = rank["after step"]["optimizer states"]
+            found.append(three(FP32 * scenario.parameters, 0, FP32 * scenario.parameters, states))
+        return found
+
+    def waiting(self, scenario: Scenario, moments: Moments, rank: int) -> Held:
+        return {"gradients": FP32 * scenario.parameters}
+
+    def traffic(self, scenario: Scenario, rank: int, modules: Modules | None) -> list[Entry]:
+        """DDP's, but with a call per gradient."""
+        rest = [name for name in scenario.shapes if name not in self.owners(scenario)]
+        others = [e for e in super().traffic(scenario, rank, modules) if e.purpose != "gradients"]
+        elements = scenario.elements(rest)
+        return entry(scenario.world_size, "all_reduce", "gradients", len(rest), elements, FP32 * elements) + others
+
+    def volume_in_words(self, scenario: Scenario) -> str:
+        return "2Ψ: an all-reduce of every gradient"
+
+    def hidden_by(self, compute: float, accumulation: int) -> dict[str, float]:
+        """Nothing: gradients are reduced after the last backward pass."""
+        return {}
+
+    def why_remainder(self, moment: str, category: str) -> str:
+        return ""
+
+
+def books(name: str) -> Books:
+    """For strategies.catalogue."""
+    return MirrorBooks()

@@ -122,6 +122,13 @@ def test_strides_and_leading_dimensions() -> None:
     check(hidden, weight.detach().mT.contiguous().mT.requires_grad_(), targets.view(4, 3).mT, 101, 15.0, "mean", 1.0)
 
 
+def test_the_largest_logit_may_be_in_a_later_block_of_columns() -> None:
+    hidden, weight, targets = case(SHAPES[3])
+    with torch.no_grad():
+        weight[4096] *= 30
+    check(hidden, weight, targets, 4097, 0.0, "mean", 1.0)
+
+
 def test_padding_gets_no_gradient_and_no_probability() -> None:
     hidden, weight, targets = case(SHAPES[2])
     with torch.no_grad():

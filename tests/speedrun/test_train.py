@@ -204,7 +204,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_a_sentence(ranks: RankPool,
     assert all(line["train_loss"] == line["train_loss"] for line in metrics(tmp_path / "run")[1:])
 
 
-# bf16. The tiny preset, narrower and with fewer tokens in a step, over 200 steps.
+# bf16. The tiny preset, narrower and with fewer tokens in a step, over 200 steps. ZeRO-1 is the engine of ZeRO-2.
 
 
 @pytest.fixture(scope="module")
@@ -230,7 +230,7 @@ def validations(out: Path) -> dict[int, float]:
 
 @pytest.mark.ranks
 @pytest.mark.slow
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", [name for name in STRATEGIES if name != "zero1"])
 def test_bf16_follows_fp32_within_one_percent(
     ranks: RankPool, tmp_path: Path, tiny_fp32: dict[int, float], name: str
 ) -> None:

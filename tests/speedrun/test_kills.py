@@ -1,5 +1,6 @@
-"""kill −9 of the launcher alone, in the middle of a save: one of the moments that benchmarks/kills.py draws by the
-dozen. Its table has every strategy, and kills of one rank and of all."""
+"""kill −9 of the launcher and every rank in the middle of a save: one of the moments that benchmarks/kills.py draws by
+the dozen. Its table has every strategy, and kills of one rank and of the launcher alone, which test_launched.py,
+test_resume.py and test_ending.py have too."""
 
 import subprocess
 import sys
@@ -9,11 +10,12 @@ import pytest
 
 from benchmarks import kills
 from benchmarks.kills import Broken, drill, figures
+from tests.speedrun.runs import read
 
 
 @pytest.mark.ranks
 @pytest.mark.slow
-def test_a_run_whose_launcher_is_killed_is_the_uninterrupted_run_to_the_bit(
+def test_a_run_that_is_killed_as_a_whole_is_the_uninterrupted_run_to_the_bit(
     tmp_path: Path, warm_python: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three launches. Only the second, which is killed, is of real processes from their start."""
@@ -26,10 +28,11 @@ def test_a_run_whose_launcher_is_killed_is_the_uninterrupted_run_to_the_bit(
             return start(strategy, out, steps)
 
     monkeypatch.setattr(kills, "start", started)
-    monkeypatch.setattr(kills, "TARGETS", ("the launcher",))
+    monkeypatch.setattr(kills, "TARGETS", ("all",))
     tally = drill("zero2", kills=1, steps=30, seed=9, folder=tmp_path)
     assert launches == ["whole", "killed_1", "killed_1"]
-    assert (tally.kills, tally.by_target) == (1, {"the launcher": 1})
+    assert (tally.kills, tally.by_target) == (1, {"all": 1})
+    assert read(tmp_path / "killed_1/run", "config.json")["resumed_at"] >= 2
     lines, _ = figures(tmp_path / "killed_1")
     assert [line[0] for line in lines] == list(range(31))
     summary = tmp_path / "killed_1/run/summary.json"

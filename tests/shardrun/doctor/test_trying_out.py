@@ -126,8 +126,7 @@ def test_training_that_fails_hangs_or_stops_early(tmp_path: Path, monkeypatch: p
 @pytest.mark.ranks
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without GPUs")
-def test_training_on_gpus_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warm_python: str) -> None:
-    monkeypatch.setattr(sys, "executable", warm_python)
+def test_training_on_gpus_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))  # for what the failed run leaves
     (line,) = training.train("ddp", 2, 200)
     assert line.status == "failure" and "this machine has none that torch can use" in line.said

@@ -374,7 +374,7 @@ def runs_unfused(monkeypatch: pytest.MonkeyPatch) -> None:
     with counting("eager"), torch._dynamo.config.patch(disable=True):
         with pytest.raises(ValueError, match="uncompiled here.*torch.compile did not take it"):
             model(tokens_of())
-    monkeypatch.setattr(flex, "_disable_current_modes", nullcontext)
+    monkeypatch.setattr(flex, "_without_modes", nullcontext)
     with counting("eager"), Tracer({}), pytest.raises(ValueError, match="uncompiled here.*dispatch mode"):
         model(tokens_of())
 

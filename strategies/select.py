@@ -278,8 +278,7 @@ def _fsdp_settings(shown: str) -> dict[str, Any]:
         )
     from accelerate.utils import FullyShardedDataParallelPlugin
 
-    plugin = (
-        FullyShardedDataParallelPlugin()
-    )  # after what is refused: accelerate 1.10 falls over its own SIZE_BASED_WRAP
+    # Not before SIZE_BASED_WRAP is refused: accelerate 1.10 cannot read what it exports for it.
+    plugin = FullyShardedDataParallelPlugin()
     wrap = plugin.transformer_cls_names_to_wrap or ["Block"] if policy == "TRANSFORMER_BASED_WRAP" else []
     return {"reshard_after_forward": bool(plugin.reshard_after_forward), "wrap": list(wrap)}

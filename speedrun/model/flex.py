@@ -59,7 +59,7 @@ def _compiled(backend: Any) -> Any:
 
 @contextmanager
 def _without_modes() -> Iterator[None]:
-    """No dispatch mode is on, and torch.compile knows: before torch 2.11 it goes by a flag that was set with the mode."""
+    """No dispatch mode is on, and torch.compile knows: before torch 2.11 it goes by a flag that the mode has set."""
     with _python_dispatch._disable_current_modes():
         flag = _python_dispatch._is_in_any_mode_without_ignore_compile_internals
         _python_dispatch._is_in_any_mode_without_ignore_compile_internals = False

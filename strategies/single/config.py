@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from strategies.config_values import short
+
 DISTRIBUTED_TYPE = "NO"
 
 EFFECTS: dict[str, str] = {}
@@ -12,7 +14,7 @@ EFFECTS: dict[str, str] = {}
 
 def claims(config: Mapping[str, Any]) -> bool:
     """Whether a config file, as read, asks for this."""
-    return str(config.get("distributed_type", "NO")) == DISTRIBUTED_TYPE
+    return short(config.get("distributed_type", "NO")) == DISTRIBUTED_TYPE
 
 
 def written(path: Path, config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

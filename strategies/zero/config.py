@@ -24,7 +24,7 @@ EFFECTS = {
 
 def claims(config: Mapping[str, Any]) -> bool:
     """Whether a config file, as read, asks for this."""
-    return str(config.get("distributed_type")) == DISTRIBUTED_TYPE
+    return short(config.get("distributed_type")) == DISTRIBUTED_TYPE
 
 
 def written(path: Path, config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

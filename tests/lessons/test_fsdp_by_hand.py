@@ -7,8 +7,8 @@ import torch
 
 from lessons import compared, kit
 from strategies.base import Precision, Settings
+from strategies.catalogue import engine as make
 from strategies.ledger.terms import Scenario
-from strategies.select import make
 from tests.lessons.hand import STEPS, alone, assert_is_the_books, by_hand, place
 from tests.ranks import RankPool
 from tests.speedrun.runs import launch_of

@@ -10,22 +10,41 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from shardrun.configs import DISTRIBUTED, MAX_BYTES, Resolved, resolve
+from shardrun.configs import Resolved, resolve
+from strategies import catalogue
+from strategies.config_values import MAX_BYTES
 
 ROOT = Path(__file__).parents[2]
 GOOD = {path.name: path.read_text() for path in (ROOT / "accelerate_configs").rglob("*.yaml")}
-KEYS = sorted({key for text in GOOD.values() for key in yaml.safe_load(text)}) + ["", "fsdp_config", "deepspeed_config"]
+KEYS = sorted({key for text in GOOD.values() for key in yaml.safe_load(text)})
+KEYS += ["", "fsdp_config", "deepspeed_config", "parallelism_config"]
+TYPES = [folder.DISTRIBUTED_TYPE for folder in catalogue.configs()]
+    "",
+    "fsdp_config",
+    "deepspeed_config",
+    "parallelism_config",
+]
 SCALARS = st.one_of(
     st.none(),
     st.booleans(),
     st.integers(-(10**30), 10**30),
     st.floats(),
     st.text(max_size=12),
-    st.sampled_from([*DISTRIBUTED, "bf16", "no", "auto", "2", "TRANSFORMER_BASED_WRAP"]),
+    st.sampled_from(
+        [
+            *(folder.DISTRIBUTED_TYPE for folder in catalogue.configs()),
+            "bf16",
+            "no",
+            "auto",
+            "2",
+            "TRANSFORMER_BASED_WRAP",
+        ]
+    ),
 )
 NESTED_KEYS = st.sampled_from(
     ["fsdp_version", "version", "fsdp_transformer_layer_cls_to_wrap", "fsdp_auto_wrap_policy", "zero_stage"]
     + ["fsdp_reshard_after_forward", "deepspeed_config_file", "gradient_accumulation_steps"]
+    + ["parallelism_config_dp_replicate_size", "parallelism_config_dp_shard_size", "parallelism_config_tp_size"]
 )
 VALUES = st.recursive(
     SCALARS,

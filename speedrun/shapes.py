@@ -102,6 +102,8 @@ def module_classes(config: ModelConfig) -> dict[str, str]:
             elif word != "blocks":
                 classes[path] = CLASSES.get(word) or depends.get(word, "Linear")
             path = above
+    if config.tied_head and not config.untie_at:
+        classes["head"] = "Head"  # it uses the embedding's weight
     return classes
 
 

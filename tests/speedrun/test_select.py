@@ -13,7 +13,8 @@ import psutil
 import pytest
 import torch
 
-from strategies import select
+from shardrun.configs import resolve
+from strategies import catalogue, select
 from tests.test_accelerate_configs import CONFIGS, environment_of
 
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "ACCELERATE_USE_CPU", "CUDA_VISIBLE_DEVICES")
@@ -98,6 +99,52 @@ def test_settings_that_are_not_supported_are_named(
     with pytest.raises(ValueError, match=sentence) as error:
         launched(monkeypatch, file, 2)
     assert str(error.value).startswith(str(file)) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("precision", ("", "_bf16"))
+def test_hsdp_starts_on_the_mesh_that_its_config_says(monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
+    launch = launched(monkeypatch, CONFIGS / f"cpu/hsdp{precision}.yaml", 4)
+    assert (launch.strategy, launch.precision) == ("hsdp", "bf16" if precision else "fp32")
+    assert launch.engine == {"reshard_after_forward": True, "wrap": ["Block"], "replicas": 2}
+    wider = launched(monkeypatch, CONFIGS / "cpu/hsdp.yaml", 6, "--parallelism_config_dp_shard_size", "3")
+    assert wider.engine["replicas"] == 2
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "processes", "sentence"),
+    [
+        (
+            "main_process_port",
+            "main_process_port",
+            6,
+            "2 replicas .* of 2 ranks .* are 4 ranks, but there are 6; change",
+        ),
+        (
+            "dp_replicate_size: 2",
+            "tp_size: 2",
+            4,
+            "parallelism_config_tp_size 2 is not supported; remove it or write 1",
+        ),
+        (
+            "dp_replicate_size: 2",
+            "cp_size: 2",
+            4,
+            "parallelism_config_cp_size 2 is not supported; remove it or write 1",
+        ),
+        ("dp_shard_size: 2", "dp_shard_size: 1", 2, "replicas of one rank each shard nothing; use ddp.yaml"),
+        ("dp_shard_size: 2", "dp_shard_size: 0", 2, "parallelism_config_dp_shard_size is 0; write a whole number"),
+    ],
+)
+def test_a_mesh_that_cannot_be_is_refused_by_the_file_and_by_the_launch(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, old: str, new: str, processes: int, sentence: str
+) -> None:
+    file = changed(tmp_path, "cpu/hsdp.yaml", old, new)
+    with pytest.raises(ValueError, match=sentence) as error:
+        launched(monkeypatch, file, processes)
+    assert str(error.value).startswith(str(file)) and "\n" not in str(error.value)
+    file.write_text(file.read_text().replace("num_processes: 4", f"num_processes: {processes}"))
+    with pytest.raises(ValueError, match=sentence):
+        resolve(file)
 
 
 def test_multi_cpu_is_refused_because_accelerate_starts_one_process(
@@ -212,7 +259,7 @@ def test_a_process_group_on_gpus_is_told_its_device(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda *a, **options: started.append(options))
     monkeypatch.setattr(torch.distributed, "get_backend", lambda: "nccl")
     monkeypatch.setattr(torch.cuda, "set_device", devices.append)
-    monkeypatch.setattr(select, "make", lambda *_: None)
+    monkeypatch.setattr(catalogue, "engine", lambda *_: None)
     select.start(select.Launch(strategy, 1, 1, 2, 2, "bf16", cpu=False), timeout=7.0)
     (options,) = started
     assert options["device_id"] == torch.device("cuda", 1) and devices == [torch.device("cuda", 1)]

@@ -21,7 +21,8 @@ from typing import Any
 
 import torch
 
-from speedrun.train import parse, train
+from speedrun.run.command_line import parse
+from speedrun.train import train
 from strategies.select import Launch
 
 STEPS = 8

@@ -18,13 +18,14 @@ from shardrun.plan import flops
 from speedrun.compiling import compile_blocks
 from speedrun.config import Config
 from speedrun.data import open_data, prefetch
-from speedrun.ending import guarded
 from speedrun.kernels import choose
 from speedrun.model import GPT
 from speedrun.optim.policy import parameter_groups
 from speedrun.optim.schedule import forward_options
+from speedrun.run.command_line import parse
+from speedrun.run.ending import guarded
 from speedrun.stages import Section, cut_batches, resolve
-from speedrun.train import parse, set_schedules
+from speedrun.train import set_schedules
 from strategies import select
 from strategies.base import Strategy
 from strategies.ledger.hardware import GPUS

@@ -19,22 +19,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from speedrun.checkpoints import Checkpoints, Resumed, find_checkpoint
 from speedrun.compiling import allow_variants, compile_blocks
-from speedrun.config import PRESETS, Config
+from speedrun.config import Config
 from speedrun.data import Data, open_data, prefetch
-from speedrun.ending import (
-    NOT_SAVED,
-    Interruptible,
-    guarded,
-    leave_for_torchrun,
-    outcome,
-    say_after_launcher,
-    speaks_first,
-    stop,
-)
 from speedrun.evaluate import Validation, evaluate
-from speedrun.faults import Faults, first_nonfinite
 from speedrun.kernels import choose
 from speedrun.kernels.fp8 import in_words as fp8_in_words
 from speedrun.ledger import Books, and_again, counted_step
@@ -44,8 +32,18 @@ from speedrun.optim.policy import check as check_optimizer
 from speedrun.optim.policy import parameter_groups
 from speedrun.optim.precision import emulated_bf16, settle
 from speedrun.optim.schedule import adamw_updates, forward_options, learning_rate_multiplier, muon_momentum
-from speedrun.progress import Progress
-from speedrun.record import Record
+from speedrun.run.checkpoints import Checkpoints, Resumed, find_checkpoint
+from speedrun.run.command_line import parse
+from speedrun.run.ending import (
+    NOT_SAVED,
+    Interruptible,
+    guarded,
+    outcome,
+    stop,
+)
+from speedrun.run.faults import Faults, first_nonfinite
+from speedrun.run.folder import RunFolder
+from speedrun.run.progress import Progress
 from speedrun.stages import (
     Batches,
     Section,
@@ -60,53 +58,11 @@ from strategies import select
 from strategies.base import Strategy
 from strategies.select import Launch
 
-HELP = """Train a preset under the strategy of an accelerate config file:
-
-    accelerate launch --config_file accelerate_configs/cpu/zero2.yaml -m speedrun.train tiny --steps 100
-
-The config file says how the run is spread over ranks and in which precision; the options say all else."""
-
 
 def main() -> None:
     """Parse the command line and train."""
     preset, config = parse(sys.argv[1:])
     train(preset, config, select.launched())
-
-
-def parse(arguments: list[str]) -> tuple[str, Config]:
-    """`[PRESET] [--section.field value …]` → the preset's name and the whole configuration.
-
-    Raises ValueError for an unknown preset; SystemExit after showing the help, or what is wrong with a field.
-    """
-    import tyro
-
-    if not arguments or arguments[0].startswith("-"):
-        arguments = ["tiny", *arguments]
-    preset, *options = arguments
-    if preset not in PRESETS:
-        raise ValueError(f"there is no preset {preset!r}; there are {', '.join(PRESETS)}.")
-    presets = "\n".join(f"    {name}: {about}" for name, (about, _) in PRESETS.items())
-
-    def read(show: bool) -> Config:
-        return tyro.cli(
-            Config,
-            default=PRESETS[preset][1],
-            prog=f"speedrun.train {preset}",
-            description=f"{HELP}\n\nPresets:\n{presets}\n\nThe defaults below are those of {preset}.",
-            args=options,
-            console_outputs=show,
-        )
-
-    try:
-        return preset, read(show=False)
-    except SystemExit as end:
-        if end.code:
-            wrong = "the command line is wrong; what is printed above says where."
-            leave_for_torchrun(wrong)
-            say_after_launcher(f"shardrun: error: {wrong}")
-        if speaks_first("command line"):
-            read(show=True)
-        raise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +133,9 @@ def train(preset: str, config: Config, launch: Launch) -> None:
 
     record = None
     if launch.rank == 0:
-        record = Record(config, launch, preset, data.content_hash, parameters, resumed.continues if resumed else None)
+        record = RunFolder(
+            config, launch, preset, data.content_hash, parameters, resumed.continues if resumed else None
+        )
     progress = Progress(config.progress if launch.rank == 0 else "none", sections[-1].last)
     progress.say(_headline(preset, launch, sections, batches, data, parameters))
     for line in run.resolved:
@@ -195,7 +153,7 @@ def train(preset: str, config: Config, launch: Launch) -> None:
             micro_batches = zip(batches, sections, strict=True)
             allow_variants(config.model, [(cut.micro_batch, section.sequence_length) for cut, section in micro_batches])
         about = {"preset": preset, "data_hash": data.content_hash, "document_start": data.document_start}
-        folder = record.folder / "checkpoints" if record else None
+        folder = record.path / "checkpoints" if record else None
         checkpoints = Checkpoints(config, launch, strategy, about, progress.say, folder)
         with Interruptible() as interruption, checkpoints:
             _loop(
@@ -206,7 +164,7 @@ def train(preset: str, config: Config, launch: Launch) -> None:
             raise stop(NOT_SAVED)
         if record:
             record.finish("finished")
-            progress.say(f"run: {record.folder}")
+            progress.say(f"run: {record.path}")
     except BaseException as error:
         if record:
             record.finish(outcome(error), error)
@@ -223,7 +181,7 @@ def _loop(
     data: Data,
     sections: list[Section],
     batches: list[Batches],
-    record: Record | None,
+    record: RunFolder | None,
     progress: Progress,
     interruption: Interruptible,
     checkpoints: Checkpoints,
@@ -416,7 +374,7 @@ def _validate(strategy: Strategy, config: Config, data: Data, rows: int) -> dict
     return {"val_loss": result.loss, "val_bits_per_byte": result.bits_per_byte}
 
 
-def _log(record: Record | None, progress: Progress, metrics: dict[str, Any]) -> None:
+def _log(record: RunFolder | None, progress: Progress, metrics: dict[str, Any]) -> None:
     progress.step(metrics)
     if record:
         record.step(metrics)

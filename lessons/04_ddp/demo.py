@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from lessons.kit import CONFIG, books_of, build, cut, headline, held, launched, open_text, prepare, save_figure, table
-from speedrun.ending import guarded
 from speedrun.optim.policy import parameter_groups
+from speedrun.run.ending import guarded
 from strategies.ledger.memory import measure
 from strategies.ledger.predict import predict_memory
 from strategies.ledger.traffic import predict_traffic

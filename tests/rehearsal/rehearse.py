@@ -15,6 +15,7 @@ from torch import Tensor
 
 from speedrun import train
 from speedrun.config import Config, DataConfig, Stage
+from speedrun.run.command_line import parse
 from strategies.base import Precision
 from strategies.checkpoint.folder import find
 from strategies.checkpoint.format import read_index
@@ -38,7 +39,7 @@ def small(preset: str, world_size: int, model: dict[str, Any]) -> Config:
 
     As many steps as it takes to have one of every stage, and a third, whose books are kept.
     """
-    _, config = train.parse([preset])
+    _, config = parse([preset])
     full, stages = config.model, config.schedule.stages
     few = dataclasses.replace(
         full,

@@ -21,7 +21,7 @@ from shardrun.launch import find_config, shipped_config
 from shardrun.lesson.course import course, find
 from speedrun.config import PRESETS
 from speedrun.data.shards import HEADER_BYTES, write_shard
-from speedrun.train import parse
+from speedrun.run.command_line import parse
 from tests.fake_cuda.process import FakeCUDAProcess
 from tests.rehearsal import commands, dry
 from tests.rehearsal.commands import ROOT, Command

@@ -12,8 +12,8 @@ import pytest
 import torch.distributed as dist
 
 from speedrun.config import PRESETS, CheckpointConfig, Config, DataConfig, ScheduleConfig
-from speedrun.ending import Stopped
 from speedrun.ledger import and_again
+from speedrun.run.ending import Stopped
 from strategies.base import Precision
 from strategies.checkpoint.folder import checkpoints
 from tests.ranks import RankPool

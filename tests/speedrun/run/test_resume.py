@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from speedrun.checkpoints import find_checkpoint
 from speedrun.config import CheckpointConfig, Config, DataConfig, Stage
-from speedrun.ending import NotSaved
+from speedrun.run.checkpoints import find_checkpoint
+from speedrun.run.ending import NotSaved
 from strategies.checkpoint import save as saving
 from strategies.checkpoint.folder import checkpoints
 from strategies.checkpoint.format import read_index
@@ -39,7 +39,7 @@ class Killed(Exception):
 
 def killed_after(name: str, config: Config, step: int) -> None:
     """On a rank: the run ends as if killed after that step's line was written, in the middle of the next one's."""
-    from speedrun.checkpoints import Checkpoints
+    from speedrun.run.checkpoints import Checkpoints
 
     def after_step(self: Any, line: dict[str, Any], ending: bool) -> None:
         original(self, line, ending)

@@ -13,7 +13,16 @@ from pathlib import Path
 import psutil
 import pytest
 
-from speedrun.ending import Interruptible, Preempted, Stopped, _may_be_launcher, guarded, say_once, speaks_first, stop
+from speedrun.run.ending import (
+    Interruptible,
+    Preempted,
+    Stopped,
+    _may_be_launcher,
+    guarded,
+    say_once,
+    speaks_first,
+    stop,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +72,7 @@ def test_a_mistake_ends_with_one_sentence_and_no_traceback(
 
 
 def test_output_that_nobody_reads_any_more_is_no_lost_rank() -> None:
-    script = "from speedrun.ending import guarded; guarded(lambda: [print(i, flush=True) for i in range(10**6)])"
+    script = "from speedrun.run.ending import guarded; guarded(lambda: [print(i, flush=True) for i in range(10**6)])"
     rank = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert rank.stdout and rank.stderr and rank.stdout.readline() == "0\n"
     rank.stdout.close()
@@ -154,7 +163,7 @@ def test_sigterm_is_noted_and_a_ctrl_c_of_any_rank_counts_for_more() -> None:
 ORPHAN = """
 import os, subprocess, sys, time
 os.environ["TORCHELASTIC_RUN_ID"] = "1"
-rank = "import time; time.sleep(2); from speedrun.ending import guarded; guarded(lambda: time.sleep(60))"
+rank = "import time; time.sleep(2); from speedrun.run.ending import guarded; guarded(lambda: time.sleep(60))"
 print(subprocess.Popen([sys.executable, "-c", rank], stdout=subprocess.DEVNULL).pid, flush=True)
 time.sleep(float(sys.argv[1]))
 """
@@ -166,7 +175,7 @@ def test_a_rank_ends_when_its_launcher_has_gone_also_while_it_still_imported(lau
     if launcher_lives == 0 and _may_be_launcher_under_torchrun(1):
         pytest.skip("process 1 of this machine, which orphans go to, looks like a launcher, or cannot be seen")
     launcher = [sys.executable, "-c", ORPHAN, str(launcher_lives)]
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     printed = subprocess.run(launcher, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     rank = psutil.Process(int(printed.stdout))
     try:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from speedrun.progress import Progress, describe
+from speedrun.run.progress import Progress, describe
 
 STEP = {"step": 3, "train_loss": 4.25, "train_time_ms": 1234.4, "step_avg_ms": 411.47}
 VALIDATED = {**STEP, "val_loss": 3.5, "val_bits_per_byte": 5.05}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from speedrun.config import Config, OptimizerConfig
-from speedrun.faults import Faults, first_nonfinite
+from speedrun.run.faults import Faults, first_nonfinite
 from strategies import select
 from tests.ranks import RankPool
 from tests.speedrun.runs import STRATEGIES, launch_of, small

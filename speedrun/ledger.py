@@ -31,7 +31,7 @@ from speedrun.config import Config, ModelConfig
 from speedrun.forward_pass import ForwardPass
 from speedrun.model.attend import where
 from speedrun.shapes import parameter_groups, parameter_shapes
-from speedrun.stages import Section
+from speedrun.stages import Stage
 from speedrun.stand_ins import inside
 from strategies.base import CATEGORIES, Strategy
 from strategies.ledger.activations import ActivationBook, measure_activations
@@ -79,20 +79,19 @@ class Books:
     books.note("after step")
     """
 
-    def __init__(
-        self, config: Config, launch: Launch, accumulation: int, strategy: Strategy, rows: int, section: Section
-    ):
-        """rows: of a micro-batch; section: the stage that the counted step belongs to."""
+    def __init__(self, config: Config, launch: Launch, strategy: Strategy, stage: Stage):
+        """stage: that the counted step belongs to."""
         shapes, groups = parameter_shapes(config.model), parameter_groups(config)
+        accumulation, rows = stage.batches.accumulation, stage.batches.micro_batch
         self.run = Run(
             launch.strategy, shapes, groups, launch.world_size, launch.precision, accumulation, launch.engine
         )
         self.rank, self.strategy = launch.rank, strategy
-        short, long = section.windows[-1]
+        short, long = stage.windows[-1]
         model = replace(config.model, window_short=short, window_long=long)
         self.device = strategy.optimizer.place.device
         kernels = kernels_of(model, self.device, launch.precision)
-        self.forward_pass = ForwardPass(model, rows, section.sequence_length, kernels=kernels)
+        self.forward_pass = ForwardPass(model, rows, stage.sequence_length, kernels=kernels)
         self.held: dict[str, Held] = {}
         self.states: dict[str, int] = {}
         self.allocator: dict[str, dict[str, int]] = {}
@@ -266,7 +265,7 @@ def counted_step(steps: int, eval_every: int, start: int = 0) -> int:
     return next((step for step in range(start + 2, steps) if not eval_every or step % eval_every), steps - 1)
 
 
-def and_again(first: int, last: int, eval_every: int, every: int) -> list[int]:
+def further_steps(first: int, last: int, eval_every: int, every: int) -> list[int]:
     """The counted step, and where `every` is not 0 every so many steps after it, up to `last`, the end of its stage.
     One that follows a validation is left out.
     """

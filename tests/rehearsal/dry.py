@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 
-from speedrun import train
+from speedrun.checks import check
 from speedrun.run.command_line import parse
 from strategies import select
 from tests.fake_cuda.device import fake_gpus
@@ -65,9 +65,9 @@ def _rank(
             return said
         with _errors():
             preset, config = parse(of_trainer)
-        run = train.check(config, launched)
-        cuts = ", ".join(f"{cut.rows} rows in micro-batches of {cut.micro_batch}" for cut in run.batches)
-        return f"{said}; {preset}: {cuts}"
+        cuts = [stage.batches for stage in check(config, launched).stages]
+        batches = ", ".join(f"{cut.rows} rows in micro-batches of {cut.micro_batch}" for cut in cuts)
+        return f"{said}; {preset}: {batches}"
 
 
 @contextlib.contextmanager

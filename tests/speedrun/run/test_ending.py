@@ -15,13 +15,14 @@ import pytest
 
 from speedrun.run.ending import (
     Interruptible,
+    NotSaved,
     Preempted,
     Stopped,
     _may_be_launcher,
+    as_exception,
     guarded,
     say_once,
     speaks_first,
-    stop,
 )
 
 
@@ -131,10 +132,10 @@ def test_the_ranks_that_do_not_speak_give_the_one_that_does_time(
 def test_the_first_interrupt_is_noted_and_a_later_one_ends_at_once() -> None:
     before = signal.getsignal(signal.SIGINT)
     with Interruptible() as interruption:
-        assert not interruption.asked
+        assert not interruption.interrupted
         for _ in range(3):  # the terminal's, and torchrun's within the same moment
             os.kill(os.getpid(), signal.SIGINT)
-        assert interruption.asked
+        assert interruption.interrupted and not interruption.preempted
         interruption._since -= 2
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
@@ -142,22 +143,21 @@ def test_the_first_interrupt_is_noted_and_a_later_one_ends_at_once() -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_sigterm_is_noted_and_a_ctrl_c_of_any_rank_counts_for_more() -> None:
+def test_sigterm_is_noted_and_never_interrupts_at_once() -> None:
     with Interruptible() as interruption:
         for _ in range(2):  # a cluster's to the rank, and the launcher's
             os.kill(os.getpid(), signal.SIGTERM)
         interruption._since -= 2
-        os.kill(os.getpid(), signal.SIGTERM)  # never interrupts at once
-        preempted = interruption.asked
-        os.kill(os.getpid(), signal.SIGINT)
-        interrupted = interruption.asked
-    for asked, kind in (
-        ((preempted, preempted), Preempted),
-        ((preempted, 0, 0, 0), Preempted),
-        ((0, interrupted, 0, 0), Stopped),
-        ((preempted, preempted, interrupted), Stopped),
-    ):
-        assert type(stop(sum(asked) / len(asked))) is kind
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interruption.preempted and not interruption.interrupted
+
+
+def test_a_ctrl_c_of_any_rank_counts_for_more_than_sigterm_and_a_checkpoint_that_failed_for_most() -> None:
+    """Whatever share of the ranks it is."""
+    assert as_exception(0.0, 0.0, 0.0) is None
+    assert type(as_exception(1.0, 0.0, 0.0)) is type(as_exception(0.25, 0.0, 0.0)) is Preempted
+    assert type(as_exception(0.0, 0.25, 0.0)) is type(as_exception(1.0, 1 / 64, 0.0)) is Stopped
+    assert type(as_exception(1.0, 1.0, 1 / 64)) is NotSaved
 
 
 ORPHAN = """

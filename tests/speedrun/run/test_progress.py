@@ -1,5 +1,8 @@
 """What a person sees of a run: a live bar on a terminal, plain lines elsewhere."""
 
+import subprocess
+import sys
+
 import pytest
 
 from speedrun.run.progress import Progress, describe
@@ -46,3 +49,9 @@ def test_the_live_display_keeps_validations_whole_on_lines_of_their_own(capsys: 
     shown = capsys.readouterr().out
     assert describe(VALIDATED, 3) in shown and "[bold] is no markup here" in shown
     assert describe(STEP, 3) not in shown
+
+
+def test_reading_what_a_run_has_left_needs_no_torch() -> None:
+    """`shardrun compare` and `ablate` start in a moment."""
+    script = "import sys, speedrun.run.progress, speedrun.run.record; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", script], check=True)

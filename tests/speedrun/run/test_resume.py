@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from speedrun.config import CheckpointConfig, Config, DataConfig, Stage
+from speedrun.config import CheckpointConfig, Config, DataConfig, StageConfig
 from speedrun.run.checkpoints import find_checkpoint
 from speedrun.run.ending import NotSaved
 from strategies.checkpoint import save as saving
@@ -180,7 +180,7 @@ def test_what_is_not_the_same_run_is_refused_before_anything_starts(saved: Path)
     other = dataclasses.replace(data, global_batch=24)
     assert "data.global_batch 12, and this one has 24; resume with --data.global-batch as" in refusal(saved, data=other)
     softer = dataclasses.replace(small().model, softcap=30.0)
-    table = dataclasses.replace(small().schedule, stages=(Stage(0.5), Stage(1.0, 24)))
+    table = dataclasses.replace(small().schedule, stages=(StageConfig(0.5), StageConfig(1.0, 24)))
     assert "schedule.stages []" in refusal(saved, schedule=table)
     assert "model.softcap 15.0, and this one has 30.0" in refusal(saved, model=softer)
     assert "other data" in refusal(saved, data_hash="another")

@@ -37,7 +37,7 @@ from strategies.select import Launch
 SCHEMA = 1
 
 WANDB_FINISH = 60
-"""Seconds to wait at the end until it has everything."""
+"""Seconds to wait at the end for Weights & Biases to upload the rest."""
 
 WANDB_TIMEOUT = 20
 """Seconds to wait for Weights & Biases before the run goes on offline."""

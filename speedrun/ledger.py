@@ -30,6 +30,7 @@ from speedrun.compiling import uncompiled
 from speedrun.config import Config, ModelConfig
 from speedrun.forward_pass import ForwardPass
 from speedrun.model.attend import where
+from speedrun.run.faults import loss_comes_first
 from speedrun.shapes import parameter_groups, parameter_shapes
 from speedrun.stages import Stage
 from speedrun.stand_ins import inside
@@ -87,6 +88,7 @@ class Books:
             launch.strategy, shapes, groups, launch.world_size, launch.precision, accumulation, launch.engine
         )
         self.rank, self.strategy = launch.rank, strategy
+        self.loss_comes_first = launch.world_size > 1 and loss_comes_first(config)
         short, long = stage.windows[-1]
         model = replace(config.model, window_short=short, window_long=long)
         self.device = strategy.optimizer.place.device
@@ -249,6 +251,8 @@ class Books:
         for expected in predict_traffic(self.run, self.rank):
             purpose = "bookkeeping" if expected.purpose == "bookkeeping" else "payload"
             line(expected.collective, purpose)["predicted"] += expected.payload_bytes
+        if self.loss_comes_first:  # a float32, from all ranks to all
+            line("all_reduce", "bookkeeping")["predicted"] += 4
         for found in self.meter.lines():
             row = line(found.collective, found.purpose)
             row |= {"calls": found.calls, "measured": found.payload_bytes, "ring_bytes": found.ring_bytes}

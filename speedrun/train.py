@@ -82,8 +82,8 @@ def loop(strategy: Strategy, model: GPT, run: Run) -> None:
     for step, stage, batch in run.steps():
         if step == stage.first:
             enter(stage, strategy, model)
-        rate = set_schedules(strategy, run.config, step, run.last_step, stage)
-        options = forward_options(run.config, step, run.last_step)
+        rate = set_schedules(strategy, run.config, step, run.total_steps, stage)
+        options = forward_options(run.config, step, run.total_steps)
         with run.step() as forward:  # the strategy's model; in a step that is counted, the books' view of it
             loss = accumulate(strategy, forward, batch, options)
             norm = strategy.step(update=run.allows(loss))
@@ -110,7 +110,7 @@ def set_schedules(strategy: Strategy, config: Config, step: int, steps: int, sta
 
 def warm_up(strategy: Strategy, model: GPT, run: Run) -> None:
     """Untimed steps on the first batch of every stage, so that none of them is slow for being the first."""
-    options = forward_options(run.config, 0, run.last_step)
+    options = forward_options(run.config, 0, run.total_steps)
     for stage in run.stages:
         enter(stage, strategy, model)
         passes = partial(accumulate, strategy, strategy.model, run.batch(stage.first), options)

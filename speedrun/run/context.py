@@ -48,7 +48,7 @@ class Run:
     def __init__(self, preset: str, checked: Checked, launch: Launch):
         """Raises FileExistsError where the folder holds a run already."""
         self.preset, self.checked, self.launch = preset, checked, launch
-        self.config, self.stages, self.last_step = checked.config, checked.stages, checked.stages[-1].last
+        self.config, self.stages, self.total_steps = checked.config, checked.stages, checked.steps
         resumed, first = checked.resumed, launch.rank == 0
         self.start = resumed.step if resumed else 0
         self.train_time = resumed.train_time if resumed else 0.0
@@ -59,7 +59,7 @@ class Run:
             continues = resumed.continues if resumed else None
             data_hash, parameters = checked.data.content_hash, checked.parameters
             self.folder = RunFolder(self.config, launch, preset, data_hash, parameters, continues)
-        self.progress = Progress(self.config.progress if first else "none", self.last_step)
+        self.progress = Progress(self.config.progress if first else "none", self.total_steps)
         self.say = self.progress.say
         for line in (_headline(preset, checked, launch), *checked.resolved):
             self.say(line)
@@ -102,7 +102,7 @@ class Run:
         self._open.enter_context(self.checkpoints)
         self.faults = Faults(config, self.say)
         self.validation_rows = validation_rows(config, self.stages)
-        counted = counted_step(self.last_step, config.eval_every, self.start)
+        counted = counted_step(self.total_steps, config.eval_every, self.start)
         stage = stage_at(self.stages, counted)
         self.counted_steps = further_steps(counted, stage.last, config.eval_every, config.books_every)
         self.books = Books(config, self.launch, strategy, stage)
@@ -111,7 +111,7 @@ class Run:
     @property
     def first_stage(self) -> Stage:
         """The one in which this process begins."""
-        return stage_at(self.stages, min(self.start, self.last_step - 1))
+        return stage_at(self.stages, min(self.start, self.total_steps - 1))
 
     @property
     def untimed_steps(self) -> int:
@@ -131,7 +131,7 @@ class Run:
         else:
             self._log({"step": 0, "tokens": 0, "train_time_ms": 0.0, "timed_steps": 0, **self._validate()})
         self.ended = False
-        steps = range(self.start, self.last_step)
+        steps = range(self.start, self.total_steps)
         batches = self._open.enter_context(prefetch(map(self.batch, steps), depth=2))
         for step in steps:
             self.started = time.perf_counter()
@@ -178,7 +178,7 @@ class Run:
             self.timed_steps += 1
         # A step that is repeated to name a tensor is not timed either, nor are validation and checkpoints.
         counts = self.faults.after_step(done, mean, norm, partial(first_nonfinite, self.strategy, repeat))
-        last = done == self.last_step
+        last = done == self.total_steps
         due = last or (config.eval_every and done % config.eval_every == 0)
         validation = self._validate() if due and not stopped else {}
         tokens = stage_at(self.stages, self.now).tokens_per_step

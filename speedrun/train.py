@@ -61,10 +61,11 @@ def train(preset: str, config: Config, launch: Launch) -> None:
 
 
 def accumulate(strategy: Strategy, forward: Callable[..., Tensor], batch: Batch, options: dict[str, Any]) -> Tensor:
-    """The forward and backward passes of a step on this rank: its micro-batches one after the other, whose gradients
-    add up. What they have to do with other ranks' gradients, the strategy sees to, and for most at the last one only.
+    """Forward and backward passes of this rank's micro-batches, one after the other: their gradients add up. Gradients
+    travel between ranks at the last one only, where the strategy allows it.
 
-    forward: tokens and targets, int64 [rows, length], and options → the mean loss. Returns the mean over micro-batches.
+    forward: tokens and targets, int64 [rows, length], and options → their mean loss. Returns the mean of those over the
+    micro-batches, a float32 scalar on the device.
     """
     device = strategy.optimizer.place.device
     mean = torch.zeros((), device=device)

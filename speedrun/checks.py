@@ -12,7 +12,7 @@ from speedrun.config import Config
 from speedrun.data import Data, open_data
 from speedrun.kernels import choose
 from speedrun.kernels.fp8 import in_words as fp8_in_words
-from speedrun.model import GPT
+from speedrun.model import GPT, parameter_shapes
 from speedrun.model.attend import activate_flash
 from speedrun.optim.policy import check as check_optimizer
 from speedrun.optim.precision import emulated_bf16, settle
@@ -72,7 +72,7 @@ def check(config: Config, launch: Launch) -> Checked:
         outline = GPT(config.model)
     attention, lines = attention_of_stages(outline, stages, device, launch.precision)
     resolved += lines
-    shapes = {name: tuple(parameter.shape) for name, parameter in outline.named_parameters()}
+    shapes = parameter_shapes(config.model)
     check_optimizer(config.optimizer)
     resumed = find_checkpoint(config, shapes, data.content_hash)
     optimizer, why = settle(config.optimizer, resumed.orthogonalization_dtype if resumed else "auto", device)

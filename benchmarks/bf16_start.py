@@ -20,7 +20,8 @@ from pathlib import Path
 
 import torch
 
-from speedrun.train import parse, train
+from speedrun.run.command_line import parse
+from speedrun.train import train
 from strategies import catalogue
 from strategies.select import Launch
 

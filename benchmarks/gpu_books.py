@@ -24,7 +24,7 @@ from shardrun.simulation import simulate_one
 from speedrun.activations_kernels import CPU, Kernels, kernels_on_gpu, parse_version
 from speedrun.config import PRESETS, Config
 from speedrun.shapes import scenario_of
-from speedrun.stages import Batches, number_of_steps, resolve
+from speedrun.stages import number_of_steps, resolve
 from strategies.ledger.hardware import GIB
 
 HERE = Path(__file__).parent
@@ -47,11 +47,11 @@ def planned(preset: str, rows: int, attention: str, torch: str | None) -> Planne
     """The first stage of a preset in one micro-batch of so many rows. torch: its version on an H100; None: on a CPU."""
     config: Config = PRESETS[preset][1]
     config = replace(config, model=replace(config.model, attention=attention))  # type: ignore[arg-type]
-    section = resolve(config, number_of_steps(config))[0]
+    stage = replace(resolve(config, number_of_steps(config))[0], global_batch=rows, micro_batch=0)
     kernels: Kernels = CPU
     if torch:
         kernels = kernels_on_gpu(HOPPER, parse_version(torch), config.model, "bf16")
-    return Planned(at_stage(config, section), section, Batches(rows, rows), kernels)
+    return Planned(at_stage(config, stage), stage, kernels)
 
 
 def measured(strategy: str) -> dict[str, int]:

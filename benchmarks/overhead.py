@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 from shardrun.launch import launch, shipped_config, what_went_wrong
-from speedrun.logbook import step_times
+from speedrun.run.record import step_times
 
 ROWS, TOKENS = 16, 128
 TRAINER = ["--data.global-batch", str(ROWS), "--data.sequence-length", str(TOKENS), "--data.eval-tokens", "1024"]

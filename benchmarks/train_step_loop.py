@@ -18,13 +18,14 @@ from shardrun.plan import flops
 from speedrun.compiling import compile_blocks
 from speedrun.config import Config
 from speedrun.data import open_data, prefetch
-from speedrun.ending import guarded
 from speedrun.kernels import choose
 from speedrun.model import GPT
 from speedrun.optim.policy import parameter_groups
 from speedrun.optim.schedule import forward_options
-from speedrun.stages import Section, cut_batches, resolve
-from speedrun.train import parse, set_schedules
+from speedrun.run.command_line import parse
+from speedrun.run.ending import guarded
+from speedrun.stages import Stage, check_engine, resolve
+from speedrun.train import set_schedules
 from strategies import select
 from strategies.base import Strategy
 from strategies.ledger.hardware import GPUS
@@ -41,19 +42,19 @@ def main() -> None:
     file, share, steps, trainer = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]
     launch = select.launched()
     config = parse(trainer)[1]
-    stage = alone(config, resolve(config, config.steps)[-1], share)
-    loop = Loop(config, launch, stage, select.start(launch))
-    with loop.batches(stage):
+    last = alone(config, resolve(config, config.steps, launch.world_size)[-1], share)
+    check_engine(config, last.stage, launch.engine)
+    loop = Loop(config, launch, last, select.start(launch))
+    with loop.batches(last):
         loop.many(WARM_UP)
         if loop.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         whole = loop.many(steps)["step"]
         apart = loop.many(steps, apart=True)
         exchange = _exchange(lambda: loop.many(2), 2) if launch.world_size > 1 else 0.0
-    section = stage.section
-    tokens = section.global_batch * section.sequence_length
-    seen = dataclasses.replace(config.data, sequence_length=section.sequence_length)
-    needed = flops(dataclasses.replace(loop.config, data=seen), loop.cut.rows) / whole
+    tokens = last.stage.tokens_per_step
+    seen = dataclasses.replace(config.data, sequence_length=last.stage.sequence_length)
+    needed = flops(dataclasses.replace(loop.config, data=seen), last.stage.batches.rows) / whole
     name, peak = peak_rate(loop.device)
     result = {
         "device": name,
@@ -63,7 +64,7 @@ def main() -> None:
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "tokens_per_step": tokens,
-        "accumulation": loop.cut.accumulation,
+        "accumulation": last.stage.batches.accumulation,
         "kernels": loop.config.model.kernels,
         "step_s": whole,
         "tokens_per_second": tokens / whole,
@@ -80,16 +81,16 @@ def main() -> None:
 class Alone:
     """A stage as one that lasts for the whole run, and the step at which it begins in the real one."""
 
-    section: Section
+    stage: Stage
     begins: int
 
 
-def alone(config: Config, section: Section, share: int) -> Alone:
+def alone(config: Config, stage: Stage, share: int) -> Alone:
     """A stage of the run alone, its batch divided by `share`. Raises ValueError where the batch does not divide."""
-    if section.global_batch % share:
-        raise ValueError(f"a batch of {section.global_batch} rows does not divide by {share}: choose another --share.")
-    batch = section.global_batch // share
-    return Alone(dataclasses.replace(section, first=0, last=config.steps, global_batch=batch), section.first)
+    if stage.global_batch % share:
+        raise ValueError(f"a batch of {stage.global_batch} rows does not divide by {share}: choose another --share.")
+    batch = stage.global_batch // share
+    return Alone(dataclasses.replace(stage, first=0, last=config.steps, global_batch=batch), stage.first)
 
 
 class Loop:
@@ -98,34 +99,33 @@ class Loop:
     strategy: not yet prepared.
     """
 
-    def __init__(self, config: Config, launch: Launch, stage: Alone, strategy: Strategy):
+    def __init__(self, config: Config, launch: Launch, first: Alone, strategy: Strategy):
         config = dataclasses.replace(config, schedule=dataclasses.replace(config.schedule, stages=()))
         kernels, _ = choose(config.model.kernels, "cpu" if launch.cpu else "cuda", launch.precision)
         self.config = dataclasses.replace(config, model=dataclasses.replace(config.model, kernels=kernels))
         self.launch, self.strategy = launch, strategy
-        data = open_data(config.data, config.model.vocab_size, config.seed, [stage.section])
+        data = open_data(config.data, config.model.vocab_size, config.seed, [first.stage])
         self.model = GPT(self.config.model, document_start=data.document_start)
         self.model.init_weights(config.seed)
         if config.compile:
             compile_blocks(self.model, config, launch)
         shapes = {name: tuple(p.shape) for name, p in self.model.named_parameters()}
         recipe = parameter_groups(shapes, config.optimizer, kernels)
-        accumulation = cut_batches(config, stage.section, launch.world_size, launch.engine).accumulation
+        accumulation = first.stage.batches.accumulation
         strategy.prepare(self.model, recipe, clip=config.optimizer.clip, accumulation=accumulation)
         self.device = strategy.optimizer.place.device
         self.taken_apart = False
         self.times: dict[str, list[float]] = {phase: [] for phase in (*PHASES, "step")}
 
     @contextlib.contextmanager
-    def batches(self, stage: Alone) -> Iterator[None]:
+    def batches(self, now: Alone) -> Iterator[None]:
         """Around steps of that stage: its windows, its accumulation, its rows fetched ahead."""
-        self.stage = stage
-        self.cut = cut_batches(self.config, stage.section, self.launch.world_size, self.launch.engine)
-        self.model.set_windows(stage.section.windows)
-        self.strategy.set_accumulation(self.cut.accumulation)
-        data = open_data(self.config.data, self.config.model.vocab_size, self.config.seed, [stage.section])
+        self.now, cut = now, now.stage.batches
+        self.model.set_windows(now.stage.windows)
+        self.strategy.set_accumulation(cut.accumulation)
+        data = open_data(self.config.data, self.config.model.vocab_size, self.config.seed, [now.stage])
         self.numbers = iter(range(10**9))
-        items = ([data.batch(n, *rows) for rows in self.cut.micro_batches(self.launch.rank)] for n in range(10**9))
+        items = ([data.batch(n, *rows) for rows in cut.micro_batches(self.launch.rank)] for n in range(10**9))
         with prefetch(items, depth=2) as self.upcoming:
             yield
 
@@ -141,12 +141,12 @@ class Loop:
     def _step(self, number: int) -> None:
         for kept in self.times.values():
             kept.append(0.0)
-        moment = min(self.stage.begins + number, self.config.steps - 1)
+        moment = min(self.now.begins + number, self.config.steps - 1)
         options = forward_options(self.config, moment, self.config.steps)
         with self._phase("step"):
             with self._phase("data"):
                 batch = next(self.upcoming)
-            set_schedules(self.strategy, self.config, moment, self.config.steps, self.stage.section)
+            set_schedules(self.strategy, self.config, moment, self.config.steps, self.now.stage)
             for i, (inputs, targets) in enumerate(batch):
                 with self._phase("data"):
                     inputs, targets = (

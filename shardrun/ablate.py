@@ -61,7 +61,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def configure(arguments: argparse.Namespace) -> tuple[Setting, list[str]]:
     """What all runs share: the baseline's setting, and the trainer's options that make it."""
-    from speedrun.train import number_of_steps, parse
+    from speedrun.run.command_line import parse
+    from speedrun.stages import number_of_steps
 
     options = [*arguments.trainer, *(["--steps", str(arguments.steps)] if arguments.steps is not None else [])]
     parsed = parse([arguments.preset, *options])[1]

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from shardrun.equivalence import Case, run_strategy
-from speedrun.train import guarded
+from speedrun.run.ending import guarded
 from strategies import select
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from shardrun.launch import launch, shipped_config, shown, what_went_wrong
-from speedrun.logbook import step_times
+from speedrun.run.record import step_times
 from strategies import catalogue
 
 AGREEMENT = 1e-3

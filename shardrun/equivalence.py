@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from speedrun.config import Config, DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig, Stage
+from speedrun.config import Config, DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig, StageConfig
 from speedrun.data import open_data
 from speedrun.model import GPT
 from speedrun.optim.policy import kind_of, parameter_groups
 from speedrun.optim.rules import Muon
 from speedrun.optim.schedule import adamw_updates, forward_options
-from speedrun.stages import Section, resolve, section_at
+from speedrun.stages import Stage, resolve, stage_at
 from strategies.base import Strategy
 
 PHASES = ("gradient", "reduce", "clip", "update")
@@ -72,7 +72,7 @@ class Case:
                 adamw_every=2,
                 gate_lr=0.003,
             )
-        second = Stage(1.0, 2 * self.rows, 24, window_short=5, window_long=15, lr=1.5)
+        second = StageConfig(1.0, 2 * self.rows, 24, window_short=5, window_long=15, lr=1.5)
         return Config(
             model=ModelConfig(**(dict(layers=2, heads=3, width=48, mlp_width=101, tied_head=self.tied) | parts)),
             optimizer=OptimizerConfig(
@@ -87,7 +87,7 @@ class Case:
                 clip=0.05,
                 **({"muon_weight_decay": 0.01} | record),
             ),
-            schedule=ScheduleConfig(name="constant", stages=(Stage(0.5), second) if self.record else ()),
+            schedule=ScheduleConfig(name="constant", stages=(StageConfig(0.5), second) if self.record else ()),
             data=DataConfig(sequence_length=16, global_batch=self.rows, eval_tokens=16),
             steps=self.steps,
             seed=self.seed,
@@ -104,9 +104,9 @@ def certificate_cases(steps: int) -> list[Case]:
     ]
 
 
-def micro_batches(case: Case, section: Section) -> int:
+def micro_batches(case: Case, stage: Stage) -> int:
     """A stage with more rows takes them in as many more micro-batches."""
-    return case.accumulation * (section.global_batch // case.rows)
+    return case.accumulation * (stage.global_batch // case.rows)
 
 
 @dataclass
@@ -123,8 +123,8 @@ class Trace:
 def run_reference(case: Case, phases: bool = False) -> Trace:
     """Train in this process without accelerate, DeepSpeed or anything of `strategies`."""
     config = case.config()
-    sections = resolve(config, case.steps)
-    data = open_data(config.data, config.model.vocab_size, config.seed, sections)
+    stages = resolve(config, case.steps)
+    data = open_data(config.data, config.model.vocab_size, config.seed, stages)
     model = GPT(config.model, document_start=data.document_start)
     model.init_weights(config.seed)
     named = dict(model.named_parameters())
@@ -161,10 +161,10 @@ def run_reference(case: Case, phases: bool = False) -> Trace:
     transform = {"orthogonalization": options.orthogonalization, "orthogonalization_steps": 5}
     trace = Trace()
     for step in range(case.steps):
-        section = section_at(sections, step)
-        model.set_windows(section.windows)
-        accumulation = micro_batches(case, section)
-        rows = section.global_batch // accumulation
+        stage = stage_at(stages, step)
+        model.set_windows(stage.windows)
+        accumulation = micro_batches(case, stage)
+        rows = stage.global_batch // accumulation
         losses = []
         for i in range(accumulation):
             loss = model(*data.batch(step, i * rows, (i + 1) * rows), **forward_options(config, step, case.steps))
@@ -182,12 +182,12 @@ def run_reference(case: Case, phases: bool = False) -> Trace:
             gradient.copy_(total)
         if (step + 1) % options.adamw_every == 0:
             for group in adamw.param_groups:
-                group["lr"] = learning_rates[kinds[names[id(group["params"][0])]]] * section.lr
+                group["lr"] = learning_rates[kinds[names[id(group["params"][0])]]] * stage.lr
             adamw.step()
             for name, total in sums.items():
                 total.zero_()
                 if cautious and kinds[name] not in ("gate", "vector"):
-                    old, lr = before[name], learning_rates[kinds[name]] * section.lr
+                    old, lr = before[name], learning_rates[kinds[name]] * stage.lr
                     shrinks = adamw.state[named[name]]["exp_avg"] * old >= 0
                     named[name].data -= lr * options.weight_decay * torch.where(shrinks, old, 0)
         for name in muon:
@@ -205,7 +205,7 @@ def run_reference(case: Case, phases: bool = False) -> Trace:
                 root = average.clamp(min=1e-10).sqrt()
                 scaled = update / (root[:, None] if tall else root)
                 update = scaled * (update.norm() / scaled.norm().clamp(min=1e-10))
-            lr = options.muon_lr * section.lr
+            lr = options.muon_lr * stage.lr
             shrunk = weight * lr * options.muon_weight_decay
             weight.sub_(torch.where(weight * update >= 0, shrunk, 0) if cautious else shrunk).sub_(lr * update)
         model.zero_grad()
@@ -221,8 +221,8 @@ def run_reference(case: Case, phases: bool = False) -> Trace:
 def run_strategy(case: Case, strategy: Strategy, rank: int, world_size: int, phases: bool = False) -> Trace:
     """Train under a strategy that is not yet prepared. Collective; every rank returns the same trace."""
     config = case.config()
-    sections = resolve(config, case.steps)
-    data = open_data(config.data, config.model.vocab_size, config.seed, sections)
+    stages = resolve(config, case.steps)
+    data = open_data(config.data, config.model.vocab_size, config.seed, stages)
     model = GPT(config.model, document_start=data.document_start)
     model.init_weights(config.seed)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
@@ -241,15 +241,15 @@ def run_strategy(case: Case, strategy: Strategy, rank: int, world_size: int, pha
         optimizer.observe = observe
     trace = Trace()
     for step in range(case.steps):
-        section = section_at(sections, step)
-        accumulation = micro_batches(case, section)
-        if step == section.first:
-            model.set_windows(section.windows)
+        stage = stage_at(stages, step)
+        accumulation = micro_batches(case, stage)
+        if step == stage.first:
+            model.set_windows(stage.windows)
             strategy.set_accumulation(accumulation)
         for group in optimizer.param_groups:
-            group["lr"] = group["peak_lr"] * section.lr
+            group["lr"] = group["peak_lr"] * stage.lr
             group["update"] = adamw_updates(config.optimizer, step)
-        rows = section.global_batch // (world_size * accumulation)
+        rows = stage.global_batch // (world_size * accumulation)
         first = rank * rows * accumulation
         total = torch.zeros((), device=place.device)
         for i in range(accumulation):

@@ -22,7 +22,7 @@ from speedrun.activations_kernels import (
 from speedrun.config import PRESETS, Config, ModelConfig, OptimizerConfig
 from speedrun.forward_pass import ForwardPass, compute_precision
 from speedrun.shapes import parameter_groups, parameter_shapes, scenario_of
-from speedrun.stages import Batches, Section, cut_batches, cut_rows, number_of_steps, resolve
+from speedrun.stages import Batches, Stage, check_engine, number_of_steps, resolve
 from speedrun.wiring import check
 from strategies import catalogue
 from strategies.forecast.timing import communication
@@ -42,13 +42,17 @@ OVERHEAD = (
 
 @dataclass(frozen=True)
 class Planned:
-    """A stage of a run, and how its batch is cut over the ranks."""
+    """A stage of a run, with the kernels that compute it."""
 
     config: Config
     """With the row length and the windows of the stage."""
-    section: Section
-    batches: Batches
+    stage: Stage
     kernels: Kernels = CPU
+
+    @property
+    def batches(self) -> Batches:
+        """How its global batch is cut over the ranks."""
+        return self.stage.batches
 
     @property
     def forward_pass(self) -> ForwardPass:
@@ -58,20 +62,20 @@ class Planned:
     @property
     def about_kernels(self) -> dict[str, str]:
         """For people, as `Kernels.as_dict`."""
-        return self.kernels.as_dict(attention_kinds(self.config.model, self.section.sequence_length, self.kernels))
+        return self.kernels.as_dict(attention_kinds(self.config.model, self.stage.sequence_length, self.kernels))
 
     def __str__(self) -> str:
-        name = f"{self.section.name}: " if self.section.name != "data" else ""
+        name = f"{self.stage.name}: " if self.stage.name != "data" else ""
         rows = "1 row" if self.batches.micro_batch == 1 else f"{self.batches.micro_batch} rows"
-        return f"{name}{rows} of {self.section.sequence_length} tokens × {self.batches.accumulation}"
+        return f"{name}{rows} of {self.stage.sequence_length} tokens × {self.batches.accumulation}"
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
-            "stage": self.section.name,
+            "stage": self.stage.name,
             "micro_batch": self.batches.micro_batch,
             "accumulation": self.batches.accumulation,
-            "sequence_length": self.section.sequence_length,
+            "sequence_length": self.stage.sequence_length,
         }
 
 
@@ -254,38 +258,37 @@ def planned(
     at_most, accumulation = arguments.micro_batch, arguments.accumulation
     if any(count is not None and count < 1 for count in (at_most, accumulation)):
         raise ValueError("--micro-batch and --accumulation are at least 1.")
-    stages, data = config.schedule.stages, config.data
+    table, data = config.schedule.stages, config.data
     if at_most:
-        stages = tuple(dataclasses.replace(stage, micro_batch=0) for stage in stages)
+        table = tuple(dataclasses.replace(line, micro_batch=0) for line in table)
         data = dataclasses.replace(data, micro_batch=at_most)
     if at_most and accumulation:
-        stages = tuple(dataclasses.replace(stage, global_batch=0) for stage in stages)
+        table = tuple(dataclasses.replace(line, global_batch=0) for line in table)
         data = dataclasses.replace(data, global_batch=at_most * accumulation * world_size)
-    config = dataclasses.replace(config, data=data, schedule=dataclasses.replace(config.schedule, stages=stages))
-    sections = resolve(config, number_of_steps(config))
+    config = dataclasses.replace(config, data=data, schedule=dataclasses.replace(config.schedule, stages=table))
+    stages = resolve(config, number_of_steps(config), world_size)
     if accumulation and not at_most:
-        sections = [_in_micro_batches(section, world_size, accumulation) for section in sections]
-    return [
-        Planned(at_stage(config, section), section, cut_batches(config, section, world_size, engine), kernels)
-        for section in sections
-    ]
+        stages = [_in_micro_batches(stage, accumulation) for stage in stages]
+    for stage in stages:
+        check_engine(config, stage, engine or {})
+    return [Planned(at_stage(config, stage), stage, kernels) for stage in stages]
 
 
-def _in_micro_batches(section: Section, world_size: int, accumulation: int) -> Section:
-    rows = cut_rows(section.global_batch, world_size, name=section.name).rows
+def _in_micro_batches(stage: Stage, accumulation: int) -> Stage:
+    rows = stage.batches.rows
     if rows % accumulation:
         raise ValueError(
-            f"--accumulation {accumulation} does not divide a rank's {rows} rows ({section.name}.global_batch "
-            f"{section.global_batch} over {world_size} ranks); use a divisor of {rows}, or set --micro-batch too."
+            f"--accumulation {accumulation} does not divide a rank's {rows} rows ({stage.name}.global_batch "
+            f"{stage.global_batch} over {stage.world_size} ranks); use a divisor of {rows}, or set --micro-batch too."
         )
-    return dataclasses.replace(section, micro_batch=rows // accumulation)
+    return dataclasses.replace(stage, micro_batch=rows // accumulation)
 
 
-def at_stage(config: Config, section: Section) -> Config:
+def at_stage(config: Config, stage: Stage) -> Config:
     """The run as it is in one of its stages: its row length, its windows."""
-    short, long = section.windows[-1]
+    short, long = stage.windows[-1]
     model = dataclasses.replace(config.model, window_short=short, window_long=long)
-    data = dataclasses.replace(config.data, sequence_length=section.sequence_length)
+    data = dataclasses.replace(config.data, sequence_length=stage.sequence_length)
     return dataclasses.replace(config, model=model, data=data)
 
 
@@ -492,7 +495,7 @@ def _print_traffic(estimates: list[Estimate]) -> None:
     headings = ["per step", "payload", "on the wire", "in Ψ", "compute", "comm.", "exposed", "step", "tokens/s"]
     rows = []
     for e in estimates:
-        tokens = e.planned.section.tokens_per_step
+        tokens = e.planned.stage.tokens_per_step
         payload = sum(entry.payload_bytes for entry in e.traffic)
         wire = sum(entry.ring_bytes for entry in e.traffic)
         times = [f"{seconds * 1e3:,.1f} ms" for seconds in (e.compute_s, e.communication_s, e.exposed_s, e.step_s)]

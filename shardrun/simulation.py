@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from shardrun.plan import Planned, fullest, kernels_for, kernels_line, planned, table, wrapped
 from speedrun.config import Config, Kernels
 from speedrun.shapes import scenario_of
-from speedrun.stages import Batches, number_of_steps
+from speedrun.stages import number_of_steps
 from strategies import catalogue
 from strategies.forecast.predict import predict_memory
 from strategies.ledger.hardware import Gpu, find_gpu
@@ -130,7 +130,8 @@ def model_states(config: Config, name: str, arguments: argparse.Namespace) -> in
     held = [sum(rank["after backward"][category] for category in MODEL_STATES) for rank in ranks]
     kernels = kernels_for(config, find_gpu(arguments.gpu), arguments)
     first = planned(config, arguments, arguments.world, kernels=kernels)[0]
-    one = dataclasses.replace(first, batches=Batches(first.batches.micro_batch, first.batches.micro_batch))
+    rows = first.batches.micro_batch * arguments.world
+    one = dataclasses.replace(first, stage=dataclasses.replace(first.stage, global_batch=rows, micro_batch=0))
     replay = simulate_one(one, name, held.index(max(held)), arguments.world, "bf16").replay
     if replay is None:
         return None

@@ -56,7 +56,7 @@ CPU = Kernels(Where("cpu", (0, 0), (2, 13), sixteen_bit=False), "sdpa", triton=F
 
 
 def kernels_on_gpu(capability: Version, torch: Version, model: ModelConfig, precision: str) -> Kernels:
-    """The kernels of a run on a GPU of this compute capability with Triton, as `train.py` resolves them there.
+    """The kernels of a run on a GPU of this compute capability with Triton, as a run resolves them there.
 
     torch: its version; precision: bf16 or fp32, of the run.
     """

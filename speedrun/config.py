@@ -168,7 +168,7 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
-class Stage:
+class StageConfig:
     """A line of the stage table: what holds for a part of the run. 0 leaves a field to its own section."""
 
     until: float = 1.0
@@ -205,7 +205,7 @@ class ScheduleConfig:
     future_weights: tuple[float, ...] = ()
     """Weights in the training loss of the tokens after the next one (.5 .25: two of them). They fade to zero one after
     the other, the farthest first, in equal parts of the run, of which the last has the plain loss."""
-    stages: tuple[Stage, ...] = ()
+    stages: tuple[StageConfig, ...] = ()
     """Batch size, sequence length, windows, rate and momentum by parts of the run, in order; none: nothing changes."""
 
 
@@ -329,8 +329,10 @@ SPEEDRUN = Config(
         final=0.15,
         future_weights=(0.5, 0.25),
         stages=(
-            Stage(0.25, global_batch=128, sequence_length=1024, micro_batch=32, window_short=128, window_long=384),
-            Stage(
+            StageConfig(
+                0.25, global_batch=128, sequence_length=1024, micro_batch=32, window_short=128, window_long=384
+            ),
+            StageConfig(
                 0.5,
                 global_batch=256,
                 sequence_length=1024,
@@ -339,8 +341,8 @@ SPEEDRUN = Config(
                 window_long=896,
                 lr=1.52,
             ),
-            Stage(0.75, window_short=640, window_long=1408, lr=1.73),
-            Stage(1.0, lr=1.73),
+            StageConfig(0.75, window_short=640, window_long=1408, lr=1.73),
+            StageConfig(1.0, lr=1.73),
         ),
     ),
     data=DataConfig(

@@ -30,8 +30,9 @@ from speedrun.compiling import uncompiled
 from speedrun.config import Config, ModelConfig
 from speedrun.forward_pass import ForwardPass
 from speedrun.model.attend import where
+from speedrun.run.faults import loss_comes_first
 from speedrun.shapes import scenario_of
-from speedrun.stages import Section
+from speedrun.stages import Stage
 from speedrun.stand_ins import inside
 from strategies import catalogue
 from strategies.base import Strategy
@@ -80,18 +81,18 @@ class Books:
     books.note("after step")
     """
 
-    def __init__(
-        self, config: Config, launch: Launch, accumulation: int, strategy: Strategy, rows: int, section: Section
-    ):
-        """rows: of a micro-batch; section: the stage that the counted step belongs to."""
+    def __init__(self, config: Config, launch: Launch, strategy: Strategy, stage: Stage):
+        """stage: that the counted step belongs to."""
+        accumulation, rows = stage.batches.accumulation, stage.batches.micro_batch
         about = (launch.strategy, launch.world_size, launch.precision)
         self.run = scenario_of(config, *about, accumulation, launch.engine)
         self.rank, self.strategy = launch.rank, strategy
-        short, long = section.windows[-1]
+        self.loss_comes_first = launch.world_size > 1 and loss_comes_first(config)
+        short, long = stage.windows[-1]
         model = replace(config.model, window_short=short, window_long=long)
         self.device = strategy.optimizer.place.device
         kernels = kernels_of(model, self.device, launch.precision)
-        self.forward_pass = ForwardPass(model, rows, section.sequence_length, kernels=kernels)
+        self.forward_pass = ForwardPass(model, rows, stage.sequence_length, kernels=kernels)
         self.held: dict[str, Held] = {}
         self.states: dict[str, int] = {}
         self.allocator: dict[str, dict[str, int]] = {}
@@ -249,6 +250,8 @@ class Books:
         for expected in predict_traffic(self.run, self.rank):
             purpose = "bookkeeping" if expected.purpose == "bookkeeping" else "payload"
             line(expected.collective, purpose, expected.axis)["predicted"] += expected.payload_bytes
+        if self.loss_comes_first:  # a float32, from all ranks to all
+            line("all_reduce", "bookkeeping", "all")["predicted"] += 4
         for found in self.meter.lines():
             row = line(found.collective, found.purpose, found.axis)
             row |= {"calls": found.calls, "measured": found.payload_bytes, "ring_bytes": found.ring_bytes}
@@ -269,7 +272,7 @@ def counted_step(steps: int, eval_every: int, start: int = 0) -> int:
     return next((step for step in range(start + 2, steps) if not eval_every or step % eval_every), steps - 1)
 
 
-def and_again(first: int, last: int, eval_every: int, every: int) -> list[int]:
+def further_steps(first: int, last: int, eval_every: int, every: int) -> list[int]:
     """The counted step, and where `every` is not 0 every so many steps after it, up to `last`, the end of its stage.
     One that follows a validation is left out.
     """

@@ -5,32 +5,10 @@ No torch in here: the trainer and the verbs that plan for it come to the same ro
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from speedrun.config import Config, Stage
-
-
-@dataclass(frozen=True)
-class Section:
-    """A stage of a run of known length: steps [first, last), with every field of the table filled in."""
-
-    name: str
-    """For messages: `schedule.stages.0`, or `data` where there is no table."""
-    first: int
-    last: int
-    global_batch: int
-    sequence_length: int
-    micro_batch: int
-    """Rows of one forward pass at most; 0: a rank's whole share."""
-    windows: tuple[tuple[int, int], ...]
-    """(short, long) attention windows of every stage up to this one, its own last."""
-    lr: float
-    momentum: float
-
-    @property
-    def tokens_per_step(self) -> int:
-        return self.global_batch * self.sequence_length
+from speedrun.config import Config, StageConfig
 
 
 @dataclass(frozen=True)
@@ -71,20 +49,49 @@ def cut_rows(global_batch: int, world_size: int, micro_batch: int = 0, name: str
     return Batches(rows, next(size for size in range(most, 0, -1) if rows % size == 0))
 
 
-def cut_batches(config: Config, section: Section, world_size: int, engine: Mapping[str, Any] | None = None) -> Batches:
-    """How a stage's global batch is cut. engine: the settings of the accelerate config, where there is one.
+@dataclass(frozen=True)
+class Stage:
+    """A part of a run of known length, from a line of the stage table: every field is filled in."""
 
-    Raises ValueError where the batch does not divide, or where the accelerate config sets an accumulation or a clipping
-    of its own that contradicts the run's.
+    name: str
+    """For messages: `schedule.stages.0`, or `data` where there is no table."""
+    first: int
+    last: int
+    """Its steps are [first, last)."""
+    global_batch: int
+    sequence_length: int
+    micro_batch: int
+    """Rows of one forward pass at most; 0: a rank's whole share."""
+    windows: tuple[tuple[int, int], ...]
+    """(short, long) attention windows of every stage up to this one, its own last."""
+    lr: float
+    momentum: float
+    world_size: int
+    """Ranks that the global batch is cut over."""
+    batches: Batches = field(init=False)
+    """How it is cut."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where the batch does not divide."""
+        batches = cut_rows(self.global_batch, self.world_size, self.micro_batch, self.name)
+        object.__setattr__(self, "batches", batches)  # of a frozen dataclass
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.global_batch * self.sequence_length
+
+
+def check_engine(config: Config, stage: Stage, engine: Mapping[str, Any]) -> None:
+    """Raises ValueError where the accelerate config sets an accumulation or a clipping of its own that contradicts the
+    run's. engine: its settings.
     """
-    engine, name = engine or {}, section.name
-    batches = cut_rows(section.global_batch, world_size, section.micro_batch, name)
+    batches, name = stage.batches, stage.name
     asked = engine.get("gradient_accumulation_steps", 1)  # 1 is what accelerate says where the file says nothing
     if asked not in (1, "auto", batches.accumulation):
         possible = isinstance(asked, int) and asked > 0 and batches.rows % asked == 0
         raise ValueError(
             f"the accelerate config asks for gradient_accumulation_steps {asked}, but {name}.global_batch "
-            f"{section.global_batch} over {world_size} ranks in micro-batches of {batches.micro_batch} makes "
+            f"{stage.global_batch} over {stage.world_size} ranks in micro-batches of {batches.micro_batch} makes "
             f"{batches.accumulation}; remove it"
             + (f", or set {name}.micro_batch to {batches.rows // asked}." if possible else ".")
         )
@@ -94,71 +101,71 @@ def cut_batches(config: Config, section: Section, world_size: int, engine: Mappi
             f"the accelerate config asks for gradient_clipping {clip}, but optimizer.clip is {config.optimizer.clip}; "
             f"remove the one or pass --optimizer.clip {clip}."
         )
-    return batches
 
 
-def validation_rows(config: Config, sections: Sequence[Section], world_size: int) -> int:
+def validation_rows(config: Config, stages: Sequence[Stage]) -> int:
     """Rows of a validation's forward pass on one rank: no more tokens than a training pass of the run has at most, so
     that what there is room to train there is room to validate.
     """
-    tokens = [cut_batches(config, s, world_size).micro_batch * s.sequence_length for s in sections]
-    return max(1, max(tokens) // (config.data.eval_sequence_length or config.data.sequence_length))
+    most = max(stage.batches.micro_batch * stage.sequence_length for stage in stages)
+    return max(1, most // (config.data.eval_sequence_length or config.data.sequence_length))
 
 
-def resolve(config: Config, steps: int) -> list[Section]:
+def resolve(config: Config, steps: int, world_size: int = 1) -> list[Stage]:
     """The run's stages, in order; one that holds for all of it where the table is empty.
 
     A batch depends on the table and on `steps` too, since they say which tokens earlier stages took.
 
-    Raises ValueError where the table is no table, or has a stage without steps.
+    Raises ValueError where the table is no table, has a stage without steps, or a batch that does not divide.
     """
-    stages = _stages(config)
-    sections: list[Section] = []
+    table = _table(config)
+    stages: list[Stage] = []
     windows: list[tuple[int, int]] = []
-    for i, (stage, (first, last)) in enumerate(zip(stages, itertools.pairwise(_bounds(stages, steps)), strict=True)):
+    for i, (line, (first, last)) in enumerate(zip(table, itertools.pairwise(_bounds(table, steps)), strict=True)):
         if first == last:
             raise ValueError(
-                f"schedule.stages.{i} (until {stage.until}) has no step in a run of {steps} steps: take more steps, or "
+                f"schedule.stages.{i} (until {line.until}) has no step in a run of {steps} steps: take more steps, or "
                 "stages out"
             )
         model, data = config.model, config.data
-        windows.append((stage.window_short or model.window_short, stage.window_long or model.window_long))
-        sections.append(
-            Section(
+        windows.append((line.window_short or model.window_short, line.window_long or model.window_long))
+        stages.append(
+            Stage(
                 name=f"schedule.stages.{i}" if config.schedule.stages else "data",
                 first=first,
                 last=last,
-                global_batch=stage.global_batch or data.global_batch,
-                sequence_length=stage.sequence_length or data.sequence_length,
-                micro_batch=stage.micro_batch or data.micro_batch,
+                global_batch=line.global_batch or data.global_batch,
+                sequence_length=line.sequence_length or data.sequence_length,
+                micro_batch=line.micro_batch or data.micro_batch,
                 windows=tuple(windows),
-                lr=stage.lr,
-                momentum=config.optimizer.muon_momentum if stage.momentum is None else stage.momentum,
+                lr=line.lr,
+                momentum=config.optimizer.muon_momentum if line.momentum is None else line.momentum,
+                world_size=world_size,
             )
         )
-    return sections
+    return stages
 
 
-def section_at(sections: Sequence[Section], step: int) -> Section:
+def stage_at(stages: Sequence[Stage], step: int) -> Stage:
     """The one that `step` belongs to."""
-    return next(section for section in sections if step < section.last)
+    return next(stage for stage in stages if step < stage.last)
 
 
-def tokens_before(sections: Sequence[Section], step: int) -> int:
+def tokens_before(stages: Sequence[Stage], step: int) -> int:
     """Tokens of the steps before `step`."""
-    return sum((min(s.last, step) - s.first) * s.tokens_per_step for s in sections if s.first < step)
+    return sum((min(s.last, step) - s.first) * s.tokens_per_step for s in stages if s.first < step)
 
 
 def number_of_steps(config: Config) -> int:
     """Steps until the step count or the token budget ends the run. Raises ValueError where that is none."""
-    stages = _stages(config)
+    table = _table(config)
     per_step = [
         (stage.global_batch or config.data.global_batch) * (stage.sequence_length or config.data.sequence_length)
-        for stage in stages
+        for stage in table
     ]
 
     def tokens(steps: int) -> int:
-        bounds = itertools.pairwise(_bounds(stages, steps))
+        bounds = itertools.pairwise(_bounds(table, steps))
         return sum((last - first) * size for (first, last), size in zip(bounds, per_step, strict=True))
 
     budget = config.tokens
@@ -168,8 +175,8 @@ def number_of_steps(config: Config) -> int:
     raise ValueError(f"steps {config.steps} and a token budget of {config.tokens} allow no step of {tokens(1)} tokens.")
 
 
-def _stages(config: Config) -> Sequence[Stage]:
-    stages = config.schedule.stages or (Stage(),)
+def _table(config: Config) -> Sequence[StageConfig]:
+    stages = config.schedule.stages or (StageConfig(),)
     ends = [0.0, *(stage.until for stage in stages)]
     if ends[-1] != 1.0 or any(a >= b for a, b in itertools.pairwise(ends)):
         raise ValueError(
@@ -177,9 +184,9 @@ def _stages(config: Config) -> Sequence[Stage]:
             "to 1"
         )
     for i, stage in enumerate(stages):
-        for field in ("global_batch", "sequence_length", "micro_batch", "window_short", "window_long", "lr"):
-            if getattr(stage, field) < 0:
-                raise ValueError(f"schedule.stages.{i}.{field} is {getattr(stage, field)}, but must not be negative")
+        for name in ("global_batch", "sequence_length", "micro_batch", "window_short", "window_long", "lr"):
+            if getattr(stage, name) < 0:
+                raise ValueError(f"schedule.stages.{i}.{name} is {getattr(stage, name)}, but must not be negative")
         if stage.window_long and not config.model.long_layers:
             raise ValueError(
                 f"schedule.stages.{i}.window_long = {stage.window_long} has no layer: name some in model.long_layers"
@@ -187,6 +194,6 @@ def _stages(config: Config) -> Sequence[Stage]:
     return stages
 
 
-def _bounds(stages: Sequence[Stage], steps: int) -> list[int]:
+def _bounds(stages: Sequence[StageConfig], steps: int) -> list[int]:
     """First steps of all stages, and the end."""
     return [0, *(round(stage.until * steps) for stage in stages)]

@@ -40,11 +40,11 @@ def main() -> None:
     bench = Bench(arguments.result, config.model, device, dtype, repeats=1 if arguments.tiny else 20)
     kinds = [kind for kind in KINDS if bench.runs(kind)]
     failed: list[str] = []
-    for index, section in enumerate(resolve(config, config.steps)):
-        rows = alone(config, section, SHARE).section.global_batch
-        short, long = section.windows[-1]
+    for index, stage in enumerate(resolve(config, config.steps)):
+        rows = alone(config, stage, SHARE).stage.global_batch
+        short, long = stage.windows[-1]
         for view in (View(short), View(short, paired=True), View(long)):
-            failed += bench.time(index, rows, section.sequence_length, view, kinds)
+            failed += bench.time(index, rows, stage.sequence_length, view, kinds)
     if failed:
         raise SystemExit(f"failed: {', '.join(dict.fromkeys(failed))}")
 

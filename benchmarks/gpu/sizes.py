@@ -44,7 +44,7 @@ def config_of(preset: str, tiny: bool) -> Config:
     """The preset, whole or cut."""
     if not tiny:
         return PRESETS[preset][1]
-    from speedrun.train import parse
+    from speedrun.run.command_line import parse
 
     return parse([preset, *TINY[preset]])[1]
 

@@ -25,7 +25,7 @@ from benchmarks.train_step_loop import WARM_UP, Alone, Loop, alone
 from speedrun.config import Config
 from speedrun.data import open_data
 from speedrun.optim.schedule import forward_options
-from speedrun.stages import cut_batches, resolve
+from speedrun.stages import resolve
 from strategies import catalogue
 from strategies.base import Settings
 from strategies.mesh import Place
@@ -63,7 +63,7 @@ def main() -> None:
     tiny = arguments.tiny
     launch = Launch("single", 0, 0, 1, 1, "fp32" if tiny else "bf16", tiny)
     config = with_tokens(config_of(preset, tiny), tokens(arguments.result.work(), tiny), tiny)
-    stages = [alone(config, section, SHARE) for section in resolve(config, config.steps)]
+    stages = [alone(config, stage, SHARE) for stage in resolve(config, config.steps)]
     if tiny:
         stages = stages[:: max(1, len(stages) - 1)]  # the first and the last
     bench = Bench(preset, config, launch, stages, 1 if tiny else WARM_UP, 2 if tiny else 20, arguments.result)
@@ -85,15 +85,15 @@ def ours(bench: Bench, compiled: bool) -> torch.nn.Module:
     config = dataclasses.replace(bench.config, compile=compiled)
     strategy = catalogue.engine("single", Settings(Place(0, 1, bench.device), bench.launch.precision, {}))
     loop = Loop(config, bench.launch, bench.stages[0], strategy)
-    for index, stage in enumerate(bench.stages):
-        with loop.batches(stage):
+    for index, part in enumerate(bench.stages):
+        with loop.batches(part):
             first = clock(bench.device, lambda: loop.many(bench.warm_up))
             reset_peak(bench.device)
             step = loop.many(bench.steps)["step"]
             peak = peak_bytes(bench.device)
             apart = loop.many(max(1, bench.steps // 2), apart=True)
             parts = {f"{phase} (ms)": 1e3 * apart[phase] for phase in ("forward", "backward", "optimizer")}
-            add(bench, way("ours", compiled), index, stage, step, first, peak, lambda: loop.many(1), parts)
+            add(bench, way("ours", compiled), index, part, step, first, peak, lambda: loop.many(1), parts)
     return loop.model
 
 
@@ -101,10 +101,10 @@ def plain(bench: Bench, model: torch.nn.Module, compiled: bool) -> None:
     """A loop by hand around the same model, compiled or not as it is: autocast, backward, clip, update."""
     dtype = torch.float32 if bench.launch.cpu else torch.bfloat16
     update = plain_update(model, bench.config.optimizer, dtype)
-    for index, stage in enumerate(bench.stages):
-        model.set_windows(stage.section.windows)
-        batch = on_device(bench, stage)
-        options = forward_options(bench.config, stage.begins, bench.config.steps)
+    for index, part in enumerate(bench.stages):
+        model.set_windows(part.stage.windows)
+        batch = on_device(bench, part)
+        options = forward_options(bench.config, part.begins, bench.config.steps)
 
         def step(batch: Any = batch, options: Any = options) -> None:
             for inputs, targets in batch:
@@ -113,7 +113,7 @@ def plain(bench: Bench, model: torch.nn.Module, compiled: bool) -> None:
                 (loss / len(batch)).backward()
             update()
 
-        timed(bench, way("plain loop", compiled), index, stage, step)
+        timed(bench, way("plain loop", compiled), index, part, step)
 
 
 def peer(bench: Bench, folder: Path, compiled: bool) -> None:
@@ -136,8 +136,8 @@ def peer(bench: Bench, folder: Path, compiled: bool) -> None:
     model = module.GPT(config).to(bench.device)
     optimizer = model.configure_optimizers(0.1, 1e-4, (0.9, 0.95), bench.device.type)
     run = torch.compile(model) if compiled else model
-    stage = bench.stages[0]
-    batch = on_device(bench, stage)
+    part = bench.stages[0]
+    batch = on_device(bench, part)
 
     def step() -> None:
         for inputs, targets in batch:
@@ -148,36 +148,35 @@ def peer(bench: Bench, folder: Path, compiled: bool) -> None:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    timed(bench, way("nanoGPT's model", compiled), 0, stage, step)
+    timed(bench, way("nanoGPT's model", compiled), 0, part, step)
 
 
 def way(name: str, compiled: bool) -> str:
     return f"{name}, compiled" if compiled else f"{name}, eager"
 
 
-def on_device(bench: Bench, stage: Alone) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def on_device(bench: Bench, part: Alone) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """The micro-batches of the stage's first step."""
-    data = open_data(bench.config.data, bench.config.model.vocab_size, bench.config.seed, [stage.section])
-    cut = cut_batches(bench.config, stage.section, world_size=1)
+    data = open_data(bench.config.data, bench.config.model.vocab_size, bench.config.seed, [part.stage])
     return [
         tuple(tensor.to(bench.device) for tensor in data.batch(0, *rows))  # type: ignore[misc]
-        for rows in cut.micro_batches(rank=0)
+        for rows in part.stage.batches.micro_batches(rank=0)
     ]
 
 
-def timed(bench: Bench, name: str, index: int, stage: Alone, step: Callable[[], None]) -> None:
+def timed(bench: Bench, name: str, index: int, part: Alone, step: Callable[[], None]) -> None:
     """Warm up, time, and keep what it took."""
     first = clock(bench.device, lambda: [step() for _ in range(bench.warm_up)])
     reset_peak(bench.device)
     seconds = statistics.median(clock(bench.device, step) for _ in range(bench.steps))
-    add(bench, name, index, stage, seconds, first, peak_bytes(bench.device), step, {})
+    add(bench, name, index, part, seconds, first, peak_bytes(bench.device), step, {})
 
 
 def add(
     bench: Bench,
     name: str,
     index: int,
-    stage: Alone,
+    part: Alone,
     seconds: float,
     first: float,
     peak: int | None,
@@ -188,12 +187,12 @@ def add(
     # AdamW may update at every other step only: an average over as many as that takes. (A CPU's says nothing.)
     steps = 1 if bench.launch.cpu else bench.config.optimizer.adamw_every
     launches, device_milliseconds, longest = kernels(bench.device, step, steps)
-    section = stage.section
+    stage = part.stage
     cells: dict[str, Cell] = {
         "way": name,
         "stage": index,
-        "rows × tokens": f"{section.global_batch} × {section.sequence_length}",
-        "windows": " and ".join(map(str, section.windows[-1])) if any(section.windows[-1]) else "none",
+        "rows × tokens": f"{stage.global_batch} × {stage.sequence_length}",
+        "windows": " and ".join(map(str, stage.windows[-1])) if any(stage.windows[-1]) else "none",
         "ms": 1e3 * seconds,
         **{column: parts.get(column) for column in ("forward (ms)", "backward (ms)", "optimizer (ms)")},
         "launches": launches,

@@ -21,7 +21,7 @@ from lessons.kit import (
 )
 from speedrun.activations import predict_activations
 from speedrun.config import Config, ModelConfig, OptimizerConfig
-from speedrun.ending import guarded
+from speedrun.run.ending import guarded
 from speedrun.shapes import parameter_groups, parameter_shapes
 from strategies.forecast.predict import predict_memory
 from strategies.ledger.terms import Scenario

@@ -22,9 +22,9 @@ from lessons.kit import (
     table,
     watched_forward,
 )
-from speedrun.ending import guarded
 from speedrun.kernels.fp8 import E4M3, E5M2, quantize_reference, scale_reference
 from speedrun.optim.precision import native_bf16
+from speedrun.run.ending import guarded
 from strategies import catalogue
 
 STEPS = steps(40)

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from lessons.kit import books_of, headline, launched, open_text, prepare, rows_of, save_figure, table
-from speedrun.ending import guarded
+from speedrun.run.ending import guarded
 from strategies.forecast.traffic import predict_traffic
 from strategies.ledger.terms import ring_bytes
 from strategies.ledger.wire import Meter

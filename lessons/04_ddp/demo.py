@@ -25,8 +25,8 @@ from lessons.kit import (
     steps,
     table,
 )
-from speedrun.ending import guarded
 from speedrun.optim.policy import parameter_groups
+from speedrun.run.ending import guarded
 from strategies.forecast.predict import predict_memory
 from strategies.forecast.traffic import predict_traffic
 from strategies.ledger.memory import measure

@@ -18,7 +18,7 @@ from lessons.compared import (
     states_table,
 )
 from lessons.kit import CONFIG, books_of, build, headline, launched, prepare, save_figure, table
-from speedrun.ending import guarded
+from speedrun.run.ending import guarded
 from strategies.forecast.predict import predict_memory
 
 SENT = {"all_reduce": "gradients", "all_gather": "parameters"}

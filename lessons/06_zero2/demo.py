@@ -24,7 +24,7 @@ from lessons.compared import (
     traffic_table,
 )
 from lessons.kit import CONFIG, books_of, build, headline, launched, mib, open_text, prepare, save_figure, table
-from speedrun.ending import guarded
+from speedrun.run.ending import guarded
 from strategies.forecast.predict import predict_memory
 from strategies.ledger.memory import measure
 

@@ -24,7 +24,7 @@ from lessons.compared import (
     traffic_table,
 )
 from lessons.kit import CONFIG, books_of, build, headline, launched, mib, prepare, save_figure, table
-from speedrun.ending import guarded
+from speedrun.run.ending import guarded
 from strategies.forecast.predict import predict_after_forward, predict_memory
 from strategies.layout import equal_cuts, row_blocks
 from strategies.ledger.terms import MODEL_STATES

@@ -29,7 +29,7 @@ from lessons.kit import (
 )
 from speedrun.activations import predict_activations
 from speedrun.config import PRESETS, ModelConfig
-from speedrun.ending import guarded
+from speedrun.run.ending import guarded
 from strategies import catalogue
 from strategies.ledger.tracer import Tracer
 

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from lessons.kit import CONFIG, headline, launched, mib, open_text, prepare, rows_of, save_figure, steps, table
 from speedrun.data import batch_hash, prefetch
 from speedrun.data.shards import HEADER_BYTES, open_shard, write_shard
-from speedrun.ending import guarded
+from speedrun.run.ending import guarded
 from strategies import catalogue
 
 STEPS = steps(12)

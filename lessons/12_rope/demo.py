@@ -12,8 +12,8 @@ import torch
 
 import speedrun.model.attention as attention
 from lessons.kit import CONFIG, headline, launched, open_text, prepare, run_steps, save_figure, steps, table, with_model
-from speedrun.ending import guarded
 from speedrun.model.rope import rope_tables, rotate
+from speedrun.run.ending import guarded
 from strategies import catalogue
 
 STEPS = steps(30)

@@ -22,8 +22,8 @@ from lessons.kit import (
     steps,
     table,
 )
-from speedrun.ending import guarded
 from speedrun.optim.orthogonalize import newton_schulz, polar_express
+from speedrun.run.ending import guarded
 from strategies import catalogue
 from strategies.forecast.traffic import predict_traffic
 from strategies.ledger.wire import Meter

@@ -13,8 +13,8 @@ import torch.distributed as dist
 
 from lessons.kit import CONFIG, eval_tokens, headline, launched, open_text, prepare, rows_of, save_figure, steps, table
 from speedrun.config import PRESETS, ScheduleConfig
-from speedrun.ending import guarded
 from speedrun.optim.schedule import learning_rate_multiplier, muon_momentum
+from speedrun.run.ending import guarded
 from strategies import catalogue
 
 TINY = PRESETS["tiny"][1]

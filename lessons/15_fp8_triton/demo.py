@@ -14,9 +14,9 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # has to be there before Triton is imported
 
 from lessons.kit import CONFIG, headline, launched, open_text, prepare, run_steps, save_figure, steps, table, with_model
-from speedrun.ending import guarded
 from speedrun.kernels import INSTALLED, INTERPRETED
 from speedrun.kernels.fp8 import E4M3, E5M2, product, product_reference, quantize, quantize_reference, scale_reference
+from speedrun.run.ending import guarded
 from strategies import catalogue
 
 STEPS, LAST = steps(40), 10

@@ -14,7 +14,7 @@ from ranks import Launched
 from zoo import BATCH, Report, Trainer, run
 
 from lessons.kit import headline, launched, save_figure, steps, table
-from speedrun.ending import guarded
+from speedrun.run.ending import guarded
 
 STEPS, ACCUMULATION = steps(40), 2
 KINDS = {"healthy": Trainer, **ANIMALS}

@@ -5,9 +5,9 @@ import statistics
 
 from lessons.checking import Wrong, expect, expect_number, expect_numbers
 from shardrun.ablation.effects import T_975, effect, reached
-from speedrun.progress import describe
+from speedrun.run.progress import describe
 
-SOURCE = '''# speedrun/progress.py
+SOURCE = '''# speedrun/run/progress.py
 """A line looks like this:
     step:20/60 train_loss:2.6489 val_loss:9.9999 train_time:6465ms step_avg:323.26ms
 """

@@ -20,9 +20,9 @@ from lessons.kit import CONFIG, eval_tokens, open_text, prepare, run_steps, save
 from shardrun.ablation.effects import T_975, effect, reached
 from shardrun.plan import flops
 from speedrun.config import PRESETS, Config, DataConfig, ModelConfig
-from speedrun.ending import guarded
 from speedrun.evaluate import evaluate
-from speedrun.logbook import step_times
+from speedrun.run.ending import guarded
+from speedrun.run.record import step_times
 from speedrun.train import train
 from strategies import catalogue, select
 from strategies.base import Settings

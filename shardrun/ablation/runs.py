@@ -20,7 +20,7 @@ from typing import Any
 from shardrun.ablation.ideas import Changes, Setting, trainer_options
 from shardrun.launch import launch, what_went_wrong
 from shardrun.machine import cpu_name
-from speedrun.logbook import step_times
+from speedrun.run.record import step_times
 
 SCHEMA = 1
 

@@ -7,12 +7,12 @@ from speedrun.config import DataConfig
 from speedrun.data import corpus, shards, text
 from speedrun.data.batches import Data, Part, StageRows, Stream, batch_hash
 from speedrun.data.prefetch import Prefetch, prefetch
-from speedrun.stages import Section, tokens_before
+from speedrun.stages import Stage, tokens_before
 
 __all__ = ["Data", "Prefetch", "batch_hash", "open_data", "prefetch"]
 
 
-def open_data(config: DataConfig, vocab_size: int, seed: int, stages: Sequence[Section] = ()) -> Data:
+def open_data(config: DataConfig, vocab_size: int, seed: int, stages: Sequence[Stage] = ()) -> Data:
     """Open `config.source`: `pydocs`, a folder of text files, or a folder of .bin shards.
 
     stages: of the run (`speedrun.stages.resolve`), where it has several; they replace config's batch and length.
@@ -72,35 +72,35 @@ def open_data(config: DataConfig, vocab_size: int, seed: int, stages: Sequence[S
             f"data.source {name!r} holds out {val_tokens} validation tokens, but data.eval_tokens {config.eval_tokens} "
             f"needs {rows * length + 1} (rows of {length} and one more): lower data.eval_tokens or add text."
         )
-    stage, *later = _streams(train_parts, config, vocab_size, seed, stages)
+    first, *later = _streams(train_parts, config, vocab_size, seed, stages)
     return Data(
         name=name,
         content_hash=content_hash,
         document_start=document_start,
-        train_tokens=stage.stream.epoch_length,
+        train_tokens=first.stream.epoch_length,
         val_tokens=val_tokens,
-        global_batch=stage.global_batch,
+        global_batch=first.global_batch,
         validation_rows=rows,
         validation_length=length,
         byte_tokens=document_start == text.BYTE_DOCUMENT_START,
-        stream=stage.stream,
+        stream=first.stream,
         validation_parts=val_parts,
         later=later,
     )
 
 
 def _streams(
-    parts: list[Part], config: DataConfig, vocab_size: int, seed: int, stages: Sequence[Section]
+    parts: list[Part], config: DataConfig, vocab_size: int, seed: int, stages: Sequence[Stage]
 ) -> list[StageRows]:
     """Each stage's rows, from where the stage before stops; the last one's never end."""
     if not stages:
         return [StageRows(0, config.global_batch, Stream(parts, config.sequence_length, vocab_size, seed))]
     result = []
-    for section in stages:
-        begin = tokens_before(stages, section.first)
-        end = None if section is stages[-1] else tokens_before(stages, section.last)
-        stream = Stream(parts, section.sequence_length, vocab_size, seed, begin, end)
-        result.append(StageRows(section.first, section.global_batch, stream))
+    for stage in stages:
+        begin = tokens_before(stages, stage.first)
+        end = None if stage is stages[-1] else tokens_before(stages, stage.last)
+        stream = Stream(parts, stage.sequence_length, vocab_size, seed, begin, end)
+        result.append(StageRows(stage.first, stage.global_batch, stream))
     return result
 
 

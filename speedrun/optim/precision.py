@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
+import torch.distributed as dist
 
 from speedrun.config import OptimizerConfig
 
@@ -66,6 +67,15 @@ def settle(config: OptimizerConfig, began: OrthogonalizationDtype, device: torch
         return replace(config, orthogonalization_dtype=began), "as the run began"
     dtype, why = choose_dtype(config.orthogonalization_dtype, device)
     return replace(config, orthogonalization_dtype=dtype), why
+
+
+def agreed(config: OptimizerConfig) -> OptimizerConfig:
+    """Rank 0's, on all ranks: hosts may differ, and with them what `auto` has become. Collective."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return config
+    said = [config]
+    dist.broadcast_object_list(said, 0)
+    return said[0]
 
 
 def choose_dtype(asked: OrthogonalizationDtype, device: torch.device) -> tuple[Literal["bfloat16", "float32"], str]:

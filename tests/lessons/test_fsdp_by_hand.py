@@ -38,17 +38,17 @@ def beside_torchs() -> tuple[compared.Trained, compared.Trained]:
     return on_rank(precision="bf16"), compared.train_strategy(strategy, STEPS)
 
 
-def books_of(reshard: bool, precision: Precision) -> Scenario:
+def scenario_of(reshard: bool, precision: Precision) -> Scenario:
     launch = launch_of("fsdp", 0, 2, precision)
     launch = replace(launch, engine={**launch.engine, "reshard_after_forward": reshard})
-    return kit.books_of(launch, accumulation=compared.ACCUMULATION)
+    return kit.scenario_of(launch, accumulation=compared.ACCUMULATION)
 
 
 @pytest.mark.parametrize("reshard", [True, False])
 def test_it_is_one_process_in_weights_and_the_books_in_bytes(ranks: RankPool, reshard: bool) -> None:
     for rank, found in enumerate(ranks.run(2, on_rank, reshard)):
         assert found.away_from(alone()) < 1e-5
-        assert_is_the_books(found, books_of(reshard, "fp32"), rank)
+        assert_is_the_books(found, scenario_of(reshard, "fp32"), rank)
 
 
 def test_in_bf16_it_is_torchs_and_the_books_in_bytes(ranks: RankPool) -> None:
@@ -56,7 +56,7 @@ def test_in_bf16_it_is_torchs_and_the_books_in_bytes(ranks: RankPool) -> None:
     for rank, (found, torchs) in enumerate(ranks.run(2, beside_torchs)):
         assert found.away_from(torchs) < 1e-3 < found.away_from(alone())
         assert found.sent == torchs.sent
-        assert_is_the_books(found, books_of(True, "bf16"), rank)
+        assert_is_the_books(found, scenario_of(True, "bf16"), rank)
 
 
 def test_gradients_that_are_only_summed_are_seen(ranks: RankPool) -> None:

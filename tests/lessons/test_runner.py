@@ -18,7 +18,7 @@ from shardrun.lesson.folder import open_folder
 from shardrun.lesson.judge import describe
 from shardrun.lesson.rank import Job
 from shardrun.lesson.source import commands, function_source, wrong_attempts
-from speedrun.train import parse
+from speedrun.run.command_line import parse
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -59,7 +59,7 @@ def test_it_is_one_process_in_weights_and_the_books_in_bytes(
     ranks: RankPool, keep: bool, engine: dict[str, Any]
 ) -> None:
     reference = alone()
-    books = replace(kit.books_of(launch_of("zero3", 0, 2), accumulation=compared.ACCUMULATION), engine=engine)
+    books = replace(kit.scenario_of(launch_of("zero3", 0, 2), accumulation=compared.ACCUMULATION), engine=engine)
     for rank, found in enumerate(ranks.run(2, on_rank, keep)):
         assert found.away_from(reference) < 1e-5
         assert_is_the_books(found, books, rank)

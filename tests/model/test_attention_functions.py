@@ -21,6 +21,7 @@ from torch.nn.attention.flex_attention import create_block_mask
 import speedrun.model.attention as attention_module
 from speedrun.activations import part_of
 from speedrun.attention_choice import MEASURED, Kind, Where, choose_attention
+from speedrun.checks import attention_of_stages
 from speedrun.compiling import allow_variants, compile_blocks, variants
 from speedrun.config import PRESETS, ModelConfig
 from speedrun.ledger import Books
@@ -28,7 +29,6 @@ from speedrun.model import GPT, flex, gpt, masks
 from speedrun.model.attend import activate_flash, attend, flash_function, where
 from speedrun.model.masks import View, block_mask, document_numbers, first_seen, layer_masks
 from speedrun.stages import resolve
-from speedrun.train import attention_of_stages
 from strategies.forecast.fake import GPUKernels, _convert_module
 from strategies.ledger.activations import measure_activations
 from strategies.ledger.tracer import Tracer
@@ -166,15 +166,15 @@ def test_a_newer_flash_attention_is_switched_on_where_there_is_one(monkeypatch: 
 def test_a_run_says_for_every_stage_what_computes_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     config = PRESETS["speedrun"][1]
     tiny = dataclasses.replace(config.model, vocab_size=64, pad_vocab_to=1, width=96, bigram_rows=64)
-    model, sections = GPT(tiny, document_start=START), resolve(config, 100)
-    kinds, lines = attention_of_stages(model, sections, torch.device("cpu"), "bf16")
+    model, stages = GPT(tiny, document_start=START), resolve(config, 100)
+    kinds, lines = attention_of_stages(model, stages, torch.device("cpu"), "bf16")
     first = lines[0]
     assert (
         kinds == {"sdpa"} and len(lines) == 4 and "schedule.stages.0, window 256 and 128 and 384: sdpa (on cpu" in first
     )
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(torch, "__version__", "2.11.0+cu130")
-    kinds, lines = attention_of_stages(model, sections, torch.device("cuda"), "bf16")
+    kinds, lines = attention_of_stages(model, stages, torch.device("cuda"), "bf16")
     assert lines[0].startswith(
         "attention in schedule.stages.0, window 256 and 128: varlen (the nearest measured window, 128"
     )

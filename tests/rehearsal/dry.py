@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 
-from speedrun import train
+from speedrun.checks import check
+from speedrun.run.command_line import parse
 from strategies import select
 from tests.fake_cuda.device import fake_gpus
 from tests.speedrun.test_select import VARIABLES, pretend_parent
@@ -60,13 +61,13 @@ def _rank(
             return said
         if "--help" in of_trainer:
             with pytest.raises(SystemExit, match="0"), contextlib.redirect_stdout(io.StringIO()):
-                train.parse(of_trainer)
+                parse(of_trainer)
             return said
         with _errors():
-            preset, config = train.parse(of_trainer)
-        run = train.check(config, launched)
-        cuts = ", ".join(f"{cut.rows} rows in micro-batches of {cut.micro_batch}" for cut in run.batches)
-        return f"{said}; {preset}: {cuts}"
+            preset, config = parse(of_trainer)
+        cuts = [stage.batches for stage in check(config, launched).stages]
+        batches = ", ".join(f"{cut.rows} rows in micro-batches of {cut.micro_batch}" for cut in cuts)
+        return f"{said}; {preset}: {batches}"
 
 
 @contextlib.contextmanager

@@ -13,8 +13,10 @@ from unittest import mock
 import torch.distributed as dist
 from torch import Tensor
 
-from speedrun import train
-from speedrun.config import Config, DataConfig, Stage
+from speedrun.config import Config, DataConfig, StageConfig
+from speedrun.run import context
+from speedrun.run.command_line import parse
+from speedrun.train import train
 from strategies.base import Precision
 from strategies.checkpoint.folder import find
 from strategies.checkpoint.format import read_index
@@ -38,7 +40,7 @@ def small(preset: str, world_size: int, model: dict[str, Any]) -> Config:
 
     As many steps as it takes to have one of every stage, and a third, whose books are kept.
     """
-    _, config = train.parse([preset])
+    _, config = parse([preset])
     full, stages = config.model, config.schedule.stages
     few = dataclasses.replace(
         full,
@@ -88,7 +90,7 @@ def small(preset: str, world_size: int, model: dict[str, Any]) -> Config:
     )
 
 
-def _fewer(batch: DataConfig | Stage, world_size: int) -> dict[str, int]:
+def _fewer(batch: DataConfig | StageConfig, world_size: int) -> dict[str, int]:
     rows = batch.global_batch and max(batch.global_batch // FEWER, GPUS)
     most = MOST_ROWS * GPUS // world_size
     return {"sequence_length": batch.sequence_length // SHORTER, "global_batch": rows, "micro_batch": min(most, rows)}
@@ -112,7 +114,7 @@ def rehearse(
     launch = dataclasses.replace(launch_of(strategy, 0, world_size, precision), cpu=False)
     with warnings.catch_warnings(), fake_gpus(flash=config.model.attention == "flash") as calls, _rank_0(launch):
         warnings.simplefilter("ignore")
-        train.train(preset, config, launch)
+        train(preset, config, launch)
     _check_run(Path(folder) / "run", config, launch)
     return dict(calls)
 
@@ -127,13 +129,13 @@ def _rank_0(launch: Launch) -> Iterator[None]:
     environment = {"ACCELERATE_USE_FSDP": str(launch.strategy == "fsdp").lower()}
     if launch.strategy != "single":
         environment |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": str(GPUS), "LOCAL_WORLD_SIZE": str(GPUS)}
-    mean = train.mean_over_ranks
+    mean = context.mean_over_ranks
 
     def of_all(objects: list[Any], ours: Any, *args: Any) -> None:
         objects[:] = [ours] * len(objects)
 
-    def keeping_flags(loss: Tensor, other: float) -> list[float]:
-        return [mean(loss, other)[0], other]  # a number from the device would be one, and stop the run
+    def keeping_signals(loss: Tensor, *signals: float) -> list[float]:
+        return [mean(loss, *signals)[0], *signals]  # a number from the device would be one, and stop the run
 
     PartialState._reset_state()
     patches = [
@@ -143,7 +145,7 @@ def _rank_0(launch: Launch) -> Iterator[None]:
         mock.patch.object(dist, "get_backend", lambda group=None: "nccl"),
         mock.patch.object(dist, "all_gather_object", of_all),
         mock.patch.object(dist, "broadcast_object_list", lambda *args, **kwargs: None),
-        mock.patch.object(train, "mean_over_ranks", keeping_flags),
+        mock.patch.object(context, "mean_over_ranks", keeping_signals),
         fake._fsdp(),
         fake._ddp(),
         # DDP times itself with CUDA events, from the first forward pass that it counts on.

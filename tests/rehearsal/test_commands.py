@@ -2,7 +2,7 @@
 before anything starts: launches pass the trainer's checks on 8 (fake) GPUs, verbs take their arguments.
 
 The first rank and the last of every launch go through accelerate's own parser, the environment that it makes,
-`select.launched` and `train.check`, which is all that happens before a process group starts but for making weights.
+`select.launched` and `checks.check`, which is all that happens before a process group starts but for making weights.
 FineWeb is stood in for by small shards, of which the validation shard has the size of the real one and no bytes.
 """
 
@@ -21,7 +21,7 @@ from shardrun.launch import find_config, shipped_config
 from shardrun.lesson.course import course, find
 from speedrun.config import PRESETS
 from speedrun.data.shards import HEADER_BYTES, write_shard
-from speedrun.train import parse
+from speedrun.run.command_line import parse
 from tests.fake_cuda.process import FakeCUDAProcess
 from tests.rehearsal import commands, dry
 from tests.rehearsal.commands import ROOT, Command

@@ -15,7 +15,7 @@ from shardrun.configs import resolve
 from shardrun.launch import shipped_config, shipped_names
 from speedrun.activations_kernels import installed_torch, kernels_on_gpu
 from speedrun.config import PRESETS, DataConfig
-from speedrun.stages import cut_batches, number_of_steps
+from speedrun.stages import number_of_steps
 from speedrun.stages import resolve as stages_of
 from strategies import catalogue
 from strategies.ledger.hardware import GIB, find_gpu
@@ -64,18 +64,18 @@ ACCUMULATION = {
 def test_a_planned_preset_is_a_stage_of_the_trainer_s_run(preset: str, world: int) -> None:
     """The one in which it holds most."""
     config = PRESETS[preset][1]
-    cuts = {s.name: (cut_batches(config, s, world), s) for s in stages_of(config, number_of_steps(config))}
+    stages = {stage.name: stage for stage in stages_of(config, number_of_steps(config), world)}
     for e in json.loads(shardrun("plan", preset, "--world", str(world), "--json")[1])["estimates"]:
-        batches, stage = cuts[e["stage"]]
-        assert (e["micro_batch"], e["accumulation"]) == (batches.micro_batch, batches.accumulation)
+        stage = stages[e["stage"]]
+        assert (e["micro_batch"], e["accumulation"]) == (stage.batches.micro_batch, stage.batches.accumulation)
         assert e["sequence_length"] == stage.sequence_length
         if preset in ACCUMULATION:
             assert e["accumulation"] == ACCUMULATION[preset][e["stage"]] // world
-        for stage_batches, stage in cuts.values():
+        for stage in stages.values():
             alone = plan.at_stage(config, stage)
-            books = plan.scenario_of(alone, e["strategy"], world, "bf16", stage_batches.accumulation)
+            books = plan.scenario_of(alone, e["strategy"], world, "bf16", stage.batches.accumulation)
             kernels = kernels_on_gpu((9, 0), installed_torch(), alone.model, "bf16")
-            assert sum(plan.memory_of(alone, books, stage_batches.micro_batch, kernels).values()) <= e["total"]
+            assert sum(plan.memory_of(alone, books, stage.batches.micro_batch, kernels).values()) <= e["total"]
 
 
 def test_a_plan_is_of_a_gpu_s_kernels_and_of_torch_s_version() -> None:

@@ -8,9 +8,9 @@ import torch
 
 from shardrun.configs import resolve as resolve_config
 from shardrun.launch import shipped_config
-from speedrun.config import PRESETS, Config, DataConfig, ScheduleConfig, Stage
+from speedrun.config import PRESETS, Config, DataConfig, ScheduleConfig, StageConfig
 from speedrun.data import batch_hash, open_data
-from speedrun.stages import Batches, cut_batches, cut_rows, number_of_steps, resolve, validation_rows
+from speedrun.stages import Batches, check_engine, cut_rows, number_of_steps, resolve, validation_rows
 from tests.speedrun.runs import STRATEGIES
 
 DATA = DataConfig(sequence_length=32, global_batch=48, eval_tokens=320)
@@ -18,7 +18,9 @@ DATA = DataConfig(sequence_length=32, global_batch=48, eval_tokens=320)
 
 def cut(config: Config, world_size: int, engine: dict[str, Any] | None = None) -> Batches:
     """Of a run without stages."""
-    return cut_batches(config, resolve(config, config.steps)[0], world_size, engine)
+    (stage,) = resolve(config, config.steps, world_size)
+    check_engine(config, stage, engine or {})
+    return stage.batches
 
 
 @pytest.mark.parametrize("micro_batch", (0, 1, 2))
@@ -50,13 +52,12 @@ def test_a_micro_batch_has_at_most_so_many_rows(rows: int, at_most: int, micro_b
 def test_every_preset_can_be_cut_for_1_2_4_and_8_ranks_under_every_shipped_config(preset: str, world_size: int) -> None:
     """Stage by stage, with what the accelerate config of every strategy sets; no rank is left out, no row too much."""
     config = PRESETS[preset][1]
-    for section in resolve(config, number_of_steps(config)):
+    for stage in resolve(config, number_of_steps(config), world_size):
         for strategy in STRATEGIES:
-            engine = resolve_config(shipped_config(strategy)).engine
-            batches = cut_batches(config, section, world_size, engine)
-            rows = [row for rank in range(world_size) for piece in batches.micro_batches(rank) for row in range(*piece)]
-            assert rows == list(range(section.global_batch))
-            assert batches.micro_batch <= (section.micro_batch or section.global_batch)
+            check_engine(config, stage, resolve_config(shipped_config(strategy)).engine)
+        pieces = [piece for rank in range(world_size) for piece in stage.batches.micro_batches(rank)]
+        assert [row for piece in pieces for row in range(*piece)] == list(range(stage.global_batch))
+        assert stage.batches.micro_batch <= (stage.micro_batch or stage.global_batch)
 
 
 @pytest.mark.parametrize(
@@ -77,14 +78,14 @@ def test_a_batch_that_does_not_divide_is_refused(world_size: int, data: dict[str
 def test_a_validation_takes_no_more_tokens_than_a_training_pass(world_size: int, rows: int) -> None:
     """speedrun: 32 rows of 1024 tokens in training at most, and validation rows of 2048."""
     config = PRESETS["speedrun"][1]
-    assert validation_rows(config, resolve(config, config.steps), world_size) == rows
+    assert validation_rows(config, resolve(config, config.steps, world_size)) == rows
 
 
 def test_a_validation_takes_a_row_at_least() -> None:
     config = Config(data=dataclasses.replace(DATA, micro_batch=1, eval_sequence_length=64))
-    assert validation_rows(config, resolve(config, 1), 2) == 1
+    assert validation_rows(config, resolve(config, 1, 2)) == 1
     config = Config(data=DATA)
-    assert validation_rows(config, resolve(config, 1), 2) == 24
+    assert validation_rows(config, resolve(config, 1, 2)) == 24
 
 
 def test_an_accelerate_config_that_contradicts_the_run_is_refused() -> None:
@@ -112,27 +113,30 @@ def test_steps_stay_within_the_token_budget() -> None:
 STAGED = Config(
     data=DataConfig(sequence_length=16, global_batch=12, eval_tokens=320),
     schedule=ScheduleConfig(
-        stages=(Stage(0.25), Stage(0.5, global_batch=24, micro_batch=2), Stage(1.0, 48, sequence_length=40))
+        stages=(
+            StageConfig(0.25),
+            StageConfig(0.5, global_batch=24, micro_batch=2),
+            StageConfig(1.0, 48, sequence_length=40),
+        )
     ),
 )
 
 
 @pytest.mark.parametrize("world_size", (1, 2, 3, 4))
 def test_stages_are_the_same_global_batches_for_every_world_size(world_size: int) -> None:
-    sections = resolve(STAGED, 12)
-    data = open_data(STAGED.data, 257, 1, sections)
-    cuts = [cut_batches(STAGED, section, world_size) for section in sections]
-    assert [batches.accumulation for batches in cuts] == [1, 12 // world_size, 1]
-    for section, batches in zip(sections, cuts, strict=True):
-        for step in (section.first, section.last - 1):
-            pieces = [piece for rank in range(world_size) for piece in batches.micro_batches(rank)]
+    stages = resolve(STAGED, 12, world_size)
+    data = open_data(STAGED.data, 257, 1, stages)
+    assert [stage.batches.accumulation for stage in stages] == [1, 12 // world_size, 1]
+    for stage in stages:
+        for step in (stage.first, stage.last - 1):
+            pieces = [piece for rank in range(world_size) for piece in stage.batches.micro_batches(rank)]
             parts = [data.batch(step, first, last) for first, last in pieces]
             inputs, targets = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-            assert inputs.shape == (section.global_batch, section.sequence_length)
+            assert inputs.shape == (stage.global_batch, stage.sequence_length)
             assert batch_hash(inputs, targets) == data.global_batch_hash(step)
 
 
 def test_a_stage_whose_batch_does_not_divide_is_named() -> None:
-    section = resolve(STAGED, 12)[1]
+    stage = resolve(STAGED, 12)[1]
     with pytest.raises(ValueError, match="schedule.stages.1.global_batch 24 does not divide over 5 ranks; use 25"):
-        cut_batches(STAGED, section, 5)
+        dataclasses.replace(stage, world_size=5)

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from speedrun.data.shards import write_shard
-from speedrun.train import parse
+from speedrun.run.command_line import parse
 from tests.ranks import RankPool
 from tests.speedrun.runs import in_folder, metrics, read, train_here
 

@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speedrun.config import Config, DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig, Stage
-from speedrun.stages import number_of_steps, resolve, section_at, tokens_before
+from speedrun.config import Config, DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig, StageConfig
+from speedrun.stages import number_of_steps, resolve, stage_at, tokens_before
 from tests.ranks import RankPool
 from tests.speedrun.runs import STRATEGIES, in_folder, metrics, read, small, train_here
 
 MODEL = ModelConfig(window_short=128, window_long=384, long_layers=(1,))
 
 
-def config_of(*stages: Stage, steps: int = 100, tokens: int | None = None) -> Config:
+def config_of(*stages: StageConfig, steps: int = 100, tokens: int | None = None) -> Config:
     return Config(
         model=MODEL,
         data=DataConfig(sequence_length=10, global_batch=4, micro_batch=2),
@@ -29,9 +29,9 @@ def config_of(*stages: Stage, steps: int = 100, tokens: int | None = None) -> Co
 
 
 RECORD = (
-    Stage(1 / 3, micro_batch=4),
-    Stage(2 / 3, global_batch=8, window_short=384, window_long=896, lr=1.52),
-    Stage(1.0, global_batch=12, sequence_length=20, window_long=1408, lr=1.73, momentum=0.9),
+    StageConfig(1 / 3, micro_batch=4),
+    StageConfig(2 / 3, global_batch=8, window_short=384, window_long=896, lr=1.52),
+    StageConfig(1.0, global_batch=12, sequence_length=20, window_long=1408, lr=1.73, momentum=0.9),
 )
 
 
@@ -64,31 +64,31 @@ def test_tokens_are_counted_step_by_step_and_the_budget_is_kept(steps: int, budg
     assert taken <= steps and total(taken) <= budget
     assert all(total(more) > budget for more in range(taken + 1, steps + 1))
     if taken >= 3:
-        sections = resolve(config, taken)
+        stages = resolve(config, taken)
         counted = 0
         for step in range(taken):
-            assert tokens_before(sections, step) == counted
-            counted += section_at(sections, step).tokens_per_step
-        assert tokens_before(sections, taken) == counted == total(taken)
+            assert tokens_before(stages, step) == counted
+            counted += stage_at(stages, step).tokens_per_step
+        assert tokens_before(stages, taken) == counted == total(taken)
 
 
 @pytest.mark.parametrize(
     ("stages", "sentence"),
     [
-        ((Stage(0.5),), "schedule.stages end at 0.5 of the run .* rise from above 0 to 1"),
-        ((Stage(0.5), Stage(0.5), Stage(1.0)), "schedule.stages end at 0.5, 0.5, 1.0"),
-        ((Stage(0.0), Stage(1.0)), "schedule.stages end at 0.0, 1.0"),
-        ((Stage(0.001), Stage(1.0)), "schedule.stages.0 .until 0.001. has no step in a run of 100 steps"),
-        ((Stage(0.5, global_batch=-4), Stage(1.0)), "schedule.stages.0.global_batch is -4"),
+        ((StageConfig(0.5),), "schedule.stages end at 0.5 of the run .* rise from above 0 to 1"),
+        ((StageConfig(0.5), StageConfig(0.5), StageConfig(1.0)), "schedule.stages end at 0.5, 0.5, 1.0"),
+        ((StageConfig(0.0), StageConfig(1.0)), "schedule.stages end at 0.0, 1.0"),
+        ((StageConfig(0.001), StageConfig(1.0)), "schedule.stages.0 .until 0.001. has no step in a run of 100 steps"),
+        ((StageConfig(0.5, global_batch=-4), StageConfig(1.0)), "schedule.stages.0.global_batch is -4"),
     ],
 )
-def test_a_table_that_is_none_is_refused(stages: tuple[Stage, ...], sentence: str) -> None:
+def test_a_table_that_is_none_is_refused(stages: tuple[StageConfig, ...], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         resolve(config_of(*stages), 100)
 
 
 def test_a_long_window_without_layers_is_refused() -> None:
-    config = dataclasses.replace(config_of(Stage(window_long=9)), model=ModelConfig())
+    config = dataclasses.replace(config_of(StageConfig(window_long=9)), model=ModelConfig())
     with pytest.raises(ValueError, match="schedule.stages.0.window_long = 9 has no layer: .* model.long_layers"):
         resolve(config, 100)
 
@@ -105,7 +105,9 @@ def test_a_staged_run_is_the_same_under_every_strategy(ranks: RankPool, tmp_path
         model=dataclasses.replace(small().model, window_short=4, window_long=9, long_layers=(1,), yarn=True),
         data=DataConfig(sequence_length=16, global_batch=12, micro_batch=3, eval_tokens=320),
         optimizer=OptimizerConfig(orthogonalization_dtype="float32", adamw_every=2, normuon=True),
-        schedule=ScheduleConfig(stages=(Stage(0.5), Stage(1.0, 24, 32, window_long=20, lr=1.5, momentum=0.8))),
+        schedule=ScheduleConfig(
+            stages=(StageConfig(0.5), StageConfig(1.0, 24, 32, window_long=20, lr=1.5, momentum=0.8))
+        ),
         steps=6,
         untimed_steps=1,
     )

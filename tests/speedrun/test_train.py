@@ -12,8 +12,8 @@ import pytest
 import torch.distributed as dist
 
 from speedrun.config import PRESETS, CheckpointConfig, Config, DataConfig, ScheduleConfig
-from speedrun.ending import Stopped
-from speedrun.ledger import and_again
+from speedrun.ledger import further_steps
+from speedrun.run.ending import Stopped
 from strategies.base import Precision
 from strategies.checkpoint.folder import checkpoints
 from tests.ranks import RankPool
@@ -97,7 +97,8 @@ def test_books_kept_again_are_the_same_books(ranks: RankPool, tmp_path: Path, na
         ranks.run(2, train_here, name, in_folder(small(steps=7, eval_every=5, books_every=every), out))
         kept[every] = read(out / "run", "ledger.json")
     assert (kept[0]["step"], kept[1]["step"]) == (3, 7)
-    assert and_again(2, 7, 5, 1) == [2, 3, 4, 6] and and_again(2, 7, 0, 2) == [2, 4, 6] and and_again(2, 7, 5, 0) == [2]
+    assert further_steps(2, 7, 5, 1) == [2, 3, 4, 6] and further_steps(2, 7, 0, 2) == [2, 4, 6]
+    assert further_steps(2, 7, 5, 0) == [2]
     for once, again in zip(kept[0]["ranks"], kept[1]["ranks"], strict=True):
         assert once["memory"] == again["memory"] and once["traffic"] == again["traffic"]
 

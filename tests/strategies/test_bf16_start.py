@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from benchmarks.bf16_start import OPTIONS, distance
 from shardrun.equivalence import Case
-from speedrun.train import parse
+from speedrun.run.command_line import parse
 from strategies.checkpoint.folder import find
 from strategies.checkpoint.format import read_index
 from strategies.checkpoint.load import load

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from shardrun.equivalence import Case
-from speedrun.train import _warm_up
+from speedrun.train import untimed_steps
 from strategies.base import Precision
 from strategies.checkpoint.folder import find
 from strategies.checkpoint.format import read_index
@@ -233,7 +233,7 @@ def after_a_warm_up(
     """On a rank: what is left over in a run after its warm-up and two steps; it saves a checkpoint, or resumes one."""
     before = alive()
     strategy: Any = prepared(make(name, precision, FLOAT32_ACCUMULATION if accumulate else None), case)
-    _warm_up(strategy, 2, partial(forward_backward, strategy, 0))  # type: ignore[arg-type]
+    untimed_steps(strategy, 2, partial(forward_backward, strategy, 0))  # type: ignore[arg-type]
     if resume:
         load(find(folder), read_index(find(folder)), strategy)
     for group in strategy.optimizer.param_groups:

@@ -9,7 +9,7 @@ from shardrun.ablation.ideas import IDEAS, Setting, trainer_options
 from shardrun.ablation.suites import OPTIMIZERS, SCHEDULES, Suite, one_at_a_time, scaled, suite_of
 from shardrun.launch import shipped_config
 from speedrun.config import PRESETS
-from speedrun.train import parse
+from speedrun.run.command_line import parse
 
 TINY = Setting(PRESETS["tiny"][1], shipped_config("cpu/single"))
 

@@ -11,7 +11,7 @@ from shardrun.equivalence import Case, micro_batches
 from speedrun.data import open_data
 from speedrun.model import GPT
 from speedrun.optim.schedule import adamw_updates
-from speedrun.stages import resolve, section_at
+from speedrun.stages import resolve, stage_at
 from strategies import catalogue
 from strategies.base import Precision, Settings, Strategy
 from strategies.checkpoint.format import read_index
@@ -47,21 +47,21 @@ def start(name: str, precision: Precision = "fp32", case: Case = CASE, seed: int
 def train(strategy: Strategy, first: int, last: int, case: Case = CASE) -> list[float]:
     """Steps [first, last) of the case; returns the global batch's losses."""
     config = case.config()
-    sections = resolve(config, case.steps)
-    data = open_data(config.data, config.model.vocab_size, config.seed, sections)
+    stages = resolve(config, case.steps)
+    data = open_data(config.data, config.model.vocab_size, config.seed, stages)
     place = strategy.optimizer.place
     (model,) = (module for module in strategy.model.modules() if isinstance(module, GPT))
     losses = []
     for step in range(first, last):
-        section = section_at(sections, step)
-        accumulation = micro_batches(case, section)
-        if step in (first, section.first):
-            model.set_windows(section.windows)
+        stage = stage_at(stages, step)
+        accumulation = micro_batches(case, stage)
+        if step in (first, stage.first):
+            model.set_windows(stage.windows)
             strategy.set_accumulation(accumulation)
         for group in strategy.optimizer.param_groups:
-            group["lr"] = group["peak_lr"] * section.lr
+            group["lr"] = group["peak_lr"] * stage.lr
             group["update"] = adamw_updates(config.optimizer, step)
-        rows = section.global_batch // (place.ranks * accumulation)
+        rows = stage.global_batch // (place.ranks * accumulation)
         total = torch.zeros(())
         for i in range(place.global_rank * accumulation, (place.global_rank + 1) * accumulation):
             with strategy.micro_batch(last=i == (place.global_rank + 1) * accumulation - 1):

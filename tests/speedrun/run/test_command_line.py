@@ -3,7 +3,7 @@
 import pytest
 
 from speedrun.config import PRESETS
-from speedrun.train import parse
+from speedrun.run.command_line import parse
 
 
 def test_a_preset_with_single_fields_replaced() -> None:

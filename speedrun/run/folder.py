@@ -8,7 +8,7 @@
                     allocator's figures beside (speedrun/ledger.py)
     summary.json      how it ended: 'running', 'finished', 'interrupted' (Ctrl-C), 'preempted' (SIGTERM) or
                       'failed', and the last figures
-    record.txt, curves.png   of a run with a target: the record in the form of the public ones (speedrun/logbook.py)
+    record.txt, curves.png   of a run with a target: the record in the form of the public ones (speedrun/run/record.py)
 
 Every file carries `schema`. Only rank 0 writes.
 """
@@ -31,20 +31,20 @@ from urllib.parse import urlparse
 import torch
 
 from speedrun.config import Config
-from speedrun.logbook import write_record
+from speedrun.run.record import write_record
 from strategies.select import Launch
 
 SCHEMA = 1
 
 WANDB_FINISH = 60
-"""Seconds to wait at the end until it has everything."""
+"""Seconds to wait at the end for Weights & Biases to upload the rest."""
 
 WANDB_TIMEOUT = 20
 """Seconds to wait for Weights & Biases before the run goes on offline."""
 
 
-class Record:
-    """The open record of a run.
+class RunFolder:
+    """The open folder of a run.
 
     resumed_at: None for a new run, which raises FileExistsError where one of that name exists already; a step for one
     that goes on from there: its lines up to that step stay.
@@ -60,14 +60,14 @@ class Record:
         resumed_at: int | None = None,
     ):
         name = config.name or f"{preset}-{launch.strategy}-{launch.world_size}x-{time.strftime('%Y%m%d-%H%M%S')}"
-        self.folder = Path(config.out) / name
-        lines = self.folder / "metrics.jsonl"
+        self.path = Path(config.out) / name
+        lines = self.path / "metrics.jsonl"
         if lines.exists() and resumed_at is None:
             raise FileExistsError(
-                f"{self.folder} holds a run already; give this one another --name, or remove the folder."
+                f"{self.path} holds a run already; give this one another --name, or remove the folder."
             )
         kept = _lines_up_to(lines, resumed_at) if lines.exists() and resumed_at is not None else []
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.path.mkdir(parents=True, exist_ok=True)
         self.target = config.target_val_loss
         self._write(
             "config.json",
@@ -82,7 +82,7 @@ class Record:
         )
         self._write("environment.json", environment())
         if kept:  # in one move: a run killed just now keeps the lines that it had
-            partial = self.folder / ".metrics.jsonl.partial"
+            partial = self.path / ".metrics.jsonl.partial"
             partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
             os.replace(partial, lines)
         self._metrics = open(lines, "a" if kept else "w", encoding="utf-8")  # noqa: SIM115
@@ -127,15 +127,15 @@ class Record:
         if status != "running":
             self._metrics.close()
             if self.target is not None and self.last:
-                write_record(self.folder, self.target)
+                write_record(self.path, self.target)
             if self._wandb:
                 _finish_wandb(self._wandb, 0 if status == "finished" else 1)
 
     def _write(self, name: str, content: dict[str, Any]) -> None:
         """Write a JSON file whole or not at all."""
-        partial = self.folder / f".{name}.partial"
+        partial = self.path / f".{name}.partial"
         partial.write_text(json.dumps({"schema": SCHEMA, **content}, indent=2, default=str) + "\n", encoding="utf-8")
-        os.replace(partial, self.folder / name)
+        os.replace(partial, self.path / name)
 
 
 def _lines_up_to(path: Path, step: int) -> list[dict[str, Any]]:

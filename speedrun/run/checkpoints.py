@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 from speedrun.config import Config
-from speedrun.ending import Stopped
+from speedrun.run.ending import Stopped
 from strategies.base import Strategy
 from strategies.checkpoint.folder import checkpoints, find
 from strategies.checkpoint.format import Index, read_index

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from speedrun.checkpoints import find_checkpoint
-from speedrun.config import CheckpointConfig, Config, DataConfig, Stage
-from speedrun.ending import LostRank, NotSaved
+from speedrun.config import CheckpointConfig, Config, DataConfig, StageConfig
+from speedrun.run.checkpoints import find_checkpoint
+from speedrun.run.ending import LostRank, NotSaved
 from strategies.checkpoint import save as saving
 from strategies.checkpoint.folder import checkpoints
 from strategies.checkpoint.format import read_index
@@ -41,7 +41,7 @@ class Killed(Exception):
 
 def killed_after(name: str, config: Config, step: int) -> None:
     """On a rank: the run ends as if killed after that step's line was written, in the middle of the next one's."""
-    from speedrun.checkpoints import Checkpoints
+    from speedrun.run.checkpoints import Checkpoints
 
     def after_step(self: Any, line: dict[str, Any], ending: bool) -> None:
         original(self, line, ending)
@@ -91,7 +91,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
 
 def kill_rank_1(name: str, config: Config, step: int) -> None:
     """On a rank: the run, in which rank 1 is killed with -9 before that step's line; how it ended for rank 0."""
-    from speedrun.checkpoints import Checkpoints
+    from speedrun.run.checkpoints import Checkpoints
 
     def after_step(self: Any, line: dict[str, Any], ending: bool) -> None:
         if line["step"] == step and dist.get_rank() == 1:
@@ -214,7 +214,7 @@ def test_what_is_not_the_same_run_is_refused_before_anything_starts(saved: Path)
     other = dataclasses.replace(data, global_batch=24)
     assert "data.global_batch 12, and this one has 24; resume with --data.global-batch as" in refusal(saved, data=other)
     softer = dataclasses.replace(small().model, softcap=30.0)
-    table = dataclasses.replace(small().schedule, stages=(Stage(0.5), Stage(1.0, 24)))
+    table = dataclasses.replace(small().schedule, stages=(StageConfig(0.5), StageConfig(1.0, 24)))
     assert "schedule.stages []" in refusal(saved, schedule=table)
     assert "model.softcap 15.0, and this one has 30.0" in refusal(saved, model=softer)
     assert "other data" in refusal(saved, data_hash="another")

@@ -30,13 +30,6 @@ LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pi
 """What gloo and NCCL say in a rank whose peer has ended."""
 
 
-PREEMPTED, INTERRUPTED = 1, 1 << 16
-"""What a rank has been asked to do by SIGTERM and by Ctrl-C. The mean over ranks still tells which: at most 1 where no
-rank saw a Ctrl-C, which counts for more, as a person is behind it."""
-
-NOT_SAVED = 1 << 30
-"""Rank 0's, where a checkpoint was not saved and the run is to end for that: its share of the mean counts for most."""
-
 TIMED_OUT = ("Timed out waiting", "Timed out after", "timeout")
 """What they say in a rank whose peer has not joined a collective in time."""
 
@@ -175,15 +168,16 @@ def speaks_first(what: str) -> bool:
 
 
 class Interruptible:
-    """While it is open, Ctrl-C and SIGTERM only set `asked`: the loop goes on until all ranks have agreed to stop after
-    the same step. One that stopped by itself would leave the others in a collective that it never joins.
+    """While it is open, Ctrl-C only sets `interrupted`, and SIGTERM `preempted`: the loop goes on until all ranks have
+    agreed to stop after the same step. One that stopped by itself would leave the others in a collective that it never
+    joins.
 
     A second Ctrl-C, more than a second after the first, interrupts at once. SIGTERM never does: whoever sends it kills
     what has not ended in time (torchrun after 30 s).
     """
 
     def __enter__(self) -> "Interruptible":
-        self.asked = 0
+        self.interrupted = self.preempted = False
         self.step = 0
         self._since = 0.0
         self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -201,12 +195,12 @@ class Interruptible:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGTERM:
-            self.asked = max(self.asked, PREEMPTED)
+            self.preempted = True
             return
-        if self.asked == INTERRUPTED and time.monotonic() - self._since > 1:
+        if self.interrupted and time.monotonic() - self._since > 1:
             raise KeyboardInterrupt
-        if self.asked < INTERRUPTED:
-            self.asked, self._since = INTERRUPTED, time.monotonic()
+        if not self.interrupted:
+            self.interrupted, self._since = True, time.monotonic()
 
 
 def _who_is_lost(step: int) -> str:
@@ -245,14 +239,19 @@ def _end_with_parent(parent: int) -> None:
     os._exit(143)
 
 
-def stop(asked: float) -> Stopped:
-    """What to raise where the mean of `asked` over all ranks is not 0."""
-    if asked > INTERRUPTED:
+def as_exception(preempted: float = 0.0, interrupted: float = 0.0, not_saved: float = 0.0) -> Stopped | None:
+    """What to raise on all ranks, or None. Each number is not 0 where any rank was asked to end, or has to, for that.
+
+    A checkpoint that was not saved counts for most; a Ctrl-C for more than SIGTERM, as a person is behind it.
+    """
+    if not_saved:
         return NotSaved(
             "a checkpoint could not be saved (the warning above says why), and checkpoint.on_failure is stop: make "
             "room, then go on from the last one with --resume auto."
         )
-    return Preempted() if asked <= PREEMPTED else Stopped()
+    if interrupted:
+        return Stopped()
+    return Preempted() if preempted else None
 
 
 def outcome(error: BaseException) -> str:

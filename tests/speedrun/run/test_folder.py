@@ -11,20 +11,20 @@ from typing import Any
 
 import pytest
 
-from speedrun.record import SCHEMA, Record
+from speedrun.run.folder import SCHEMA, RunFolder
 from tests.speedrun.runs import launch_of, metrics, read, small
 
 STEP = {"step": 1, "tokens": 384, "train_loss": 5.5, "val_loss": 5.0, "train_time_ms": 10.0, "step_avg_ms": 10.0}
 
 
-def record(folder: Path, **fields: Any) -> Record:
-    return Record(small(out=str(folder), **fields), launch_of("ddp", 0, 2), "tiny", "abc", 123)
+def run_folder(folder: Path, **fields: Any) -> RunFolder:
+    return RunFolder(small(out=str(folder), **fields), launch_of("ddp", 0, 2), "tiny", "abc", 123)
 
 
 def test_every_file_says_its_schema_and_a_killed_run_says_running(tmp_path: Path) -> None:
-    open_record = record(tmp_path)
-    open_record.step({**STEP, "val_bits_per_byte": None})
-    open_record.ledger(3, [{"rank": 0, "measured": {"parameters": 4}}])
+    opened = run_folder(tmp_path)
+    opened.step({**STEP, "val_bits_per_byte": None})
+    opened.ledger(3, [{"rank": 0, "measured": {"parameters": 4}}])
     folder = tmp_path / "run"
     assert {path.name for path in folder.iterdir()} == {
         *("config.json", "environment.json", "metrics.jsonl", "ledger.json", "summary.json"),
@@ -38,25 +38,25 @@ def test_every_file_says_its_schema_and_a_killed_run_says_running(tmp_path: Path
     assert config["run"]["data"]["global_batch"] == 12 and config["data_hash"] == "abc" and config["parameters"] == 123
     assert read(folder, "ledger.json")["step"] == 3
     assert read(folder, "ledger.json")["ranks"] == [{"rank": 0, "measured": {"parameters": 4}}]
-    open_record.finish("finished")
+    opened.finish("finished")
     summary = read(folder, "summary.json")
     assert (summary["status"], summary["error"], summary["train_loss"]) == ("finished", None, 5.5)
 
 
 def test_a_run_with_a_target_leaves_a_record_in_the_form_of_the_public_ones(tmp_path: Path) -> None:
-    open_record = record(tmp_path, target_val_loss=4.0)
-    open_record.step({**STEP, "step": 0, "train_loss": None, "train_time_ms": 0.0})
-    open_record.step(STEP)
-    open_record.step({**STEP, "step": 2, "val_loss": 3.9, "train_time_ms": 2500.0, "tokens": 768})
-    open_record.finish("finished")
+    opened = run_folder(tmp_path, target_val_loss=4.0)
+    opened.step({**STEP, "step": 0, "train_loss": None, "train_time_ms": 0.0})
+    opened.step(STEP)
+    opened.step({**STEP, "step": 2, "val_loss": 3.9, "train_time_ms": 2500.0, "tokens": 768})
+    opened.finish("finished")
     text = (tmp_path / "run" / "record.txt").read_text(encoding="utf-8")
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     assert (root / "speedrun/model/gpt.py").read_text(encoding="utf-8") in text  # the source, whole
     assert '"python": ' in text and "step:1/2 train_loss:5.5000 val_loss:5.0000 train_time:10ms" in text
     assert text.endswith("finished; 4.0 reached at step 2: 2.5 s of training, 768 tokens\n")
     if find_spec("matplotlib"):
         assert (tmp_path / "run" / "curves.png").stat().st_size > 10_000
-    unreached = record(tmp_path / "other", target_val_loss=1.0)
+    unreached = run_folder(tmp_path / "other", target_val_loss=1.0)
     unreached.step(STEP)
     unreached.finish("interrupted")
     text = (tmp_path / "other" / "run" / "record.txt").read_text(encoding="utf-8")
@@ -64,37 +64,37 @@ def test_a_run_with_a_target_leaves_a_record_in_the_form_of_the_public_ones(tmp_
 
 
 def test_a_failed_run_keeps_its_error_and_traceback(tmp_path: Path) -> None:
-    open_record = record(tmp_path)
+    opened = run_folder(tmp_path)
     try:
         raise RuntimeError("out of something")
     except RuntimeError as error:
-        open_record.finish("failed", error)
+        opened.finish("failed", error)
     summary = read(tmp_path / "run", "summary.json")
-    assert summary["error"] == "out of something" and "test_record.py" in summary["traceback"]
+    assert summary["error"] == "out of something" and "test_folder.py" in summary["traceback"]
 
 
 def test_a_run_is_not_written_over(tmp_path: Path) -> None:
-    record(tmp_path).finish("finished")
+    run_folder(tmp_path).finish("finished")
     before = (tmp_path / "run" / "metrics.jsonl").read_text()
     with pytest.raises(FileExistsError, match="run holds a run already; give this one another --name"):
-        record(tmp_path)
+        run_folder(tmp_path)
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
 
 
 def test_a_full_disk_does_not_stop_the_run_and_no_line_is_lost(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    open_record = record(tmp_path)
+    opened = run_folder(tmp_path)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    open_record.step({**STEP, "step": 0})
+    opened.step({**STEP, "step": 0})
     size = (tmp_path / "run" / "metrics.jsonl").stat().st_size
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (size + 30, before[1]))  # room for a part of the next line
         for step in (1, 2, 3):
-            open_record.step({**STEP, "step": step})
+            opened.step({**STEP, "step": step})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    open_record.step({**STEP, "step": 4})
+    opened.step({**STEP, "step": 4})
     assert capsys.readouterr().out.count("metrics.jsonl cannot be written") == 1
     assert [line["step"] for line in metrics(tmp_path / "run")] == [0, 1, 2, 3, 4]
 
@@ -144,9 +144,9 @@ def test_without_a_key_curves_go_to_an_offline_run_and_a_line_says_so(
 ) -> None:
     wandb = FakeWandb()
     monkeypatch.setitem(sys.modules, "wandb", wandb)  # type: ignore[arg-type]
-    open_record = record(tmp_path, log="wandb")
-    open_record.step({**STEP, "val_bits_per_byte": None})
-    open_record.finish("finished")
+    opened = run_folder(tmp_path, log="wandb")
+    opened.step({**STEP, "val_bits_per_byte": None})
+    opened.finish("finished")
     assert [start["mode"] for start in wandb.starts] == ["offline"] and wandb.starts[0]["name"] == "run"
     assert wandb.starts[0]["config"]["launch"]["strategy"] == "ddp"
     assert wandb.logged == [(1, {key: value for key, value in STEP.items() if key != "step"})]
@@ -166,7 +166,7 @@ def test_with_a_key_but_no_network_the_run_goes_on_offline(
     else:
         (tmp_path / "netrc").write_text("machine wandb.example login user password " + "k" * 40)
         (tmp_path / "netrc").chmod(0o600)
-    record(tmp_path, log="wandb").finish("finished")
+    run_folder(tmp_path, log="wandb").finish("finished")
     assert [start.get("mode") for start in wandb.starts] == [None, "offline"]
     assert wandb.starts[0]["settings"].init_timeout <= 30
     assert "cannot be reached (no such host): logging offline" in capsys.readouterr().out
@@ -177,10 +177,10 @@ def test_a_failing_log_does_not_stop_the_run(
 ) -> None:
     wandb = FakeWandb(failing_step=1)
     monkeypatch.setitem(sys.modules, "wandb", wandb)  # type: ignore[arg-type]
-    open_record = record(tmp_path, log="wandb")
+    opened = run_folder(tmp_path, log="wandb")
     for step in range(3):
-        open_record.step({**STEP, "step": step})
-    open_record.finish("finished")
+        opened.step({**STEP, "step": step})
+    opened.finish("finished")
     assert [step for step, _ in wandb.logged] == [0]
     assert len(metrics(tmp_path / "run")) == 3
     assert capsys.readouterr().out.count("stopped logging (disk full)") == 1
@@ -200,9 +200,9 @@ def test_the_end_of_a_run_does_not_hang_on_a_lost_connection(
 
     monkeypatch.setattr(wandb, "finish", finish)
     monkeypatch.setitem(sys.modules, "wandb", wandb)  # type: ignore[arg-type]
-    monkeypatch.setattr("speedrun.record.WANDB_FINISH", 0.2)
-    open_record = record(tmp_path, log="wandb")
-    open_record.finish("finished")
+    monkeypatch.setattr("speedrun.run.folder.WANDB_FINISH", 0.2)
+    opened = run_folder(tmp_path, log="wandb")
+    opened.finish("finished")
     assert read(tmp_path / "run", "summary.json")["status"] == "finished" and wandb.ended is None
     why = "connection lost" if end == "fails" else "no answer in 0.2 s"
     assert f"did not get the end of this run ({why})" in capsys.readouterr().out
@@ -212,7 +212,7 @@ def test_without_wandb_the_folder_is_all_there_is(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)  # type: ignore[arg-type]
-    record(tmp_path, log="wandb").step(STEP)
+    run_folder(tmp_path, log="wandb").step(STEP)
     assert "wandb is not installed" in capsys.readouterr().out
     assert len(metrics(tmp_path / "run")) == 1
 
@@ -224,10 +224,10 @@ def test_a_real_offline_run_holds_the_curves(
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "settings"))
-    open_record = record(tmp_path, log="wandb")
+    opened = run_folder(tmp_path, log="wandb")
     for step in range(1, 4):
-        open_record.step({**STEP, "step": step})
-    open_record.finish("finished")
+        opened.step({**STEP, "step": step})
+    opened.finish("finished")
     (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
     content = file.read_bytes()
     for curve in ("val_loss", "train_loss", "train_time_ms", "step_avg_ms", "tokens"):

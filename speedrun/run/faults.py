@@ -28,6 +28,13 @@ PHASES = ("weights", "forward", "loss", "backward", "reduce")
 gradients of parameters, averaged over micro-batches and ranks."""
 
 
+def loss_comes_first(config: Config) -> bool:
+    """Whether the loss of all ranks must be known before the update: one that spikes has a finite gradient, which only
+    the loss betrays. Otherwise the norm is enough, which the strategy looks at by itself.
+    """
+    return config.spike > 0 or config.on_nonfinite == "skip"
+
+
 class Faults:
     """The policy of a run: `on_nonfinite` and `spike` of its configuration."""
 
@@ -36,13 +43,8 @@ class Faults:
         if config.spike and not config.spike > 1:
             raise ValueError(f"spike {config.spike} is not above 1: give a factor such as 2, or 0 for none.")
         self.policy, self.spike, self.say = config.on_nonfinite, config.spike, say
+        self.early = loss_comes_first(config)
         self.losses: deque[float] = deque(maxlen=WINDOW)
-
-    @property
-    def early(self) -> bool:
-        """Whether the loss must be known before the update: one that spikes has a finite gradient, which only the loss
-        betrays. Otherwise the norm is enough, which the strategy looks at by itself."""
-        return self.spike > 0 or self.policy == "skip"
 
     def refuses(self, loss: float) -> bool:
         """Whether a step with this loss, the mean over all ranks, must change nothing."""

@@ -1,8 +1,11 @@
 """What a person sees of a run: a live bar on a terminal, plain lines elsewhere."""
 
+import subprocess
+import sys
+
 import pytest
 
-from speedrun.progress import Progress, describe
+from speedrun.run.progress import Progress, describe
 
 STEP = {"step": 3, "train_loss": 4.25, "train_time_ms": 1234.4, "step_avg_ms": 411.47}
 VALIDATED = {**STEP, "val_loss": 3.5, "val_bits_per_byte": 5.05}
@@ -46,3 +49,9 @@ def test_the_live_display_keeps_validations_whole_on_lines_of_their_own(capsys: 
     shown = capsys.readouterr().out
     assert describe(VALIDATED, 3) in shown and "[bold] is no markup here" in shown
     assert describe(STEP, 3) not in shown
+
+
+def test_reading_what_a_run_has_left_needs_no_torch() -> None:
+    """`shardrun compare` and `ablate` start in a moment."""
+    script = "import sys, speedrun.run.progress, speedrun.run.record; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", script], check=True)

@@ -13,7 +13,17 @@ from pathlib import Path
 import psutil
 import pytest
 
-from speedrun.ending import Interruptible, Preempted, Stopped, _may_be_launcher, guarded, say_once, speaks_first, stop
+from speedrun.run.ending import (
+    Interruptible,
+    NotSaved,
+    Preempted,
+    Stopped,
+    _may_be_launcher,
+    as_exception,
+    guarded,
+    say_once,
+    speaks_first,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +73,7 @@ def test_a_mistake_ends_with_one_sentence_and_no_traceback(
 
 
 def test_output_that_nobody_reads_any_more_is_no_lost_rank() -> None:
-    script = "from speedrun.ending import guarded; guarded(lambda: [print(i, flush=True) for i in range(10**6)])"
+    script = "from speedrun.run.ending import guarded; guarded(lambda: [print(i, flush=True) for i in range(10**6)])"
     rank = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert rank.stdout and rank.stderr and rank.stdout.readline() == "0\n"
     rank.stdout.close()
@@ -122,10 +132,10 @@ def test_the_ranks_that_do_not_speak_give_the_one_that_does_time(
 def test_the_first_interrupt_is_noted_and_a_later_one_ends_at_once() -> None:
     before = signal.getsignal(signal.SIGINT)
     with Interruptible() as interruption:
-        assert not interruption.asked
+        assert not interruption.interrupted
         for _ in range(3):  # the terminal's, and torchrun's within the same moment
             os.kill(os.getpid(), signal.SIGINT)
-        assert interruption.asked
+        assert interruption.interrupted and not interruption.preempted
         interruption._since -= 2
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
@@ -133,28 +143,27 @@ def test_the_first_interrupt_is_noted_and_a_later_one_ends_at_once() -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_sigterm_is_noted_and_a_ctrl_c_of_any_rank_counts_for_more() -> None:
+def test_sigterm_is_noted_and_never_interrupts_at_once() -> None:
     with Interruptible() as interruption:
         for _ in range(2):  # a cluster's to the rank, and the launcher's
             os.kill(os.getpid(), signal.SIGTERM)
         interruption._since -= 2
-        os.kill(os.getpid(), signal.SIGTERM)  # never interrupts at once
-        preempted = interruption.asked
-        os.kill(os.getpid(), signal.SIGINT)
-        interrupted = interruption.asked
-    for asked, kind in (
-        ((preempted, preempted), Preempted),
-        ((preempted, 0, 0, 0), Preempted),
-        ((0, interrupted, 0, 0), Stopped),
-        ((preempted, preempted, interrupted), Stopped),
-    ):
-        assert type(stop(sum(asked) / len(asked))) is kind
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interruption.preempted and not interruption.interrupted
+
+
+def test_a_ctrl_c_of_any_rank_counts_for_more_than_sigterm_and_a_checkpoint_that_failed_for_most() -> None:
+    """Whatever share of the ranks it is."""
+    assert as_exception(0.0, 0.0, 0.0) is None
+    assert type(as_exception(1.0, 0.0, 0.0)) is type(as_exception(0.25, 0.0, 0.0)) is Preempted
+    assert type(as_exception(0.0, 0.25, 0.0)) is type(as_exception(1.0, 1 / 64, 0.0)) is Stopped
+    assert type(as_exception(1.0, 1.0, 1 / 64)) is NotSaved
 
 
 ORPHAN = """
 import os, subprocess, sys, time
 os.environ["TORCHELASTIC_RUN_ID"] = "1"
-rank = "import time; time.sleep(2); from speedrun.ending import guarded; guarded(lambda: time.sleep(60))"
+rank = "import time; time.sleep(2); from speedrun.run.ending import guarded; guarded(lambda: time.sleep(60))"
 print(subprocess.Popen([sys.executable, "-c", rank], stdout=subprocess.DEVNULL).pid, flush=True)
 time.sleep(float(sys.argv[1]))
 """
@@ -166,7 +175,7 @@ def test_a_rank_ends_when_its_launcher_has_gone_also_while_it_still_imported(lau
     if launcher_lives == 0 and _may_be_launcher_under_torchrun(1):
         pytest.skip("process 1 of this machine, which orphans go to, looks like a launcher, or cannot be seen")
     launcher = [sys.executable, "-c", ORPHAN, str(launcher_lives)]
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     printed = subprocess.run(launcher, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     rank = psutil.Process(int(printed.stdout))
     try:

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from speedrun.progress import describe
+from speedrun.run.progress import describe
 
 RULE = "=" * 100
 SOURCES = ("speedrun", "strategies")
@@ -25,7 +25,7 @@ def write_record(folder: Path, target: float) -> None:
         json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
         for name in ("environment", "config", "summary")
     )
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     parts = [
         f"# {path.relative_to(root).as_posix()}\n{path.read_text(encoding='utf-8')}"
         for package in SOURCES

@@ -1,15 +1,16 @@
 """Steps whose numbers are wrong: the first wrong tensor is named, and skipping one changes nothing, anywhere."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from speedrun.config import Config, OptimizerConfig
-from speedrun.faults import Faults, first_nonfinite
+from speedrun.run.faults import Faults, first_nonfinite
 from strategies import select
 from tests.ranks import RankPool
-from tests.speedrun.runs import STRATEGIES, launch_of, small
+from tests.speedrun.runs import STRATEGIES, launch_of, read, small, train_here
 
 
 def test_what_is_a_spike_and_what_follows() -> None:
@@ -106,3 +107,11 @@ def test_a_step_left_out_changes_nothing_and_its_cause_is_named(ranks: RankPool,
         assert said[0] == f"first not finite is the output of blocks.1.mlp (forward), {on}"
         assert said[1].startswith("first not finite is the gradient of blocks.1.mlp") and said[1].endswith(on)
         assert said[2].startswith("all is finite when the same batch is repeated")
+
+
+@pytest.mark.ranks
+def test_the_loss_that_is_looked_at_before_an_update_is_in_the_books(ranks: RankPool, tmp_path: Path) -> None:
+    ranks.run(2, train_here, "ddp", small(out=str(tmp_path), on_nonfinite="skip"))
+    for rank in read(tmp_path / "run", "ledger.json")["ranks"]:
+        (line,) = (line for line in rank["traffic"] if line["purpose"] == "bookkeeping")
+        assert line["measured"] > 4 and [line["remainder"] for line in rank["traffic"]] == [0] * len(rank["traffic"])

@@ -1,0 +1,47 @@
+"""The trainer's command line: a preset, and options that replace single fields of it."""
+
+from speedrun.config import PRESETS, Config
+from speedrun.run.ending import leave_for_torchrun, say_after_launcher, speaks_first
+
+HELP = """Train a preset under the strategy of an accelerate config file:
+
+    accelerate launch --config_file accelerate_configs/cpu/zero2.yaml -m speedrun.train tiny --steps 100
+
+The config file says how the run is spread over ranks and in which precision; the options say all else."""
+
+
+def parse(arguments: list[str]) -> tuple[str, Config]:
+    """`[PRESET] [--section.field value …]` → the preset's name and the whole configuration.
+
+    Raises ValueError for an unknown preset; SystemExit after showing the help, or what is wrong with a field.
+    """
+    if not arguments or arguments[0].startswith("-"):
+        arguments = ["tiny", *arguments]
+    preset, *options = arguments
+    if preset not in PRESETS:
+        raise ValueError(f"there is no preset {preset!r}; there are {', '.join(PRESETS)}.")
+    try:
+        return preset, _read(preset, options, show=False)
+    except SystemExit as end:
+        if end.code:
+            wrong = "the command line is wrong; what is printed above says where."
+            leave_for_torchrun(wrong)
+            say_after_launcher(f"shardrun: error: {wrong}")
+        if speaks_first("command line"):
+            _read(preset, options, show=True)
+        raise
+
+
+def _read(preset: str, options: list[str], show: bool) -> Config:
+    """show: print the help, or what is wrong."""
+    import tyro
+
+    presets = "\n".join(f"    {name}: {about}" for name, (about, _) in PRESETS.items())
+    return tyro.cli(
+        Config,
+        default=PRESETS[preset][1],
+        prog=f"speedrun.train {preset}",
+        description=f"{HELP}\n\nPresets:\n{presets}\n\nThe defaults below are those of {preset}.",
+        args=options,
+        console_outputs=show,
+    )

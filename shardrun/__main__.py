@@ -18,7 +18,7 @@ VERBS = {
     "checkpoint": "inspect, verify or export a checkpoint",
     "doctor": "examine the set-up: what is wrong, and the command that fixes it",
     "lesson": "the lessons: start one, check your solutions, get a hint, see what is solved",
-    "demo": "present a lesson in the terminal, live on ranks or from a recording, and leave a page to share",
+    "present": "present a lesson in the terminal, live on ranks or from a recording, and leave a page to share",
 }
 """Verb → what it does. Each verb is a module of this package with `add_arguments(parser)` and `run(arguments) -> int`;
 only the one that is asked for is imported."""

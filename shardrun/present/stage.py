@@ -29,7 +29,7 @@ class Quit(Exception):
 
 
 class Stage:
-    """Where a demo is shown; a context.
+    """Where a presentation is shown; a context.
 
     auto: seconds that a frame stays, or None: until a key is pressed, or no time at all where stdin is no terminal. On
     a terminal the frames take the place of each other on its alternate screen. Where nobody paces them, or the output

@@ -1,4 +1,4 @@
-"""`shardrun demo N`: a lesson, presented in the terminal: its text, then live what it is about, then the books.
+"""`shardrun present N`: a lesson, presented in the terminal: its text, then live what it is about, then the books.
 
     the text         the lesson's README.md, a part at a time; questions, and with the next key their answers
     demo.py          runs meanwhile; what it printed, and its pictures in the page
@@ -20,14 +20,14 @@ from types import FrameType
 
 from rich.text import Text
 
-from shardrun.demo.figures import Training
-from shardrun.demo.frame import command, live, tables
-from shardrun.demo.page import write_page
-from shardrun.demo.readme import Question, read_readme
-from shardrun.demo.record import Event, Recorder, find_recording, new_folder, read_recording
-from shardrun.demo.stage import Quit, Stage, text
-from shardrun.demo.training import Launched, Script, launched, script, training
 from shardrun.lesson.course import Lesson, find
+from shardrun.present.figures import Training
+from shardrun.present.frame import command, live, tables
+from shardrun.present.page import write_page
+from shardrun.present.readme import Question, read_readme
+from shardrun.present.record import Event, Recorder, find_recording, new_folder, read_recording
+from shardrun.present.stage import Quit, Stage, text
+from shardrun.present.training import Launched, Script, launched, script, training
 
 LONGEST_GAP = 1.0
 """Seconds that a replay waits between two events at most: nobody wants to see the ranks import torch again."""
@@ -49,11 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="go on by itself, for recording (default: 8)",
     )
     parser.add_argument(
-        "--replay", metavar="RUN", help="show a recorded demo, by its folder or its name in --out; no ranks"
+        "--replay", metavar="RUN", help="show a recording, by its folder or its name in --out; no ranks"
     )
     parser.add_argument("--config", help="another accelerate config, for example zero2 on GPUs (default: the lesson's)")
     parser.add_argument("--processes", type=int, metavar="N", help="ranks (default: the config's)")
-    parser.add_argument("--out", type=Path, default=Path("runs"), help="where demos are recorded (default: runs)")
+    parser.add_argument("--out", type=Path, default=Path("runs"), help="where the recording goes (default: runs)")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
     if show.page:
         print(f"Page: {show.page}")
     if isinstance(show, Performance) and show.complete:
-        print(f"Again, without ranks: shardrun demo {lesson.number} --replay {show.folder}")
+        print(f"Again, without ranks: shardrun present {lesson.number} --replay {show.folder}")
     return 0
 
 
@@ -88,7 +88,7 @@ def _recorded(arguments: argparse.Namespace, lesson: Lesson) -> tuple[Path, list
     events = read_recording(folder)
     if (recorded := events[0]["number"]) != lesson.number:
         raise ValueError(
-            f"{folder} shows lesson {recorded}, not {lesson.number}: shardrun demo {recorded} --replay {folder}"
+            f"{folder} shows lesson {recorded}, not {lesson.number}: shardrun present {recorded} --replay {folder}"
         )
     return folder, events
 
@@ -209,7 +209,7 @@ class Performance(Show):
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         if not self.complete and kind in (Quit, KeyboardInterrupt):  # ranks take some seconds for it
-            print("shardrun: ending what the demo has started …", file=sys.stderr, flush=True)
+            print("shardrun: ending what the presentation has started …", file=sys.stderr, flush=True)
         self._open.__exit__(None, None, None)
 
     def get_output(self) -> Event:

@@ -9,17 +9,17 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from shardrun.demo import Replay
-from shardrun.demo.figures import CATEGORIES, IN_TIME, MOMENTS, Training, bars
-from shardrun.demo.frame import live, tables
-from shardrun.demo.readme import read_readme
-from shardrun.demo.record import read_recording
-from shardrun.demo.stage import FOOT, HEAD, Stage, text
 from shardrun.lesson.course import course, find
+from shardrun.present import Replay
+from shardrun.present.figures import CATEGORIES, IN_TIME, MOMENTS, Training, bars
+from shardrun.present.frame import live, tables
+from shardrun.present.readme import read_readme
+from shardrun.present.record import read_recording
+from shardrun.present.stage import FOOT, HEAD, Stage, text
 from speedrun.ledger import BESIDE
 from speedrun.ledger import MOMENTS as OF_THE_BOOKS
 from strategies.base import CATEGORIES as OF_STRATEGIES
-from tests.shardrun.demo.conftest import Recorded
+from tests.shardrun.present.conftest import Recorded
 
 WIDTH, HEIGHT = 100, 30
 
@@ -114,7 +114,7 @@ def test_the_live_view_shows_what_was_measured(recorded: Recorded) -> None:
 @pytest.mark.ranks
 def test_the_screen_is_written_over_and_never_cleared(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
     """All frames of a replay, as they go to a terminal: 30 lines from the upper left corner on, each of 100 columns."""
-    monkeypatch.setattr("shardrun.demo.LONGEST_GAP", 0.0)
+    monkeypatch.setattr("shardrun.present.LONGEST_GAP", 0.0)
     console = terminal()
     stage = Stage("Lesson 4: DDP", auto=0.0, console=console)
     with stage:

@@ -1,10 +1,10 @@
-"""The figures of a demo, for the terminal and the page alike: events in, numbers and bars out. Bytes are integers."""
+"""The figures of a presentation, for the terminal and the page: events in, numbers and bars out. Bytes are integers."""
 
 import statistics
 from dataclasses import dataclass, field
 from typing import Any
 
-from shardrun.demo.record import Event
+from shardrun.present.record import Event
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from lessons.kit import CONFIG, books_of, build, cut, headline, held, launched, open_text, prepare, save_figure, table
+from shardrun.colours import COLOURS
 from speedrun.ending import guarded
 from speedrun.optim.policy import parameter_groups
 from strategies.ledger.memory import measure
@@ -185,11 +186,10 @@ def draw(figure, sent_at, hand, torchs, alone) -> None:
     left.set_ylim(-0.6, 5.4)
     left.set_yticks([])
     left.legend(frameon=False, ncols=3, fontsize=8, loc="upper left")
-    kinds = ("parameters", "gradients", "optimizer states")
-    bottom = [0.0] * 3
-    for kind in kinds:
+    names, bottom = ["one process", "by hand", "torch's DDP"], [0.0] * 3
+    for kind in ("parameters", "gradients", "optimizer states"):
         values = [memory["held"][kind] / 2**20 for memory in (alone, hand, torchs)]
-        right.bar(["one process", "by hand", "torch's DDP"], values, 0.6, bottom=bottom, label=kind)
+        right.bar(names, values, 0.6, bottom=bottom, label=kind, color=COLOURS[kind])
         bottom = [b + v for b, v in zip(bottom, values, strict=True)]
     right.set_title("What each rank holds (MiB)", loc="left")
     right.set_ylim(0, 1.3 * max(bottom))

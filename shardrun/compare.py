@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=30, help="optimizer steps of each run (default: 30)")
     parser.add_argument("--configs", default="cpu", help="folder of shipped configs, cpu or . for GPUs (default: cpu)")
     parser.add_argument("--out", default="runs", help="where the runs are written (default: runs)")
-    parser.add_argument("--json", action="store_true", help="print compare.json in place of the tables")
+    parser.add_argument("--json", action="store_true", help="print compare.json instead of the tables")
     parser.add_argument("trainer", nargs="*", help="further arguments of the trainer, after --")
 
 

@@ -384,10 +384,12 @@ def estimate(stages: list[Planned], strategy: str, world_size: int, precision: s
 
 
 def flops(config: Config, rows: int) -> float:
-    """Of one forward and backward pass: 6 per matrix parameter and token (the tied head counts, an untied embedding
-    does
-    not), 12·layers·width·length per token for attention, halved because it is causal (Kaplan et al., arXiv 2001.08361);
-    full checkpointing computes the forward pass again."""
+    """Floating-point operations of one forward and backward pass over so many rows.
+
+    Per token 6 for each matrix parameter (the tied head counts, an untied embedding does not), and for attention
+    12·layers·width·length, halved because it is causal (Kaplan et al., arXiv 2001.08361). Full checkpointing computes
+    the forward pass again.
+    """
     model, length = config.model, config.data.sequence_length
     hidden = model.mlp_width or 4 * model.width
     matrices = model.layers * (4 * model.width**2 + 2 * model.width * hidden)

@@ -270,8 +270,8 @@ class Config:
     """If the loss or the gradient's norm is NaN or infinite, or the loss spikes: end the run, or leave the step out on
     all ranks, with weights and optimizer state as they were. Either way the first such tensor is named."""
     spike: float = 0.0
-    """A loss above this factor times the median of the last 32 losses is a spike; 0 switches the check off. Each step then
-    waits for the loss."""
+    """A loss above this factor times the median of the last 32 losses is a spike; 0 switches the check off. Each step
+    then waits for the loss."""
     collective_timeout: float = 600.0
     """Seconds that ranks wait in a collective for one that hangs; then all end. More than the longest compilation."""
     untimed_steps: int = 2

@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const=8.0,
         metavar="SECONDS",
-        help="go on by itself, for recording (default: 8)",
+        help="next frame after this time, without a key (default: 8)",
     )
     parser.add_argument(
         "--replay", metavar="RUN", help="show a recording, by its folder or its name in --out; no ranks"

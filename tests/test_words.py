@@ -27,7 +27,7 @@ LONGEST_README, LONGEST_SENTENCE = 900, 35
 
 ENDINGS = ("py", "md", "yaml", "yml", "toml", "png", "css", "cpp")
 MADE_BY_RUNNING = ("runs/", "data/", "dist/", "~", "/", "http", "--")
-PLACEHOLDERS = {"benchmarks/gpu/CARD.md", "my_config.yaml"}
+PLACEHOLDERS = {"benchmarks/gpu/CARD.md", "my_config.yaml", "strategies/NAME/"}
 """Of files that a reader makes or names."""
 
 
@@ -98,7 +98,11 @@ def test_no_sentence_is_read_twice(document: Path) -> None:
 
 
 def paths(text: str) -> Iterator[str]:
-    """What a text names as a file or folder of the project: link targets, and code that looks like a path."""
+    """What a text names as a file or folder of the project: link targets, code that looks like a path, and names of
+    Python files in blocks.
+    """
+    for block in re.findall(r"^ *```.*?^ *```$", text, flags=re.M | re.S):
+        yield from re.findall(r"(?<![\w/.{}*-])\w+\.py\b", block)
     prose_and_tables = re.sub(r"^ *```.*?^ *```$", "", text, flags=re.M | re.S)
     for target in re.findall(r"\]\(([^)\s#]+)[^)]*\)", prose_and_tables):
         if "://" not in target:
@@ -135,12 +139,14 @@ def missing(path: str, document: Path) -> bool:
 
 
 def test_missing_paths_are_seen() -> None:
-    text = "[a](tests/nothing.md) `speedrun/{train,no}.py` `tests/test_words.py::test_none` `README.md` `--a/b` `x/…/y`"
+    text = (
+        "```\nnone.py train.py\n```\n[a](tests/nothing.md) `speedrun/{train,no}.py` `tests/test_words.py::test_none` "
+        "`README.md` `--a/b` `x/…/y` `runs/a.json` `two words/`"
+    )
     found = list(paths(text))
-    assert found == [
-        *("tests/nothing.md", "speedrun/{train,no}.py", "tests/test_words.py::test_none", "README.md"),
-    ]
-    assert [missing(path, ROOT / "README.md") for path in found] == [True, True, True, False]
+    due = "none.py train.py tests/nothing.md speedrun/{train,no}.py tests/test_words.py::test_none README.md"
+    assert found == due.split()
+    assert [missing(path, ROOT / "README.md") for path in found] == [True, False, True, True, True, False]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=names)

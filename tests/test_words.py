@@ -16,6 +16,7 @@ import pytest
 
 import speedrun
 from shardrun.__main__ import VERBS, main
+from shardrun.lesson.course import course
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("accelerate_configs", "benchmarks", "lessons", "scripts", "shardrun", "speedrun", "strategies", "tests")
@@ -86,8 +87,10 @@ def test_sentences_are_told_apart() -> None:
     assert words("One, e.g. CODE – and two words.") == 6
 
 
-def test_the_front_page_is_short() -> None:
-    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) < LONGEST_README
+def test_the_front_page_is_short_and_counts_the_lessons() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.split()) < LONGEST_README
+    assert set(re.findall(r"(\d+) lessons", text)) == {str(len(course()))}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=names)

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from lessons.kit import CONFIG, build, cut, held, mib, open_text, table
+from lessons.kit import CONFIG, build, cut, held, mib, open_text, steps, table
 from shardrun.colours import COLOURS
 from speedrun.data import Data
 from speedrun.optim.policy import parameter_groups
@@ -24,7 +24,7 @@ from strategies.ledger.traffic import predict_traffic
 from strategies.ledger.wire import Line, Meter
 from strategies.matrices import Place
 
-STEPS, ACCUMULATION = 10, 2
+STEPS, ACCUMULATION = steps(10), 2
 
 
 class ByHand(Protocol):

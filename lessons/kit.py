@@ -48,6 +48,11 @@ def steps(wanted: int) -> int:
     return min(wanted, int(most)) if most else wanted
 
 
+def eval_tokens(wanted: int) -> int:
+    """How many tokens a demo validates on: a multiple of 1024; at most 1024 for each step that tests have set."""
+    return 1024 * steps(wanted // 1024)
+
+
 def open_text(config: Config = CONFIG) -> Data:
     """The documentation inside Python, as bytes: no download."""
     return open_data(config.data, config.model.vocab_size, config.seed)

@@ -38,7 +38,7 @@ from speedrun.faults import Faults, first_nonfinite
 from speedrun.kernels import choose
 from speedrun.kernels.fp8 import in_words as fp8_in_words
 from speedrun.ledger import Books, and_again, counted_step
-from speedrun.model import GPT
+from speedrun.model import GPT, parameter_shapes
 from speedrun.model.attend import activate_flash
 from speedrun.optim.policy import check as check_optimizer
 from speedrun.optim.policy import parameter_groups
@@ -152,7 +152,7 @@ def check(config: Config, launch: Launch) -> Checked:
         outline = GPT(config.model)
     attention, lines = attention_of_stages(outline, sections, device, launch.precision)
     resolved += lines
-    shapes = {name: tuple(parameter.shape) for name, parameter in outline.named_parameters()}
+    shapes = parameter_shapes(config.model)
     check_optimizer(config.optimizer)
     resumed = find_checkpoint(config, shapes, data.content_hash)
     optimizer, why = settle(config.optimizer, resumed.orthogonalization_dtype if resumed else "auto", device)

@@ -268,9 +268,6 @@ def _fsdp_settings(shown: str) -> dict[str, Any]:
     version = os.environ.get("FSDP_VERSION", "1")
     if version != "2":
         raise ValueError(f"{shown}: fsdp_version {version} is not supported; write fsdp_version: 2 (fully_shard).")
-    from accelerate.utils import FullyShardedDataParallelPlugin
-
-    plugin = FullyShardedDataParallelPlugin()
     if os.environ.get("FSDP_OFFLOAD_PARAMS", "false").lower() == "true":
         raise ValueError(f"{shown}: fsdp_offload_params true is not supported; remove it or write false.")
     policy = os.environ.get("FSDP_AUTO_WRAP_POLICY", "NO_WRAP").upper()
@@ -279,5 +276,9 @@ def _fsdp_settings(shown: str) -> dict[str, Any]:
             f"{shown}: fsdp_auto_wrap_policy SIZE_BASED_WRAP is not supported; write TRANSFORMER_BASED_WRAP "
             "with fsdp_transformer_layer_cls_to_wrap: Block."
         )
+    from accelerate.utils import FullyShardedDataParallelPlugin
+
+    # Not before SIZE_BASED_WRAP is refused: accelerate 1.10 cannot read what it exports for it.
+    plugin = FullyShardedDataParallelPlugin()
     wrap = plugin.transformer_cls_names_to_wrap or ["Block"] if policy == "TRANSFORMER_BASED_WRAP" else []
     return {"reshard_after_forward": bool(plugin.reshard_after_forward), "wrap": list(wrap)}

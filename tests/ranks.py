@@ -68,13 +68,18 @@ class RankPool:
                 process.join(5)
 
 
+def processes() -> Any:
+    """multiprocessing, whose processes are forked from one that has imported everything once (tests/preload.py), where
+    that can be: they take 0.1 s each, not 4."""
+    if sys.platform != "linux":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.preload"])
+    return context
+
+
 def _start(world_size: int) -> list[tuple[Any, Connection]]:
-    if sys.platform == "linux":
-        # Ranks are forked from a process that has imported everything once (tests/preload.py): 0.1 s each, not 4.
-        context: Any = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["tests.preload"])
-    else:
-        context = multiprocessing.get_context("spawn")
+    context = processes()
     store = Path(tempfile.mkdtemp()) / "store"
     world = []
     for rank in range(world_size):

@@ -76,6 +76,13 @@ def test_accelerate_reads_strategy_precision_and_processes(name: str) -> None:
 
 
 @every_config
+def test_only_a_single_process_is_launched_quietly(name: str) -> None:
+    """Else accelerate's own launcher prints a traceback after its last word. torchrun has its summary to say."""
+    arguments = launch_command_parser().parse_args(["--config_file", str(CONFIGS / name), "script.py"])
+    assert bool(_validate_launch_command(arguments)[0].quiet) == (strategy_of(name) == "single")
+
+
+@every_config
 def test_the_ranks_learn_what_was_asked_for(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """All that a rank knows of the file is the environment that accelerate makes of it."""
     for variable in ("CUDA_VISIBLE_DEVICES", "ACCELERATE_USE_CPU"):

@@ -5,8 +5,8 @@ client (warm_client.py): the server forks, and the fork runs what the client was
 environment, folder and open files. sys.executable is the client there too, so that whatever is started from there is
 warm as well: the ranks of torchrun, the fork server of multiprocessing.
 
-What is imported in advance has read its settings already: Triton's interpreter cannot be asked for any more, and the
-number of OpenMP threads is the server's. Linux only. Tests of how processes start and end use a real Python.
+What is imported in advance has read its settings already: the number of OpenMP threads is the server's, and so is
+whether Triton's kernels are interpreted. Linux only. Tests of how processes start and end use a real Python.
 """
 
 import array
@@ -49,19 +49,24 @@ SET_CHILD_SUBREAPER = 36
 
 
 class Warm:
-    """The server, and the folder of its clients. Raises AssertionError where the server does not start."""
+    """The server, and the folder of its clients; `interpreted`: as in an environment with TRITON_INTERPRET=1.
 
-    def __init__(self) -> None:
+    Raises AssertionError where the server does not start.
+    """
+
+    def __init__(self, interpreted: bool = False) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="warm-"))
         self.python = self.folder / "python"
         address = self.folder / "socket"
-        client = f"exec {sys.executable} -IS {Path(__file__).with_name('warm_client.py')} {address} {sys.executable}"
+        kernels = "1" if interpreted else "0"
+        program = Path(__file__).with_name("warm_client.py")
+        client = f"exec {sys.executable} -IS {program} {address} {kernels} {sys.executable}"
         _write_program(self.python, f'{client} "$@"')
         _write_program(self.folder / "accelerate", f'{client} -m accelerate.commands.accelerate_cli "$@"')
         self._server = subprocess.Popen(
             [sys.executable, "-m", "tests.warm", str(address), str(self.python)],
             cwd=Path(__file__).parents[1],
-            env={**os.environ, "MPLBACKEND": "Agg", "DEEPSPEED_LOG_LEVEL": "ERROR"},
+            env={**os.environ, "MPLBACKEND": "Agg", "DEEPSPEED_LOG_LEVEL": "ERROR", "TRITON_INTERPRET": kernels},
             stdin=subprocess.PIPE,  # when it ends, the server does
             stdout=subprocess.DEVNULL,
             start_new_session=True,

@@ -1,7 +1,7 @@
 """The `python` of tests/warm.py: hands what it is asked for to the server, passes signals on, ends as the fork ends.
 
-python -IS warm_client.py SOCKET PYTHON arguments…; with arguments that the server does not know, and where kernels
-are to be interpreted, PYTHON itself runs.
+python -IS warm_client.py SOCKET INTERPRETED PYTHON arguments…; with arguments that the server does not know, and where
+kernels are to be interpreted and the server's are not (INTERPRETED is 0, not 1), PYTHON itself runs.
 """
 
 import array
@@ -16,13 +16,13 @@ import sys
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGCONT)
 
 
-def main(address: str, python: str, *arguments: str) -> None:
+def main(address: str, interpreted: str, python: str, *arguments: str) -> None:
     options = tuple(itertools.takewhile(lambda argument: argument in ("-u", "-B"), arguments))
     rest = arguments[len(options) :]
     kind = rest[0] if rest and rest[0] in ("-m", "-c") else "file"
     asked = rest if kind == "file" else rest[1:]
-    interpreter = os.environ.get("TRITON_INTERPRET") == "1"  # read where our kernels and Triton are imported
-    if not asked or asked[0].startswith("-") or interpreter:
+    too_late = os.environ.get("TRITON_INTERPRET") == "1" != interpreted  # it is read where Triton is imported
+    if not asked or asked[0].startswith("-") or too_late:
         os.execv(python, [python, *arguments])
     files = [number for number in map(int, os.listdir("/proc/self/fd")) if _is_open(number)]  # not the listing's own
     server = socket.socket(socket.AF_UNIX)

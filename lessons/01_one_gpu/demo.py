@@ -15,6 +15,7 @@ from lessons.kit import (
     prepare,
     rows_of,
     save_figure,
+    steps,
     table,
     watched_forward,
 )
@@ -27,7 +28,7 @@ from strategies.ledger.predict import Run, predict_memory
 
 STATES = ("parameters", "gradients", "optimizer states")
 COLUMNS = ("parameters", "gradients", "optimizer states", "activations")
-STEPS = 20
+STEPS = steps(20)
 
 
 def main() -> None:

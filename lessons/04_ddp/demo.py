@@ -11,7 +11,20 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from lessons.kit import CONFIG, books_of, build, cut, headline, held, launched, open_text, prepare, save_figure, table
+from lessons.kit import (
+    CONFIG,
+    books_of,
+    build,
+    cut,
+    headline,
+    held,
+    launched,
+    open_text,
+    prepare,
+    save_figure,
+    steps,
+    table,
+)
 from shardrun.colours import COLOURS
 from speedrun.ending import guarded
 from speedrun.optim.policy import parameter_groups
@@ -21,7 +34,7 @@ from strategies.ledger.traffic import predict_traffic
 from strategies.ledger.wire import Meter
 from strategies.matrices import Place
 
-STEPS, ACCUMULATION = 10, 2
+STEPS, ACCUMULATION = steps(10), 2
 BUCKET = 2**19
 """Bytes of a bucket of the hand-written DDP: small, so that this small model has several."""
 

@@ -15,13 +15,13 @@ import psutil
 import torch
 import torch.distributed as dist
 
-from lessons.kit import CONFIG, headline, launched, mib, open_text, prepare, rows_of, save_figure, table
+from lessons.kit import CONFIG, headline, launched, mib, open_text, prepare, rows_of, save_figure, steps, table
 from speedrun.data import batch_hash, prefetch
 from speedrun.data.shards import HEADER_BYTES, open_shard, write_shard
 from speedrun.ending import guarded
 from strategies import select
 
-STEPS = 12
+STEPS = steps(12)
 SLOW = 0.1
 """Seconds a batch that a slow source takes: storage over a network, or tokenising on the fly."""
 SHARD_TOKENS = 20_000_000

@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 import torch.distributed as dist
 
-from lessons.kit import CONFIG, headline, launched, open_text, prepare, rows_of, save_figure, steps, table
+from lessons.kit import CONFIG, eval_tokens, headline, launched, open_text, prepare, rows_of, save_figure, steps, table
 from speedrun.config import PRESETS, ScheduleConfig
 from speedrun.ending import guarded
 from speedrun.optim.schedule import learning_rate_multiplier, muon_momentum
@@ -30,7 +30,7 @@ T975 = 4.303
 """Student's t for 95 % and two degrees of freedom: three seeds."""
 SPIKE, BROKEN = steps(20), 1000.0
 """At this step the loss is multiplied by so much: a broken batch, or an overflow that nobody caught."""
-AFTER = 30
+AFTER = steps(30)
 """So many steps on, the spike's last trace is looked at."""
 WATCHED = 10
 """In so many first steps it is watched how far the weights move."""
@@ -76,7 +76,7 @@ def tiny(rate: float, seed: int):
     optimizer = replace(
         TINY.optimizer, **rates, muon_momentum_warmup=STEPS // 2, orthogonalization_dtype="float32"
     )  # fmt: skip
-    data = replace(TINY.data, global_batch=8, eval_tokens=16_384)
+    data = replace(TINY.data, global_batch=8, eval_tokens=eval_tokens(16_384))
     return replace(TINY, optimizer=optimizer, data=data, steps=STEPS, seed=seed)
 
 
@@ -100,7 +100,7 @@ def sweep(launch, settings) -> tuple[dict, dict]:
 
 def validate(strategy, data) -> float:
     with strategy.evaluation():
-        rows = [strategy.model(*data.validation(i, i + 16)).item() for i in range(0, data.validation_rows, 16)]
+        rows = [strategy.model(*data.validation(i, i + 8)).item() for i in range(0, data.validation_rows, 8)]
     return sum(rows) / len(rows)
 
 

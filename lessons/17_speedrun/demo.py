@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from lessons.kit import CONFIG, open_text, prepare, run_steps, save_figure, steps, table, with_model
+from lessons.kit import CONFIG, eval_tokens, open_text, prepare, run_steps, save_figure, steps, table, with_model
 from shardrun.ablation.effects import T_975, effect, reached
 from shardrun.plan import flops
 from speedrun.config import PRESETS, Config, DataConfig, ModelConfig
@@ -52,7 +52,7 @@ def track(name: str) -> Config:
     """The laptop track in short: its recipe, a third of its batch, an eighth of its steps, and a target to match."""
     config = PRESETS["tiny"][1]
     optimizer = replace(config.optimizer, orthogonalization_dtype="float32")  # quick on every CPU
-    data = replace(config.data, global_batch=8, eval_tokens=8192)
+    data = replace(config.data, global_batch=8, eval_tokens=eval_tokens(8192))
     return replace(
         config, optimizer=optimizer, data=data, steps=steps(60), eval_every=5, target_val_loss=TARGET, name=name,
         log="file", progress="none",
@@ -150,7 +150,7 @@ def short(arm: str, seed: int) -> float:
         CONFIG.optimizer, name="adamw" if arm == ARMS[2] else "muon", muon_momentum_warmup=0, adamw_lr=0.003,
         orthogonalization_dtype="float32",
     )  # fmt: skip
-    config = replace(CONFIG, optimizer=optimizer, data=replace(CONFIG.data, eval_tokens=8192), seed=seed)
+    config = replace(CONFIG, optimizer=optimizer, data=replace(CONFIG.data, eval_tokens=eval_tokens(8192)), seed=seed)
     if arm == ARMS[1]:
         config = with_model(config, qk_norm=False)
     strategy = select.make("single", Settings(place, "fp32", {}))

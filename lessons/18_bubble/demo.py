@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from lessons.kit import CONFIG, headline, launched, open_text, prepare, rows_of, save_figure, table
+from lessons.kit import CONFIG, headline, launched, open_text, prepare, rows_of, save_figure, steps, table
 from speedrun.config import PRESETS
 from speedrun.ending import guarded
 from speedrun.shapes import parameter_groups, parameter_shapes
@@ -38,7 +38,7 @@ ENGINES = {
 }
 RANKS, TOKENS = 8, 8 * 1024
 """Ranks, and tokens of a rank's micro-batch."""
-STEPS = 10
+STEPS = steps(10)
 
 
 def main() -> None:

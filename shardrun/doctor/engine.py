@@ -17,7 +17,7 @@ def deepspeed(timeout: float) -> Iterator[Line]:
     try:
         yield from judged(ask(DEEPSPEED, timeout))
     except Unanswered as why:
-        fix = [sys.executable, "-m", "pip", "install", "--force-reinstall", "--no-deps", "deepspeed>=0.19,<0.20"]
+        fix = [sys.executable, "-m", "pip", "install", "--force-reinstall", "--no-deps", "deepspeed>=0.19.3,<0.20"]
         yield Line("DeepSpeed", "failure", f"does not load: {why}", shell.command(fix, shell.current()))
 
 

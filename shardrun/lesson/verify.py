@@ -9,6 +9,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from shardrun.launch import shipped_names
@@ -28,18 +30,42 @@ COLUMNS = 100
 """Of the terminal that lessons are made for."""
 
 
+@dataclass(frozen=True)
+class Verified:
+    """What was tried of a lesson, and what of it does not hold, in sentences."""
+
+    attempts: int
+    commands: int
+    seconds: float
+    problems: list[str]
+
+    def __str__(self) -> str:
+        tried = f"{self.attempts} attempts, {self.commands} commands"
+        return f"{tried}, {len(self.problems) or 'no'} problems, {self.seconds:.0f} s"
+
+
 def verify(lessons: list[Lesson], commands: bool = True) -> int:
     """Print what does not hold; returns the exit status."""
     problems = []
     for lesson in lessons:
-        started = time.perf_counter()
-        found = _files(lesson) or [*_exercises(lesson), *(_commands(lesson) if commands else [])]
-        seconds = time.perf_counter() - started
-        print(f"lesson {lesson.number}, {lesson.title}: {len(found) or 'no'} problems, {seconds:.0f} s", flush=True)
-        for problem in found:
+        found = verify_lesson(lesson, commands)
+        print(f"lesson {lesson.number}, {lesson.title}: {found}", flush=True)
+        for problem in found.problems:
             print(f"  ✗ {problem}", flush=True)
-        problems += found
+        problems += found.problems
     return 1 if problems else 0
+
+
+def verify_lesson(lesson: Lesson, with_commands: bool = True) -> Verified:
+    """Try every attempt of a lesson and, if wanted, every command of its README."""
+    started = time.perf_counter()
+    if missing := _files(lesson):
+        return Verified(0, 0, time.perf_counter() - started, missing)
+    attempts, problems = _exercises(lesson)
+    found = commands(lesson.folder / "README.md") if with_commands else []
+    problems += run_commands(lesson, found)
+    count = sum(not command.gpu for command in found)
+    return Verified(attempts, count, time.perf_counter() - started, problems)
 
 
 def _files(lesson: Lesson) -> list[str]:
@@ -68,8 +94,9 @@ def _files(lesson: Lesson) -> list[str]:
     return problems
 
 
-def _exercises(lesson: Lesson) -> list[str]:
-    problems = []
+def _exercises(lesson: Lesson) -> tuple[int, list[str]]:
+    """How many attempts were judged, and what is wrong with the judgements."""
+    judged, problems = 0, []
     wrong = wrong_attempts(lesson.folder / "wrong.py")
     solution = lesson.folder / "solution.py"
     for exercise in lesson.exercises:
@@ -84,7 +111,8 @@ def _exercises(lesson: Lesson) -> list[str]:
             problems.append(f"{exercise.name} has {len(attempts)} wrong attempts, not {WRONG_ATTEMPTS}")
         for name, says in attempts:
             problems += _told(exercise, name, says, judge(lesson, exercise, solution, name))
-    return problems
+        judged += 2 + len(attempts)
+    return judged, problems
 
 
 def _told(exercise: Exercise, name: str, says: str, outcome: Outcome) -> list[str]:
@@ -96,23 +124,26 @@ def _told(exercise: Exercise, name: str, says: str, outcome: Outcome) -> list[st
     return []
 
 
-def _commands(lesson: Lesson) -> list[str]:
-    """Run a README's commands one after another, in an empty folder, as a learner who solves every exercise would."""
+def run_commands(lesson: Lesson, commands: Sequence[Command], python: str = sys.executable) -> list[str]:
+    """Run commands of a README one after another, in an empty folder, as a learner who solves every exercise would.
+
+    python: what they run in, with an `accelerate` beside it. Returns what does not hold.
+    """
     root = Path(__file__).parent.parent.parent
     problems = []
     with tempfile.TemporaryDirectory() as folder:
-        for command in commands(lesson.folder / "README.md"):
+        for command in commands:
             if command.gpu:
                 problems += _gpu_command(command, Path(folder))
                 continue
             _solve(lesson, Path(folder))
             environment = {
                 **os.environ,
-                "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+                "PATH": os.pathsep.join([str(Path(python).parent), os.environ.get("PATH", "")]),
                 "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]),
                 "COLUMNS": str(COLUMNS),
             }
-            text = f'shardrun() {{ {shlex.quote(sys.executable)} -m shardrun "$@"; }}\n{command.text}'
+            text = f'shardrun() {{ {shlex.quote(python)} -m shardrun "$@"; }}\n{command.text}'
             try:
                 done = subprocess.run(
                     ["sh", "-c", text], cwd=folder, env=environment, text=True, capture_output=True,

@@ -5,6 +5,8 @@ dispatch mode (the counted step of a run, selective checkpointing), past its lim
 off: so modes are taken off around the compiled code, and what would run uncompiled all the same ends the run.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -13,7 +15,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import wrap_torch_function
-from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils import _python_dispatch
 from torch.utils._pytree import tree_leaves
 
 from speedrun.model.masks import Mask
@@ -55,6 +57,18 @@ def _compiled(backend: Any) -> Any:
     return torch.compile(_attention, dynamic=False, fullgraph=True, backend=backend)
 
 
+@contextmanager
+def _without_modes() -> Iterator[None]:
+    """No dispatch mode is on, and torch.compile knows: before torch 2.11 it goes by a flag that the mode has set."""
+    with _python_dispatch._disable_current_modes():
+        flag = _python_dispatch._is_in_any_mode_without_ignore_compile_internals
+        _python_dispatch._is_in_any_mode_without_ignore_compile_internals = False
+        try:
+            yield
+        finally:
+            _python_dispatch._is_in_any_mode_without_ignore_compile_internals = flag
+
+
 class _Flex(torch.autograd.Function):
     """Compiled FlexAttention and its compiled backward pass, each without the dispatch modes that are on.
 
@@ -75,7 +89,7 @@ class _Flex(torch.autograd.Function):
                 return len(kept) - 1
 
             with (
-                _disable_current_modes(),
+                _without_modes(),
                 torch.set_grad_enabled(learns),
                 saved_tensors_hooks(keep, ctx.given.__getitem__),
             ):
@@ -103,7 +117,7 @@ class _Flex(torch.autograd.Function):
         else:
             y, *inputs = ctx.inner
             ctx.given[:] = kept
-            with _disable_current_modes():
+            with _without_modes():
                 of_inputs = torch.autograd.grad(y, inputs, gradients[0])
             ctx.given.clear()
             made_unseen(list(of_inputs))

@@ -1,4 +1,4 @@
-"""A machine with CUDA GPUs that are not there, for runs on a CPU build of torch: it shows which calls a GPU would get,
+"""A machine with CUDA GPUs that are not there, for runs on a machine without one: it shows which calls a GPU would get,
 not what it would compute.
 
 Real: everything on the host (the model as it is built, data, batches, records, the files of a checkpoint); on the

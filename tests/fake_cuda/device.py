@@ -31,7 +31,6 @@ def fake_gpus(flash: bool = False) -> Iterator[Counter[str]]:
     with contextlib.ExitStack() as stack:
         for name, answer in _CUDA.items():
             stack.enter_context(mock.patch.object(torch.cuda, name, answer))
-        torch._C._ensureCUDADeviceGuardSet()  # of a CUDA build: one that needs no GPU
         # Tensors made from numbers are made on the host and copied, where the mode below sees the copy.
         torch._C._set_only_lift_cpu_tensors(True)
         stack.callback(torch._C._set_only_lift_cpu_tensors, False)

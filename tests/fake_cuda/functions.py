@@ -121,10 +121,20 @@ def stand_ins(calls: Counter[str], device: TorchDispatchMode, flash: bool) -> It
         mock.patch.object(torch.compiler, "is_compiling", _compiled.get),
         # For simulations FlexAttention has a stand-in of its own; here it goes the way of tensors that are there.
         mock.patch("speedrun.model.flex.is_fake", lambda tensor: False),
-        mock.patch.dict(sys.modules, {"flash_attn_interface": package} if flash else {}),
+        _importable(package) if flash else contextlib.nullcontext(),
     ):
         yield
     _forget()
+
+
+@contextlib.contextmanager
+def _importable(package: types.ModuleType) -> Iterator[None]:
+    """Of sys.modules nothing else is put back: some of torch cannot be imported twice."""
+    sys.modules[package.__name__] = package
+    try:
+        yield
+    finally:
+        del sys.modules[package.__name__]
 
 
 def _forget() -> None:

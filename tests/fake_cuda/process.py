@@ -23,11 +23,8 @@ class FakeCUDAProcess:
     """
 
     def __init__(self) -> None:
-        import torch
-
         self._folder = tempfile.TemporaryDirectory()
-        # A CUDA build has hooks and a guard of its own, which do without a GPU (not tried yet).
-        library = None if torch.version.cuda else str(_compile(Path(self._folder.name)))
+        library = str(_compile(Path(self._folder.name)))
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(library, theirs), daemon=True)
@@ -65,15 +62,15 @@ def _compile(folder: Path) -> Path:
     return library
 
 
-def _serve(library: str | None, pipe: Connection) -> None:
+def _serve(library: str, pipe: Connection) -> None:
     for variable in ("ACCELERATE_USE_CPU", "DS_ACCELERATOR", "TRITON_INTERPRET"):
         os.environ.pop(variable, None)
     os.environ |= {"OMP_NUM_THREADS": "1", "DEEPSPEED_LOG_LEVEL": "ERROR", "CUDA_VISIBLE_DEVICES": ""}
-    if library:
-        ctypes.CDLL(library)
+    shim = ctypes.CDLL(library)
 
     import torch
 
+    shim.set_guard()
     torch.set_num_threads(1)
     while True:
         try:

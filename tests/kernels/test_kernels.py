@@ -32,6 +32,6 @@ def test_on_the_gpu() -> None:
 
 
 @pytest.mark.ranks
-def test_under_every_strategy_in_the_interpreter() -> None:
+def test_under_strategies_in_the_interpreter() -> None:
     pytest.importorskip("triton")
     run_checks(CHECKS / "ranks", INTERPRETER)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lessons.checking import GB, GIB, Wrong, expect_number, expect_numbers
-from lessons.kit import steps
+from lessons.kit import eval_tokens, steps
 from shardrun.__main__ import main
 from shardrun.launch import shipped_names
 from shardrun.lesson import show
@@ -21,10 +21,6 @@ from shardrun.lesson.source import commands, function_source, wrong_attempts
 from speedrun.train import parse
 
 ROOT = Path(__file__).parent.parent.parent
-STEPS = 5
-"""Of a demo, in place of up to eighty."""
-COLD = (3, 15)
-"""These lessons run as a learner's do, 15 because it asks for Triton's interpreter; the others in a warm Python."""
 
 
 @pytest.fixture
@@ -40,13 +36,11 @@ def lesson(*arguments: str) -> int:
     return int(end.value.code or 0)
 
 
-def in_a_process(
-    *arguments: str, folder: Path, seconds: float = 200, python: str = sys.executable
-) -> subprocess.CompletedProcess[str]:
-    """The verb where it starts ranks: with a fork server of its own."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100", "SHARDRUN_LESSON_STEPS": str(STEPS)}
-    command = [python, "-m", "shardrun", "lesson", *arguments]
-    return subprocess.run(command, cwd=folder, env=environment, text=True, capture_output=True, timeout=seconds)
+def in_a_process(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """The verb where it starts ranks: with a fork server of its own, in a Python as a learner's."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
+    command = [sys.executable, "-m", "shardrun", "lesson", *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, text=True, capture_output=True, timeout=200)
 
 
 def test_start_copies_and_never_overwrites(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -188,7 +182,7 @@ def test_what_a_check_ends_with_fits_and_says_what_comes_next(
 
 
 def test_every_lesson_is_described() -> None:
-    """What `verify` needs at least; the slow test runs it whole."""
+    """What `verify` needs at least; test_verify.py runs it."""
     for each in course():
         wrong = wrong_attempts(each.folder / "wrong.py")
         assert all(len(wrong[exercise.name]) >= 2 for exercise in each.exercises), each.name
@@ -204,9 +198,10 @@ def test_every_lesson_is_described() -> None:
 
 def test_a_demo_trains_as_many_steps_as_it_wants_unless_tests_set_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SHARDRUN_LESSON_STEPS", raising=False)
-    assert steps(40) == 40
+    assert steps(40) == 40 and eval_tokens(16_384) == 16_384
     monkeypatch.setenv("SHARDRUN_LESSON_STEPS", "5")
     assert (steps(40), steps(3)) == (5, 3)
+    assert (eval_tokens(16_384), eval_tokens(2048)) == (5 * 1024, 2048)
     for wrong in ("0", "few", "-1"):
         monkeypatch.setenv("SHARDRUN_LESSON_STEPS", wrong)
         with pytest.raises(ValueError, match=f"SHARDRUN_LESSON_STEPS is '{wrong}'; set it to a number of steps from 1"):
@@ -248,13 +243,3 @@ def test_checks_tell_what_is_wrong_on_ranks_and_end_hangs(tmp_path: Path) -> Non
     done = in_a_process("check", "3", "all_gather", folder=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads((tmp_path / "learning/progress.json").read_text())["solved"]["03_collectives"] == ["all_gather"]
-
-
-@pytest.mark.ranks
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [each.number for each in course()])
-def test_verify(number: int, tmp_path: Path, warm_python: str) -> None:
-    """Unsolved at first, solutions pass, wrong attempts are told what they did, every command of the README runs."""
-    python = sys.executable if number in COLD else warm_python
-    done = in_a_process("verify", str(number), folder=tmp_path, seconds=280, python=python)
-    assert done.returncode == 0, done.stdout + done.stderr

@@ -11,11 +11,15 @@ from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
+import pytest
 import torch
 import torch.nn.attention.flex_attention
 from torch import Tensor
 
 from speedrun.model import flex
+
+VARLEN = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 11)
+needs_varlen = pytest.mark.skipif(not VARLEN, reason="torch's variable-length attention has windows from 2.11 on")
 
 
 @contextmanager

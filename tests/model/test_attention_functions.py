@@ -33,7 +33,7 @@ from strategies.ledger.activations import measure_activations
 from strategies.ledger.fake import GPUKernels, _convert_module
 from strategies.ledger.tracer import Tracer
 from tests.model import attention_on_cpu
-from tests.model.attention_on_cpu import flex_on_cpu, varlen_on_cpu
+from tests.model.attention_on_cpu import flex_on_cpu, needs_varlen, varlen_on_cpu
 from tests.ranks import RankPool
 from tests.speedrun.runs import launch_of, small
 
@@ -145,6 +145,7 @@ def test_an_empty_package_of_the_name_is_no_flash_attention(monkeypatch: pytest.
     flash_function.cache_clear()
 
 
+@needs_varlen
 def test_a_newer_flash_attention_is_switched_on_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     there: set[str] = set()
     tried: list[str] = []
@@ -241,7 +242,7 @@ def test_documents_are_counted_once_in_a_forward_pass(monkeypatch: pytest.Monkey
     assert plain is not None and paired is not None and torch.equal(paired, 2 * plain) and paired.dtype == torch.int32
 
 
-@pytest.mark.parametrize("kind", ("flex", "varlen"))
+@pytest.mark.parametrize("kind", ("flex", pytest.param("varlen", marks=needs_varlen)))
 def test_the_whole_model_has_the_same_loss_and_gradients(monkeypatch: pytest.MonkeyPatch, kind: Kind) -> None:
     tokens, results = tokens_of(), []
     for function in ("sdpa", kind):
@@ -254,6 +255,7 @@ def test_the_whole_model_has_the_same_loss_and_gradients(monkeypatch: pytest.Mon
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-6)
 
 
+@needs_varlen
 def test_selective_checkpointing_keeps_what_variable_length_attention_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_with(monkeypatch, "varlen", dataclasses.replace(MODEL, checkpointing="selective"))
     attended: list[int] = []
@@ -374,7 +376,7 @@ def runs_unfused(monkeypatch: pytest.MonkeyPatch) -> None:
     with counting("eager"), torch._dynamo.config.patch(disable=True):
         with pytest.raises(ValueError, match="uncompiled here.*torch.compile did not take it"):
             model(tokens_of())
-    monkeypatch.setattr(flex, "_disable_current_modes", nullcontext)
+    monkeypatch.setattr(flex, "_without_modes", nullcontext)
     with counting("eager"), Tracer({}), pytest.raises(ValueError, match="uncompiled here.*dispatch mode"):
         model(tokens_of())
 

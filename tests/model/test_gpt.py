@@ -11,6 +11,7 @@ from torch import Tensor
 
 from speedrun.config import PRESETS, ModelConfig
 from speedrun.model import GPT, Block, parameter_shapes
+from speedrun.model.mlp import relu2
 
 START = 0
 SMALL = ModelConfig(vocab_size=11, pad_vocab_to=8, layers=2, heads=2, width=16, mlp_width=24, max_sequence_length=16)
@@ -267,3 +268,11 @@ def test_the_whole_forward_is_one_graph_for_torch_compile() -> None:
     tokens, targets = random_tokens(MODERN), random_tokens(MODERN).roll(-1, dims=1)
     compiled = torch.compile(model, backend="eager", fullgraph=True)  # raises where Python depends on data
     torch.testing.assert_close(compiled(tokens, targets), model(tokens, targets))
+
+
+def test_relu2_and_its_gradient() -> None:
+    x = torch.tensor([-2.0, -0.0, 0.0, 1e-3, 3.0, *torch.randn(50).tolist()], dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(relu2(x), torch.where(x > 0, x * x, 0))
+    assert torch.autograd.gradcheck(relu2, x[3:].detach().requires_grad_())
+    torch.autograd.backward(relu2(x).sum())
+    torch.testing.assert_close(x.grad, torch.where(x > 0, 2 * x, 0).detach())

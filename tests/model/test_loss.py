@@ -85,8 +85,9 @@ def test_the_model_adds_them_in_training_only_and_stops_where_its_documents_do()
     loss = model(tokens, targets, future_weights=(0.5, 0.25))
     torch.testing.assert_close(loss, brute_force(model(tokens), targets, (0.5, 0.25), START))
     assert torch.equal(model(tokens, targets, future_weights=()), model(tokens, targets))
+    model = random_model(dataclasses.replace(MODERN, layers=1), START)
     compiled = torch.compile(model, backend="eager", fullgraph=True)
-    for weights in ((0.5, 0.25), (0.5, 0.2), (0.4,), ()):
+    for weights in ((0.5, 0.25), (0.5, 0.2), ()):
         torch.testing.assert_close(
             compiled(tokens, targets, future_weights=weights), model(tokens, targets, future_weights=weights)
         )

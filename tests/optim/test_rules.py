@@ -66,7 +66,9 @@ def test_the_elementwise_parts_do_not_mind_where_a_matrix_is_cut() -> None:
         {"momentum_buffer": part} for part in (states[1]["momentum_buffer"][:13], states[1]["momentum_buffer"][13:])
     ]
     rule.accumulate([first, second], halves, OPTIONS)
-    assert torch.equal(whole, cut) and torch.equal(states[0]["momentum_buffer"], states[1]["momentum_buffer"])
+    # Not to the bit: a processor's vector instructions begin at another element of a slice.
+    torch.testing.assert_close(cut, whole, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(states[1]["momentum_buffer"], states[0]["momentum_buffer"], rtol=1e-6, atol=1e-7)
 
 
 def test_transform_takes_the_method_the_steps_and_the_dtype_from_the_options() -> None:

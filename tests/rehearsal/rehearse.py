@@ -146,7 +146,9 @@ def _rank_0(launch: Launch) -> Iterator[None]:
         mock.patch.object(train, "mean_over_ranks", keeping_flags),
         fake._fsdp(),
         fake._ddp(),
-        mock.patch.object(dist.Logger, "set_runtime_stats_and_log", lambda logger: None),  # it has no timer for CUDA
+        # DDP times itself with CUDA events, from the first forward pass that it counts on.
+        mock.patch.object(dist.Logger, "set_runtime_stats_and_log", lambda logger: None),
+        mock.patch.object(dist.Reducer, "prepare_for_forward", lambda reducer: None),
     ]
     if launch.world_size > 1:  # the others' shards are not there to be put together with ours
         patches += [

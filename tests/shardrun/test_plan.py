@@ -333,6 +333,7 @@ def test_a_simulated_plan_says_what_was_alive_at_the_peak_and_what_was_sent() ->
 @pytest.mark.slow
 def test_simulated_ranks_are_heard_in_court() -> None:
     pytest.importorskip("deepspeed")
-    out = shardrun("plan", "tiny", "--world", "2", "--court", "--simulate", "--json")[1]
+    shape = ("--layers", "1", "--width", "128", "--heads", "1", "--vocab", "1001", "--seq", "64")
+    out = shardrun("plan", *shape, "--world", "2", "--court", "--simulate", "--json")[1]
     ours, simulated = json.loads(out)["testimonies"][-2:]
     assert (ours["who"], simulated["who"]) == ("Shardrun", "simulated") and simulated["bytes"] == ours["bytes"]

@@ -20,6 +20,7 @@ from speedrun.optim.policy import parameter_groups
 from strategies import select
 from strategies.base import Settings
 from strategies.ledger.activations import ActivationBook, measure_activations
+from strategies.ledger.fake import fake_rank
 from strategies.matrices import Place
 from tests.ranks import RankPool
 from tests.strategies.test_features import OTHERS, STREAM
@@ -112,22 +113,32 @@ def test_tiny_as_it_is_trained(kind: Any, precision: Any) -> None:
     assert book.largest(5, peak=True) == predicted.largest(5, peak=True) or not EXACT
 
 
-@pytest.mark.slow
+def assert_agree_at_1024(model: GPT, config: ModelConfig, precision: Any, documents: bool) -> None:
+    book = measure(model, 1, 1024, precision)
+    predicted = predict_activations(config, 1, 1024, precision, documents=documents)
+    assert_agree(book, predicted)
+    names = [part for part, _ in predicted.largest(5, peak=True)]
+    assert names == [part for part, _ in book.largest(5, peak=True)] and names[0] == "logits and loss"
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("preset", ["gpt2", "modern"])
-def test_twelve_layers_of_768_at_sequence_1024(preset: str) -> None:
-    """The second one in bf16 and with documents, as FSDP and ZeRO train it, whole and with its blocks checkpointed."""
-    precision: Any = "fp32" if preset == "gpt2" else "bf16"
-    model = make(PRESETS[preset][1].model, precision, preset == "modern")
-    assert (model.config.layers, model.config.width) == (12, 768)
-    for kind in ("none",) if preset == "gpt2" else ("none", "block"):
-        for block in model.blocks:
-            block.checkpointing = kind  # type: ignore[assignment]
-        config = dataclasses.replace(model.config, checkpointing=kind)  # type: ignore[arg-type]
-        book = measure(model, 1, 1024, precision)
-        predicted = predict_activations(config, 1, 1024, precision, documents=preset == "modern")
-        assert_agree(book, predicted)
-        names = [part for part, _ in predicted.largest(5, peak=True)]
-        assert names == [part for part, _ in book.largest(5, peak=True)] and names[0] == "logits and loss"
+def test_twelve_layers_of_768_at_sequence_1024(preset: str, precision: Any) -> None:
+    """On tensors without data, which real kernels would take minutes for; the second one with documents."""
+    with fake_rank(0, 1):
+        model = make(PRESETS[preset][1].model, precision, preset == "modern")
+        assert (model.config.layers, model.config.width) == (12, 768)
+        for kind in KINDS:
+            for block in model.blocks:
+                block.checkpointing = kind  # type: ignore[assignment]
+            config = dataclasses.replace(model.config, checkpointing=kind)
+            assert_agree_at_1024(model, config, precision, preset == "modern")
+
+
+@pytest.mark.slow
+def test_a_layer_of_768_at_sequence_1024_in_real_kernels() -> None:
+    config = dataclasses.replace(PRESETS["gpt2"][1].model, layers=1)
+    assert_agree_at_1024(make(config, "fp32", False), config, "fp32", False)
 
 
 def measured_on_rank(name: str, config: ModelConfig) -> ActivationBook:

@@ -23,6 +23,7 @@ from speedrun.shapes import parameter_shapes
 from speedrun.stand_ins import stand_ins
 from strategies.ledger.activations import measure_activations
 from strategies.ledger.fake import gpu_kernels
+from tests.model.attention_on_cpu import needs_varlen
 from tests.speedrun.test_activations import CONFIGS
 
 HOPPER = (9, 0)
@@ -60,9 +61,9 @@ COMBINATIONS = [
     # precision, torch, attention, Triton's kernels, checkpointing
     ("autocast", (2, 11), "sdpa", True, "none"),
     ("autocast", (2, 12), "flex", True, "none"),
-    ("autocast", (2, 12), "varlen", False, "selective"),
+    pytest.param("autocast", (2, 12), "varlen", False, "selective", marks=needs_varlen),
     ("bf16", (2, 12), "sdpa", False, "none"),
-    ("bf16", (2, 12), "varlen", True, "block"),
+    pytest.param("bf16", (2, 12), "varlen", True, "block", marks=needs_varlen),
     ("bf16", (2, 12), "flex", True, "none"),
     ("fp32", (2, 12), "flex", False, "none"),
 ]

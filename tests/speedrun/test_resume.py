@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +12,21 @@ import torch.distributed as dist
 
 from speedrun.checkpoints import find_checkpoint
 from speedrun.config import CheckpointConfig, Config, DataConfig, Stage
-from speedrun.ending import NotSaved
+from speedrun.ending import LostRank, NotSaved
 from strategies.checkpoint import save as saving
 from strategies.checkpoint.folder import checkpoints
 from strategies.checkpoint.format import read_index
 from tests.ranks import RankPool
-from tests.speedrun.runs import metrics, read, small, train_here
+from tests.speedrun.runs import STRATEGIES, metrics, read, small, train_here
 from tests.strategies.checkpoint.damage import flip
 
 SAVE = CheckpointConfig(every=2, keep=3)
+OPTIMIZER = dataclasses.replace(small().optimizer, orthogonalization_dtype="float32")
 
 
 def run(ranks: RankPool, name: str, world_size: int, out: Path, **fields: Any) -> list[dict[str, Any]]:
     """A run of the trainer; returns its lines."""
-    optimizer = dataclasses.replace(small().optimizer, orthogonalization_dtype="float32")
-    config = small(out=str(out), optimizer=optimizer, **{"steps": 6, "checkpoint": SAVE, **fields})
+    config = small(out=str(out), optimizer=OPTIMIZER, **{"steps": 6, "checkpoint": SAVE, **fields})
     ranks.run(world_size, train_here, name, config)
     return metrics(out / config.name)
 
@@ -62,9 +64,8 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     """--resume auto: the same command again. One record, whose every figure is the uninterrupted run's, bit for bit."""
     whole = run(ranks, name, world_size, tmp_path / "whole", untimed_steps=untimed_steps)
     out = tmp_path / "killed"
-    optimizer = dataclasses.replace(small().optimizer, orthogonalization_dtype="float32")
     config = small(
-        out=str(out), optimizer=optimizer, steps=6, checkpoint=SAVE, untimed_steps=untimed_steps, resume="auto"
+        out=str(out), optimizer=OPTIMIZER, steps=6, checkpoint=SAVE, untimed_steps=untimed_steps, resume="auto"
     )
     ranks.run(world_size, killed_after, name, config, 1)  # before its first checkpoint
     ranks.run(world_size, killed_after, name, config, 5)
@@ -86,6 +87,39 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     ranks.run(world_size, train_here, name, config)  # finished already: nothing is lost, nothing trained
     assert curve(metrics(out / "run")) == curve(whole)
     assert read(out / "run", "summary.json")["val_loss"] == whole[-1]["val_loss"]
+
+
+def kill_rank_1(name: str, config: Config, step: int) -> None:
+    """On a rank: the run, in which rank 1 is killed with -9 before that step's line; how it ended for rank 0."""
+    from speedrun.checkpoints import Checkpoints
+
+    def after_step(self: Any, line: dict[str, Any], ending: bool) -> None:
+        if line["step"] == step and dist.get_rank() == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        original(self, line, ending)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(LostRank) as end:
+        original = Checkpoints.after_step
+        patch.setattr(Checkpoints, "after_step", after_step)
+        train_here(name, config)
+    (Path(config.out) / "end.txt").write_text(str(end.value))
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_killed_rank_is_named_by_the_other_and_the_next_start_goes_on(
+    ranks: RankPool, tmp_path: Path, name: str
+) -> None:
+    """tests/speedrun/test_launched.py has it with torchrun, which ends and restarts them all."""
+    whole = run(ranks, name, 2, tmp_path / "whole")
+    config = small(out=str(tmp_path), optimizer=OPTIMIZER, steps=6, checkpoint=SAVE, resume="auto")
+    with pytest.raises(AssertionError, match="rank 1 of 2 died"):
+        ranks.run(2, kill_rank_1, name, config, 5)
+    assert (tmp_path / "end.txt").read_text().startswith("rank 1 ended or hung in step 6, and so all end")
+    assert read(tmp_path / "run", "summary.json")["status"] == "failed"
+    ranks.run(2, train_here, name, config)
+    assert read(tmp_path / "run", "config.json")["resumed_at"] == 4
+    assert curve(metrics(tmp_path / "run")) == curve(whole)
 
 
 @pytest.mark.ranks

@@ -66,9 +66,9 @@ PRESET = dataclasses.replace(
 """Everything at once, in all eleven layers."""
 
 CASES = [
-    Features(record=True, rows=24, steps=6, features=tuple(vars(PRESET).items())),
-    Features(accumulation=2, rows=24, steps=8, features=tuple(STREAM.items())),
-    Features(optimizer="adamw", tied=True, rows=24, steps=8, features=tuple(OTHERS.items())),
+    Features(record=True, rows=8, steps=4, features=tuple(vars(PRESET).items())),
+    Features(accumulation=2, rows=8, steps=4, features=tuple(STREAM.items())),
+    Features(optimizer="adamw", tied=True, rows=16, steps=4, features=tuple(OTHERS.items())),
 ]
 
 

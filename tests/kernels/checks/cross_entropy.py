@@ -11,7 +11,7 @@ from speedrun.kernels import cross_entropy as module
 from speedrun.kernels.cross_entropy import cross_entropy, cross_entropy_reference
 from tests.kernels.checks import DEVICE, DTYPES, random
 
-SHAPES = [(1, 1, 1, 1), (1, 8, 5, 8), (21, 40, 101, 104), (17, 16, 4097, 4100)]
+SHAPES = [(1, 1, 1, 1), (1, 8, 5, 8), (13, 40, 101, 104), (9, 16, 4097, 4100)]
 """targets, width, words, rows of the head: one block of columns and two, with and without padding"""
 
 
@@ -63,16 +63,25 @@ def test_values_and_gradients(shape: tuple[int, int, int, int], dtype: torch.dty
     check(*case(shape, dtype), words=shape[2], cap=15.0, reduction="mean", factor=1.0)
 
 
-@pytest.mark.parametrize("cap", (0.0, 5.0))
-@pytest.mark.parametrize("reduction", ("mean", "sum"))
-@pytest.mark.parametrize("factor", (3.5, -1e-3, 65536.0))
+@pytest.mark.parametrize(
+    ("cap", "reduction", "factor"), [(0.0, "mean", 3.5), (5.0, "sum", 3.5), (0.0, "sum", -1e-3), (5.0, "mean", 65536.0)]
+)
 def test_it_honours_the_gradient_of_the_loss(cap: float, reduction: str, factor: float) -> None:
     check(*case(SHAPES[2]), words=101, cap=cap, reduction=reduction, factor=factor)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("future", ((), (0.5, 0.25), (0.0,)))
-@pytest.mark.parametrize(("cap", "form"), ((23.0, "sigmoid"), (15.0, "tanh"), (0.0, "sigmoid")))
+@pytest.mark.parametrize(
+    ("cap", "form", "future", "dtype"),
+    [
+        (23.0, "sigmoid", (), torch.float32),
+        (23.0, "sigmoid", (0.5, 0.25), torch.float32),
+        (23.0, "sigmoid", (0.5, 0.25), torch.bfloat16),
+        (15.0, "tanh", (0.5, 0.25), torch.float32),
+        (15.0, "tanh", (0.0,), torch.bfloat16),
+        (0.0, "sigmoid", (0.5, 0.25), torch.float32),
+        (0.0, "sigmoid", (), torch.bfloat16),
+    ],
+)
 def test_several_targets_a_row_and_both_softcaps(
     cap: float, form: str, future: tuple[float, ...], dtype: torch.dtype
 ) -> None:
@@ -89,16 +98,14 @@ def test_several_targets_a_row_and_both_softcaps(
     assert weight.grad is not None and weight.grad.abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("k", (1, 2))
-def test_a_later_target_that_is_no_word_is_heard_of(k: int) -> None:
+def test_a_later_target_that_is_no_word_is_heard_of() -> None:
     hidden, weight, targets = case(SHAPES[2])
     targets = targets[:, None].repeat(1, 3)
-    targets[0, k] = 101
+    targets[0, 2] = 101
     assert cross_entropy(hidden, weight, targets, 101, 15.0, future=(0.5, 0.25)).isnan()
 
 
-@pytest.mark.parametrize("scale", (0.0, 1e-20, 1e3))
-@pytest.mark.parametrize("cap", (0.0, 15.0))
+@pytest.mark.parametrize(("scale", "cap"), [(0.0, 15.0), (1e-20, 0.0), (1e3, 0.0), (1e3, 15.0)])
 def test_zeros_and_tiny_and_huge_numbers(scale: float, cap: float) -> None:
     hidden, weight, targets = case(SHAPES[2], scale=scale)
     if scale == 1e3 and cap:  # the softcap is flat out there: gradients vanish, in float32 a little earlier
@@ -113,6 +120,13 @@ def test_strides_and_leading_dimensions() -> None:
     _, weight, targets = case((12, 40, 101, 104))
     hidden = random(40, 24).mT[::2].unflatten(0, (3, 4)).requires_grad_()
     check(hidden, weight.detach().mT.contiguous().mT.requires_grad_(), targets.view(4, 3).mT, 101, 15.0, "mean", 1.0)
+
+
+def test_the_largest_logit_may_be_in_a_later_block_of_columns() -> None:
+    hidden, weight, targets = case(SHAPES[3])
+    with torch.no_grad():
+        weight[4096] *= 30
+    check(hidden, weight, targets, 4097, 0.0, "mean", 1.0)
 
 
 def test_padding_gets_no_gradient_and_no_probability() -> None:
@@ -132,7 +146,7 @@ def test_without_a_target() -> None:
     assert loss == 0 and hidden.grad is not None and not hidden.grad.any()
 
 
-@pytest.mark.parametrize("word", (101, 103, 5000, -2))
+@pytest.mark.parametrize("word", (101, 5000, -2))
 def test_a_target_that_is_no_word_is_heard_of(word: int) -> None:
     hidden, weight, targets = case(SHAPES[2])
     targets[0] = word
@@ -147,7 +161,7 @@ def test_nan_stays_in_its_row_and_reaches_the_loss() -> None:
     loss = cross_entropy(hidden, weight, targets, 101, 15.0)
     loss.backward()
     assert loss.isnan() and hidden.grad is not None
-    assert hidden.grad[3].isnan().all() and not hidden.grad[[i for i in range(21) if i != 3]].isnan().any()
+    assert hidden.grad[3].isnan().all() and not hidden.grad[[i for i in range(13) if i != 3]].isnan().any()
 
 
 def test_logits_never_exist_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,7 +171,7 @@ def test_logits_never_exist_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
         seen.append(logits.shape), losses(logits, *rest, **options))[1])  # fmt: skip
     hidden, weight, targets = case(SHAPES[2])
     cross_entropy(hidden, weight, targets, 101, 15.0).backward()
-    assert seen == [(8, 104), (8, 104), (5, 104)]
+    assert seen == [(8, 104), (5, 104)]
 
 
 def test_registration_and_compile() -> None:

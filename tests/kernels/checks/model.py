@@ -45,9 +45,6 @@ def assert_near(
 @pytest.mark.parametrize("changes", ({}, {"tied_head": True, "softcap": 0.0}, {"mlp": "gelu", "bias": True}))
 def test_in_float32(changes: dict[str, Any]) -> None:
     assert_near(run(kernels="triton", **changes), run(kernels="torch", **changes), 1e-4)
-    assert_near(
-        run(kernels="triton", reduction="sum", **changes), run(kernels="torch", reduction="sum", **changes), 1e-4
-    )
 
 
 @pytest.mark.parametrize("reduction", ("mean", "sum"))
@@ -63,8 +60,7 @@ def test_under_autocast() -> None:
     assert_near(run(low=True, kernels="triton"), run(low=True, kernels="torch"), 0.06)
 
 
-@pytest.mark.parametrize("fp8", (False, True))
-@pytest.mark.parametrize("checkpointing", ("block", "selective"))
+@pytest.mark.parametrize(("checkpointing", "fp8"), (("block", True), ("selective", False)))
 def test_checkpointing_changes_nothing(checkpointing: str, fp8: bool) -> None:
     plain, again = (run(kernels="triton", fp8=fp8, checkpointing=c) for c in ("none", checkpointing))
     assert_near(again, plain, 0.0)
@@ -75,7 +71,7 @@ def test_fp8_is_near() -> None:
 
 
 def test_compiled_it_is_one_graph() -> None:
-    config = dataclasses.replace(CONFIG, kernels="triton", fp8=True)
+    config = dataclasses.replace(CONFIG, layers=1, kernels="triton", fp8=True)
     model = GPT(config)
     model.init_weights(1)
     model.to(DEVICE)

@@ -22,8 +22,9 @@ EVERYTHING = {
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_trainers_options_make_the_same_configuration_as_the_changes(preset: str) -> None:
+    """Each change once, the presets by turns: parsing takes long, and what options say does not hang on the preset."""
     default = PRESETS[preset][1]
-    for name, changes in EVERYTHING.items():
+    for name, changes in list(EVERYTHING.items())[list(PRESETS).index(preset) :: len(PRESETS)]:
         wanted = Setting(default, shipped_config("single")).with_changes(changes)
         assert parse([preset, *trainer_options(changes)])[1] == wanted.config, name
 

@@ -190,20 +190,22 @@ def test_slips_are_answered_with_a_sentence(arguments: list[str], words: str, tm
         ablate.ablate(asked(*arguments, "--out", str(tmp_path)))
 
 
+@pytest.mark.ranks
 @pytest.mark.slow
-def test_killed_in_the_middle_of_a_real_run_and_started_again(tmp_path: Path) -> None:
-    def command(steps: int) -> list[str]:
-        arguments = ["--drop", "qk_norm", "--seeds", "1", "--steps", str(steps), "--out", str(tmp_path), "--json", "--"]
-        small = ["--data.global-batch", "2", "--data.sequence-length", "16", "--data.eval-tokens", "64"]
-        return [sys.executable, "-m", "shardrun", "ablate", *arguments, *small]
-
-    first = subprocess.Popen(command(3), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+def test_killed_in_the_middle_of_a_real_run_and_started_again(tmp_path: Path, warm_python: str) -> None:
+    arguments = ["ablate", "--drop", "qk_norm", "--seeds", "1", "--steps", "3", "--out", str(tmp_path), "--json", "--"]
+    arguments += ["--data.global-batch", "2", "--data.sequence-length", "16", "--data.eval-tokens", "64"]
+    # A process of its own, since it is killed, with launches that are warm.
+    code = "import sys; sys.executable = sys.argv.pop(1); from shardrun.__main__ import main; main()"
+    command = [sys.executable, "-c", code, warm_python, *arguments]
+    first = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     assert first.stderr is not None
     assert "[1/2] seed 1, baseline: val loss" in first.stderr.readline()
     os.kill(first.pid, signal.SIGKILL)
     first.wait()
     assert len(runs_module.read(tmp_path / "results.json")) == 1
-    second = subprocess.run(command(3), capture_output=True, text=True, timeout=250)
+    command = [warm_python, "-m", "shardrun", *arguments]
+    second = subprocess.run(command, capture_output=True, text=True, timeout=250)
     assert second.returncode == 0, second.stderr
     assert "baseline: val loss" in second.stderr and ", kept" in second.stderr.splitlines()[0]
     arms = json.loads(second.stdout)["arms"]

@@ -20,10 +20,10 @@ from strategies.checkpoint.save import Saver
 from strategies.matrices import Place
 from tests.strategies.small import make, prepared
 
-CASE = Case(optimizer="muon", rows=36, steps=8)
-RECORD = Case(optimizer="muon", rows=36, steps=12, record=True)
+CASE = Case(optimizer="muon", rows=12, steps=4)
+RECORD = Case(optimizer="muon", rows=12, steps=8, record=True)
 """NorMuon (state per row), AdamW with a sum of gradients, and a second stage from the middle on."""
-SAVED, STEPS = 4, CASE.steps
+SAVED, STEPS = 2, CASE.steps
 
 
 @dataclasses.dataclass

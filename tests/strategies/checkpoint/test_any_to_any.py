@@ -11,14 +11,12 @@ from strategies.checkpoint.folder import find
 from strategies.checkpoint.format import read_index
 from strategies.checkpoint.shards import Shards
 from tests.ranks import RankPool
-from tests.strategies.checkpoint.runs import CASE, RECORD, SAVED, Half, load_and_train, train_and_save
+from tests.strategies.checkpoint.runs import CASE, RECORD, SAVED, STEPS, Half, load_and_train, train_and_save
 from tests.strategies.small import STRATEGIES
 
 PLACES = [("single", 1), *((name, world_size) for name in STRATEGIES for world_size in (1, 2, 3, 4))]
 NAMES = ("single", *STRATEGIES)
 TOLERANCE = 1e-5
-UNTIL = SAVED + 3
-"""Where every bit is compared: this many steps in all."""
 
 
 def world_of(name: str, number: int) -> int:
@@ -47,11 +45,11 @@ def uninterrupted() -> tuple[list[float], dict[str, torch.Tensor]]:
 
 @pytest.fixture(scope="module")
 def saved(ranks: RankPool, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], tuple[Path, Half]]:
-    """By strategy and world size: a checkpoint after SAVED steps, and the same run, uninterrupted, up to UNTIL."""
+    """By strategy and world size: a checkpoint after SAVED steps, and the same run, uninterrupted."""
     result = {}
     for name, world_size in PLACES:
         folder = tmp_path_factory.mktemp(f"{name}{world_size}")
-        result[name, world_size] = folder, ranks.run(world_size, train_and_save, name, folder, "fp32", UNTIL)[0]
+        result[name, world_size] = folder, ranks.run(world_size, train_and_save, name, folder, "fp32", STEPS)[0]
     return result
 
 
@@ -82,7 +80,7 @@ def test_under_the_same_strategy_and_world_size_every_bit_is_the_same(
     ranks: RankPool, saved: dict[tuple[str, int], tuple[Path, Half]], name: str, world_size: int
 ) -> None:
     folder, whole = saved[name, world_size]
-    check_bits(ranks.run(world_size, load_and_train, name, find(folder), "fp32", UNTIL)[0], whole)
+    check_bits(ranks.run(world_size, load_and_train, name, find(folder), "fp32", STEPS)[0], whole)
 
 
 @pytest.mark.ranks
@@ -90,8 +88,8 @@ def test_under_the_same_strategy_and_world_size_every_bit_is_the_same(
 def test_state_per_row_and_sums_of_gradients_go_along(ranks: RankPool, tmp_path: Path) -> None:
     """The record's optimizer and stages, saved within a stage and between two of AdamW's steps, along a chain."""
     weights = run_reference(RECORD).weights
-    whole = ranks.run(4, train_and_save, "zero1", tmp_path, "fp32", RECORD.steps, RECORD, 5)[0]
-    check_bits(ranks.run(4, load_and_train, "zero1", find(tmp_path), "fp32", RECORD.steps, RECORD)[0], whole, 5)
+    whole = ranks.run(4, train_and_save, "zero1", tmp_path, "fp32", RECORD.steps, RECORD, 3)[0]
+    check_bits(ranks.run(4, load_and_train, "zero1", find(tmp_path), "fp32", RECORD.steps, RECORD)[0], whole, 3)
     state = read_index(find(tmp_path)).tensors
     assert state["second_moment/blocks.0.mlp.up.weight"].shape == (101,) and "gradient_sum/embed.weight" in state
     with Shards(find(tmp_path)) as shards:
@@ -112,8 +110,8 @@ def test_state_per_row_and_sums_of_gradients_go_along(ranks: RankPool, tmp_path:
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_in_bf16_too(ranks: RankPool, tmp_path: Path, name: str) -> None:
     """Masters are float32, the model's copies are made from them again: bit for bit."""
-    whole = ranks.run(2, train_and_save, name, tmp_path, "bf16", UNTIL)[0]
-    check_bits(ranks.run(2, load_and_train, name, find(tmp_path), "bf16", UNTIL)[0], whole)
+    whole = ranks.run(2, train_and_save, name, tmp_path, "bf16", STEPS)[0]
+    check_bits(ranks.run(2, load_and_train, name, find(tmp_path), "bf16", STEPS)[0], whole)
 
 
 def check_bits(after: Half, whole: Half, saved: int = SAVED) -> None:

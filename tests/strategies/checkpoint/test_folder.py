@@ -3,11 +3,9 @@
 import dataclasses
 import os
 import random
-import signal
-import subprocess
-import sys
 import threading
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -19,10 +17,8 @@ from strategies.checkpoint.folder import checkpoints, clear, find, name_of
 from strategies.checkpoint.format import SUMS, read_index
 from strategies.checkpoint.load import load, verify
 from strategies.checkpoint.save import Saver
-from tests.ranks import RankPool
+from tests.ranks import RankPool, processes
 from tests.strategies.checkpoint.runs import CASE, start, train
-
-ROOT = Path(__file__).parents[3]
 
 
 def saver(folder: Path, keep: int = 2, keep_best: bool = False) -> Saver:
@@ -148,7 +144,7 @@ def test_a_folder_without_checkpoints_is_named(tmp_path: Path) -> None:
         read_index(find(tmp_path))
 
 
-def save_for_ever(folder: Path) -> None:
+def save_for_ever(folder: Path, saved: Connection) -> None:
     """In a process of its own: checkpoint after checkpoint of a model that moves, until it is killed."""
     endless = dataclasses.replace(CASE, steps=100_000)  # a schedule that no machine is fast enough to reach the end of
     strategy = start("single", case=endless)
@@ -160,33 +156,26 @@ def save_for_ever(folder: Path) -> None:
     for step in range(last, endless.steps):
         train(strategy, step, step + 1, endless)
         one.save(step + 1, {"losses": CASE.rows})
-        print(step + 1, flush=True)
+        saved.send(step + 1)
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 def test_a_kill_at_any_moment_leaves_a_loadable_checkpoint(tmp_path: Path) -> None:
     """kill −9 at random moments of an endless series of saves; every time what is there is intact and goes on."""
     chance = random.Random(0)
-    code = (
-        "import sys; from pathlib import Path; from tests.strategies.checkpoint.test_folder import save_for_ever; "
-        "save_for_ever(Path(sys.argv[1]))"
-    )
     newest = 0
-    for _ in range(6):
-        process = subprocess.Popen(
-            [sys.executable, "-c", code, str(tmp_path)],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        assert process.stdout
+    for _ in range(8):
+        ours, theirs = processes().Pipe()
+        process = processes().Process(target=save_for_ever, args=(tmp_path, theirs), daemon=True)
+        process.start()
+        theirs.close()
         for _ in range(2):
-            assert process.stdout.readline(), "it ended by itself"
+            assert ours.poll(60), "it saves nothing"
+            ours.recv()  # EOFError: it ended by itself
         time.sleep(chance.uniform(0, 0.15))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
+        process.kill()
+        process.join()
+        ours.close()
         found = checkpoints(tmp_path)
         assert found and max(found) > newest
         newest = max(found)

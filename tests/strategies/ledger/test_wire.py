@@ -1,6 +1,5 @@
-"""The meter sees every collective, and what was predicted is what was sent: to the byte, on every rank."""
+"""The meter sees every collective, and what is predicted without ranks. (Both against each other: test_books.py.)"""
 
-import itertools
 import subprocess
 import sys
 import threading
@@ -15,147 +14,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from shardrun.equivalence import Case
-from strategies.base import Precision
 from strategies.ledger.predict import Group, Run
 from strategies.ledger.traffic import explain_volume, paper_volumes, predict_traffic, ring_bytes
 from strategies.ledger.wire import Line, Meter
-from strategies.ledger.zero3_gathers import Modules
 from tests.ranks import RankPool
-from tests.strategies.small import build, forward_backward, make, prepared, recipe_of, shapes_of
-
-STRATEGIES = ("ddp", "fsdp", "fsdp_no_reshard", "zero1", "zero2", "zero3")
-Totals = dict[tuple[str, bool], tuple[int, int]]
-"""(collective, bookkeeping) → (calls, payload bytes)."""
-
-
-def totals(lines: list[Any]) -> Totals:
-    """Of the meter's lines or of a prediction's entries."""
-    result: Totals = {}
-    for line in lines:
-        key = line.collective, line.purpose == "bookkeeping"
-        calls, payload = result.get(key, (0, 0))
-        result[key] = calls + line.calls, payload + line.payload_bytes
-    return result
-
-
-def engine_of(name: str, engine: dict[str, Any] | None = None, **zero: Any) -> dict[str, Any]:
-    """The settings that tests.strategies.small.make uses."""
-    if name.startswith("fsdp"):
-        return {"reshard_after_forward": name == "fsdp", "wrap": ["Block"]}
-    return {**(engine or {}), "zero_optimization": {"stage": int(name[-1]), **zero}} if name.startswith("zero") else {}
-
-
-def run_of(name: str, case: Case, precision: str, world_size: int, engine: Any = None, **zero: Any) -> Run:
-    groups = [Group(g.name, g.parameters, g.rule.whole_matrix) for g in recipe_of(case)]
-    settings = engine_of(name, engine, **zero)
-    strategy = name.partition("_")[0]
-    return Run(strategy, shapes_of(case), groups, world_size, precision, case.accumulation, settings)
-
-
-def all_modules(case: Case) -> Modules:
-    """Also those without parameters, and the head that shares its weight with the embedding."""
-    model = build(case)
-    names = {id(p): name for name, p in model.named_parameters()}
-    return tuple(
-        (path, tuple(names[id(p)] for p in module.parameters(recurse=False)))
-        for path, module in model.named_modules()
-        if not isinstance(module, torch.nn.ModuleList)
-    )
-
-
-def sent(name: str, case: Case, precision: str, engine: Any = None, zero: dict[str, Any] | None = None) -> list[Line]:
-    """On a rank: what a step sent, after first steps (in the second DDP agrees on buckets, ZeRO-3 on modules)."""
-    strategy = prepared(make(name, precision, engine, **(zero or {})), case)  # type: ignore[arg-type]
-    for step in range(3 if name in ("ddp", "zero3") else 2):
-        with Meter() as meter:
-            for i in range(case.accumulation):
-                forward_backward(strategy, step, last=i == case.accumulation - 1)
-            strategy.step()
-    return meter.lines()
-
-
-def cases(world_size: int) -> list[tuple[Case, Precision]]:
-    """AdamW and Muon, accumulation 1 and 4 (then with a tied head), fp32 and bf16; on 1 and 4 ranks half of them."""
-    every = list(itertools.product(("adamw", "muon"), (1, 4), ("fp32", "bf16")))
-    chosen = every if world_size in (2, 3) else every[1::2]
-    return [
-        (Case(optimizer=optimizer, accumulation=accumulation, tied=accumulation == 4), precision)
-        for optimizer, accumulation, precision in chosen
-    ]
-
-
-def all_sent(name: str) -> list[list[Line]]:
-    return [sent(name, case, precision) for case, precision in cases(dist.get_world_size())]
-
-
-@pytest.mark.ranks
-@pytest.mark.parametrize("world_size", (1, 2, 3, 4))
-@pytest.mark.parametrize("name", STRATEGIES)
-def test_predicted_equals_measured_on_every_rank(ranks: RankPool, name: str, world_size: int) -> None:
-    measured = ranks.run(world_size, all_sent, name)
-    for i, (case, precision) in enumerate(cases(world_size)):
-        run = run_of(name, case, precision, world_size)
-        for rank in range(world_size):
-            predicted = predict_traffic(run, rank)
-            assert totals(predicted) == totals(measured[rank][i]), (case, precision, rank)
-            assert sum(e.ring_bytes for e in predicted) == pytest.approx(sum(m.ring_bytes for m in measured[rank][i]))
-
-
-SMALL_BUCKETS = {"reduce_bucket_size": 5000}
-FP32_SUMS = {"data_types": {"grad_accum_dtype": "fp32"}}
-SETTINGS: list[tuple[str, Precision, dict[str, Any], dict[str, Any]]] = [
-    ("zero1", "fp32", {}, SMALL_BUCKETS),
-    ("zero2", "fp32", {}, SMALL_BUCKETS),
-    ("zero2", "fp32", {}, {**SMALL_BUCKETS, "overlap_comm": True, "allgather_bucket_size": 1000}),
-    ("zero2", "fp32", {}, {**SMALL_BUCKETS, "use_multi_rank_bucket_allreduce": False}),
-    ("zero1", "bf16", {}, {"use_multi_rank_bucket_allreduce": False}),
-    ("zero2", "bf16", {"communication_data_type": "fp32"}, {**SMALL_BUCKETS, "reduce_scatter": False}),
-    ("zero1", "bf16", FP32_SUMS, {}),
-    ("zero2", "bf16", FP32_SUMS, {}),
-    ("zero3", "bf16", FP32_SUMS, {}),
-    ("zero3", "fp32", {}, {**SMALL_BUCKETS, "overlap_comm": False}),
-    ("zero3", "bf16", {"communication_data_type": "fp32"}, {**SMALL_BUCKETS, "reduce_scatter": False}),
-    ("zero3", "fp32", {}, {"sub_group_size": 3000}),
-    ("zero3", "bf16", {}, {"stage3_param_persistence_threshold": 2500}),
-    ("zero3", "bf16", {}, {"stage3_param_persistence_threshold": 2500, "stage3_model_persistence_threshold": 8000}),
-    *(
-        ("zero3", "fp32", {}, {"stage3_max_reuse_distance": reuse, "stage3_prefetch_bucket_size": prefetch})
-        for reuse in (0, 10000)
-        for prefetch in (0, 3000, 20000)
-    ),
-    *(
-        ("zero3", "fp32", {}, {"stage3_max_live_parameters": live, "stage3_max_reuse_distance": 5000})
-        for live in (0, 15000, 40000)
-    ),
-    ("zero1", "bf16", {"data_types": {"grad_accum_dtype": "float32"}}, {}),  # as good a name for DeepSpeed
-]
-
-
-def setting_case(index: int) -> Case:
-    """Every other one with a tied head, biases and learned positions; but none with small buckets.
-
-    Where a bucket ends depends on the order of gradients, and that between a weight and its bias on what ran before:
-    ZeRO-3 replaces torch.nn.functional.linear in the whole process, for good.
-    """
-    return Case(accumulation=2, tied=index % 2 == 1 and "reduce_bucket_size" not in SETTINGS[index][3])
-
-
-def sent_with_settings() -> list[list[Line]]:
-    return [
-        sent(name, setting_case(i), precision, engine, zero)
-        for i, (name, precision, engine, zero) in enumerate(SETTINGS)
-    ]
-
-
-@pytest.mark.ranks
-def test_predicted_equals_measured_under_other_settings(ranks: RankPool) -> None:
-    measured = ranks.run(3, sent_with_settings)
-    for i, (name, precision, engine, zero) in enumerate(SETTINGS):
-        run = run_of(name, setting_case(i), precision, 3, engine, **zero)
-        for rank in range(3):
-            predicted = predict_traffic(run, rank, all_modules(setting_case(i)))
-            assert totals(predicted) == totals(measured[rank][i]), (name, precision, engine, zero, rank)
-
+from tests.strategies.ledger.test_books import STRATEGIES, Setting
+from tests.strategies.small import forward_backward, make, prepared
 
 # The meter itself.
 
@@ -363,7 +227,7 @@ def test_ddp_against_arithmetic(ranks: RankPool) -> None:
 
 def volumes(name: str, optimizer: str = "adamw", accumulation: int = 1, **zero: Any) -> dict[str, float]:
     case = Case(optimizer=optimizer, accumulation=accumulation)
-    run = run_of(name, case, "bf16", 3, None, **zero)
+    run = Setting(name, case, "bf16", {}, zero).run(3)
     return paper_volumes(predict_traffic(run, 1), run.parameters)
 
 
@@ -384,7 +248,7 @@ def test_volumes_are_the_papers_or_explained() -> None:
     assert volumes("fsdp_no_reshard")["total"] == pytest.approx(2)
     assert "updates" not in volumes("fsdp") and 0 < volumes("fsdp", "muon")["updates"] < 2 / 3
     for name in STRATEGIES:
-        text = explain_volume(run_of(name, Case(), "bf16", 3))
+        text = explain_volume(Setting(name, Case(), "bf16").run(3))
         assert "Ψ" in text or "FSDP2" in text
 
 
@@ -403,8 +267,8 @@ def test_a_trillion_parameters_on_a_thousand_ranks() -> None:
 
 def test_what_is_not_known_is_refused() -> None:
     with pytest.raises(ValueError, match="zero_hpz_partition_size: 2"):
-        predict_traffic(run_of("zero3", Case(), "bf16", 4, None, zero_hpz_partition_size=2))
-    assert predict_traffic(run_of("zero3", Case(), "bf16", 1)) == []
+        predict_traffic(Setting("zero3", Case(), "bf16", {}, {"zero_hpz_partition_size": 2}).run(4))
+    assert predict_traffic(Setting("zero3", Case(), "bf16").run(1)) == []
 
 
 def test_rings() -> None:

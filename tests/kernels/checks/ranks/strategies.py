@@ -1,4 +1,4 @@
-"""The kernels under every strategy: FSDP and ZeRO-3 gather weights around modules; the kernels have to find them."""
+"""The kernels under strategies: FSDP and ZeRO-3 gather weights around modules; the kernels have to find them."""
 
 import dataclasses
 from typing import Any
@@ -11,7 +11,7 @@ from shardrun.equivalence import Case
 from speedrun.model import GPT
 from speedrun.optim.policy import parameter_groups
 from tests.ranks import RankPool
-from tests.strategies.small import STRATEGIES, forward_backward, make
+from tests.strategies.small import forward_backward, make
 
 
 def train(name: str, kernels: Any, fp8: bool) -> list[float]:
@@ -31,11 +31,11 @@ def train(name: str, kernels: Any, fp8: bool) -> list[float]:
 
 
 @pytest.mark.ranks
-def test_triton_and_torch_agree_under_every_strategy(ranks: RankPool) -> None:
+def test_triton_and_torch_agree_where_weights_are_whole_and_where_they_are_gathered(ranks: RankPool) -> None:
     expected = ranks.run(2, train, "ddp", "torch", False)[0]
     fp8 = ranks.run(2, train, "ddp", "torch", True)[0]
-    for name in STRATEGIES:
+    for name in ("ddp", "fsdp", "zero3"):  # a kernel sees the same under ZeRO-1 and 2 as under DDP
         assert ranks.run(2, train, name, "triton", False)[0] == pytest.approx(expected, rel=1e-3), name
-        if name in ("fsdp", "zero3"):
+        if name != "ddp":
             assert ranks.run(2, train, name, "triton", True)[0] == pytest.approx(fp8, rel=1e-2), name
     assert fp8[0] != expected[0]

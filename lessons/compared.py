@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lessons.kit import CONFIG, build, cut, held, mib, open_text, steps, table
+from shardrun.colours import COLOURS
 from speedrun.data import Data
 from speedrun.optim.policy import parameter_groups
 from strategies.base import Strategy
@@ -163,7 +164,7 @@ def draw_states(axes: Any, rows: dict[str, dict[str, int]], title: str) -> None:
     bottom = [0.0] * len(rows)
     for category in MODEL_STATES:
         values = [memory[category] / 2**20 for memory in rows.values()]
-        axes.bar(list(rows), values, 0.6, bottom=bottom, label=category)
+        axes.bar(list(rows), values, 0.6, bottom=bottom, label=category, color=COLOURS[category])
         bottom = [b + v for b, v in zip(bottom, values, strict=True)]
     axes.set_title(title, loc="left")
     axes.set_ylim(0, 1.3 * max(bottom))

@@ -1,1 +1,1 @@
-"""The command line: a thin file per verb. Imports everything, imported by nothing."""
+"""The command line: a file or folder per verb. Lessons and benchmarks import it; the trainer never does."""

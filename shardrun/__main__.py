@@ -7,6 +7,9 @@ import importlib
 import os
 import sys
 
+import speedrun
+from shardrun.help import add_parser
+
 VERBS = {
     "plan": "predict memory, traffic and step time: what fits?",
     "compare": "run the strategies one after another on this machine, their books side by side",
@@ -18,7 +21,7 @@ VERBS = {
     "checkpoint": "inspect, verify or export a checkpoint",
     "doctor": "examine the set-up: what is wrong, and the command that fixes it",
     "lesson": "the lessons: start one, check your solutions, get a hint, see what is solved",
-    "demo": "present a lesson in the terminal, live on ranks or from a recording, and leave a page to share",
+    "present": "present a lesson in the terminal, live on ranks or from a recording, and leave a page to share",
 }
 """Verb → what it does. Each verb is a module of this package with `add_arguments(parser)` and `run(arguments) -> int`;
 only the one that is asked for is imported."""
@@ -32,9 +35,10 @@ def main(arguments: list[str] | None = None) -> None:
         description="Data-parallel training, run, counted and compared. The trainer itself is started by "
         "`accelerate launch --config_file CONFIG -m speedrun.train`.",
     )
+    parser.add_argument("--version", action="version", version=f"shardrun {speedrun.__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for verb, help_text in VERBS.items():
-        verb_parser = verbs.add_parser(verb, help=help_text, description=help_text[0].upper() + help_text[1:] + ".")
+        verb_parser = add_parser(verbs, verb, help_text)
         if arguments and arguments[0] == verb:
             module = importlib.import_module(f"shardrun.{verb}")
             module.add_arguments(verb_parser)

@@ -6,7 +6,7 @@
 
 Every run goes through the real trainer under an accelerate config. An arm is paired with the baseline of the same seed,
 which has the same data in the same order. Finished runs are kept in OUT/results.json: kill it at any moment, give the
-same command again, and it goes on; more seeds, ideas or suites in the same folder use what is there.
+same command again, and it continues; more seeds, ideas or suites in the same folder use what is there.
 """
 
 import argparse
@@ -32,20 +32,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     suites = "; ".join(f"{name}: {about}" for name, about in SUITES.items())
     parser.add_argument("--preset", default="tiny", help="the trainer's preset (default: tiny)")
     parser.add_argument("--drop", default="", help="ideas to take out, comma-separated, each by itself")
-    parser.add_argument("--add", default="", help="ideas to put in that the preset is without, likewise")
-    parser.add_argument("--suite", choices=SUITES, help=f"in place of --drop and --add (default: features). {suites}")
+    parser.add_argument("--add", default="", help="ideas to put in that the preset does not have, likewise")
+    parser.add_argument("--suite", choices=SUITES, help=f"instead of --drop and --add (default: features). {suites}")
     parser.add_argument("--list", action="store_true", help="list the ideas for this preset, and run nothing")
     parser.add_argument("--seeds", type=int, default=3, help="seeds per arm, from the preset's on (default: 3)")
-    parser.add_argument("--steps", type=int, help="steps of each run, its schedule fitted to them (default: preset's)")
+    parser.add_argument(
+        "--steps", type=int, help="steps of each run; its schedule is fitted to them (default: preset's)"
+    )
     parser.add_argument(
         "--target", type=float, help="validation loss to be reached (default: the baseline's after 3/4 of its tokens)"
     )
     parser.add_argument(
         "--sweep", help="factors of the learning rates, e.g. 0.5,1,2: the best of each arm counts ('' for none)"
     )
-    parser.add_argument("--config", default="cpu/single", help="accelerate config, e.g. single on a GPU")
+    parser.add_argument("--config", default="cpu/single", help="accelerate config (default: cpu/single)")
     parser.add_argument("--out", type=Path, default=Path("runs/ablate"), help="folder (default: runs/ablate)")
-    parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     parser.add_argument("trainer", nargs="*", help="further arguments of the trainer, for all runs, after --")
 
 

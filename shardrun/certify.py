@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const="-",
         metavar="FILE",
-        help="print the certificate as JSON in place of the table, or also write it to this file",
+        help="print the certificate as JSON instead of the table, or also write it to this file",
     )
 
 

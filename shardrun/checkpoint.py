@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from shardrun.help import add_parser
 from strategies.checkpoint import folder as folders
 from strategies.checkpoint.format import INDEX, SUMS, Index, read_index
 
@@ -21,7 +22,7 @@ ACTIONS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     for name, about in ACTIONS.items():
-        action = actions.add_parser(name, help=about, description=about[0].upper() + about[1:] + ".")
+        action = add_parser(actions, name, about)
         action.add_argument("path", type=Path, help="a checkpoint's folder, or a run's: its newest one")
         action.add_argument("--json", action="store_true", help="print JSON")
         if name == "export":

@@ -13,8 +13,9 @@ import textwrap
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from shardrun.colours import COLOURS
 from shardrun.launch import launch, shipped_config, shown, what_went_wrong
 from speedrun.run.record import step_times
 from strategies import catalogue
@@ -68,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=30, help="optimizer steps of each run (default: 30)")
     parser.add_argument("--configs", default="cpu", help="folder of shipped configs, cpu or . for GPUs (default: cpu)")
     parser.add_argument("--out", default="runs", help="where the runs are written (default: runs)")
-    parser.add_argument("--json", action="store_true", help="print compare.json in place of the tables")
+    parser.add_argument("--json", action="store_true", help="print compare.json instead of the tables")
     parser.add_argument("trainer", nargs="*", help="further arguments of the trainer, after --")
 
 
@@ -187,11 +188,15 @@ def _print_books(runs: list[Run], processes: int) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
+
+    colours = {short: COLOURS[category] for short, category in zip(SHORT, CATEGORIES, strict=True)}
 
     def table(title: str, headings: tuple[str, ...]) -> Table:
         made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
         for i, heading in enumerate(headings):
-            made.add_column(heading, justify="left" if i == 0 or heading == "what" else "right", no_wrap=True)
+            justify: Literal["left", "right"] = "left" if i == 0 or heading == "what" else "right"
+            made.add_column(Text(heading, colours.get(heading, "")), justify=justify, no_wrap=True)
         return made
 
     def mib(amount: float) -> str:
@@ -212,9 +217,8 @@ def _print_books(runs: list[Run], processes: int) -> None:
         for category in CATEGORIES:
             entry = run.memory[category]
             if entry["predicted"] or entry["measured"]:
-                lines.add_row(
-                    run.strategy, category, *(f"{entry[key]:,}" for key in ("predicted", "measured", "remainder"))
-                )
+                numbers = [f"{entry[key]:,}" for key in ("predicted", "measured", "remainder")]
+                lines.add_row(run.strategy, Text(category, COLOURS[category]), *numbers)
         for what, entry in (("activations", run.activations), ("peak of the passes, all together", run.peak)):
             if entry:
                 lines.add_row("", what, *(f"{entry[key]:,}" for key in ("predicted", "measured", "remainder")))
@@ -259,10 +263,7 @@ def _write(runs: list[Run], arguments: argparse.Namespace) -> str:
     except ImportError:
         print("No picture: matplotlib is not installed (pip install 'shardrun[plots]').")
         return text
-    bars = {
-        run.strategy: {short: run.memory[c]["measured"] for short, c in zip(SHORT, CATEGORIES, strict=True)}
-        for run in runs
-    }
+    bars = {run.strategy: {category: run.memory[category]["measured"] for category in CATEGORIES} for run in runs}
     draw_comparison(bars, {run.strategy: run.sent for run in runs}, processes, folder / "compare.png")
     print(f"Records, outputs, compare.json and compare.png: {folder}")
     return text

@@ -11,6 +11,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from shardrun.help import add_parser
+
 EXCERPT = 300
 """Characters shown of a shard's first document."""
 
@@ -19,15 +21,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
 
     def action(name: str, about: str) -> argparse.ArgumentParser:
-        added = actions.add_parser(name, help=about, description=about[0].upper() + about[1:] + ".")
+        added = add_parser(actions, name, about)
         added.add_argument("--json", action="store_true", help="print JSON")
         return added
 
-    fineweb = action("fineweb", "fetch FineWeb in GPT-2 tokens from the Hugging Face hub; run again, it goes on")
+    fineweb = action("fineweb", "fetch FineWeb in GPT-2 tokens from the Hugging Face hub; run it again to continue")
     fineweb.add_argument("--shards", type=int, default=9, help="training shards of 100M tokens, 200 MB (default: 9)")
     fineweb.add_argument("--out", type=Path, default=Path("data/fineweb10B"), help="default: data/fineweb10B")
 
-    tokenize = action("tokenize", "write a folder of text files as .bin shards of BPE tokens, 6 %% of it held out")
+    tokenize = action("tokenize", "write a folder of text files as .bin shards of BPE tokens, 6 % of it held out")
     tokenize.add_argument("folder", type=Path, help="every text file below it is one document")
     tokenize.add_argument("--out", type=Path, help="where the shards go (default: data/NAME OF FOLDER)")
     tokenize.add_argument(
@@ -36,8 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     tokenize.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="default: one per core")
     tokenize.add_argument("--shard-tokens", type=int, default=100_000_000, help="default: 100,000,000")
 
-    inspect = action("inspect", "check a .bin shard and say what is in it")
-    inspect.add_argument("file", type=Path)
+    inspect = action("inspect", "check .bin shards and say what is in them")
+    inspect.add_argument("files", type=Path, nargs="+", metavar="FILE", help="a .bin shard")
     inspect.add_argument("--vocab-size", type=int, default=50257, help="tokens must be below it (default: 50257)")
     inspect.add_argument(
         "--tokenizer",
@@ -47,10 +49,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    show = {"fineweb": _fineweb, "tokenize": _tokenize, "inspect": _inspect}[arguments.action]
+    show = {"fineweb": _fineweb, "tokenize": _tokenize, "inspect": _inspect_all}[arguments.action]
     content = show(arguments, (lambda line: None) if arguments.json else lambda line: print(line, flush=True))
     if arguments.json:
-        print(json.dumps({"schema": 1, **content}, indent=2))
+        print(json.dumps({"schema": 2 if arguments.action == "inspect" else 1, **content}, indent=2))
     return 0
 
 
@@ -92,14 +94,18 @@ def _tokenize(arguments: argparse.Namespace, say: Callable[[str], None]) -> dict
     }
 
 
-def _inspect(arguments: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
+def _inspect_all(arguments: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
+    for path in arguments.files:
+        if not path.is_file():
+            raise FileNotFoundError(f"There is no file {str(path)!r}: name a .bin shard.")
+    return {"shards": [_inspect(path, arguments, say) for path in arguments.files]}
+
+
+def _inspect(path: Path, arguments: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
     import numpy as np
 
     from speedrun.data.shards import GPT2_DOCUMENT_START, MAGIC, VERSION, open_shard
 
-    path = arguments.file
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file {str(path)!r}: name a .bin shard.")
     tokens = open_shard(path)
     size, largest = path.stat().st_size, int(tokens.max())
     if largest >= arguments.vocab_size:
@@ -128,7 +134,7 @@ def _inspect(arguments: argparse.Namespace, say: Callable[[str], None]) -> dict[
     mean = f", {len(tokens) / len(starts):,.0f} tokens each on average" if len(starts) else ""
     rest = "; it begins with the rest of one of another shard" if begins_inside else ""
     say(f"{len(starts):,} documents begin in it{mean}{rest}; largest token {largest}")
-    tokenizer = _tokenizer_at_hand(arguments)
+    tokenizer = _tokenizer_at_hand(path, arguments.tokenizer)
     if tokenizer is None:
         say("No tokenizer at hand to decode it: name one with --tokenizer.")
     else:
@@ -138,16 +144,16 @@ def _inspect(arguments: argparse.Namespace, say: Callable[[str], None]) -> dict[
     return content
 
 
-def _tokenizer_at_hand(arguments: argparse.Namespace) -> Any:
-    """The tokenizer to decode with, without any download; None where there is none."""
+def _tokenizer_at_hand(shard: Path, named: Path | None) -> Any:
+    """The tokenizer to decode a shard with, without any download; None where there is none."""
     from shardrun.tokenize import load_tokenizer
     from speedrun.data import fineweb
 
-    if arguments.tokenizer:
+    if named:
         fineweb.require("tokenizers", "decoding")
-        return load_tokenizer(arguments.tokenizer)
+        return load_tokenizer(named)
     try:
-        beside = arguments.file.parent / "tokenizer.json"
+        beside = shard.parent / "tokenizer.json"
         path = beside if beside.is_file() else fineweb.cached_gpt2_tokenizer()
         return load_tokenizer(path) if path else None
     except ImportError:

@@ -21,14 +21,14 @@ MIB = 2**20
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("a", help="an accelerate config: a file, or a shipped name such as ddp or cpu/zero2")
-    parser.add_argument("b", help="another")
+    parser.add_argument("b", help="another one, to compare it with")
     parser.add_argument("--preset", default="gpt2", choices=PRESETS, help="the model (default: gpt2)")
     parser.add_argument("--micro-batch", type=int, help="rows of one forward pass at most (default: the preset's)")
     parser.add_argument(
         "--accumulation",
         type=int,
-        help="the preset's batch in so many micro-batches (default: what batch and micro-batch make). Both together "
-        "set the batch: micro-batch × accumulation × ranks",
+        help="micro-batches of a step (default: what the preset's batch and micro-batch make). Both together set the "
+        "batch: micro-batch × accumulation × ranks",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
 

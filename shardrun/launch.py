@@ -1,6 +1,4 @@
-"""Starting `accelerate launch` from a verb: the shipped config files, the command as a learner would type it, the
-run.
-"""
+"""Starting `accelerate launch` from a verb: the shipped config files, the command as a learner types it, the run."""
 
 import contextlib
 import importlib.resources
@@ -53,8 +51,7 @@ def launch(
     """Run a module under accelerate launch and wait; returns its exit status.
 
     options: of accelerate launch itself; output: a file for everything it prints, or None to let it through; timeout:
-    seconds. When this process is interrupted or the time is up (subprocess.TimeoutExpired), so is everything that was
-    started.
+    seconds. An interrupt, or the end of that time (subprocess.TimeoutExpired), ends everything that was started.
     """
     with running(launching(config, ["-m", module, *arguments], options), output) as process:
         return process.wait(timeout)
@@ -72,8 +69,8 @@ def running(
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A process, in a session of its own and without input, and all that it starts; what is left at the end is ended.
 
-    output, errors: files for what it prints (errors: by default with the output), or None to let it through; added: to
-    the environment.
+    output, errors: files for what it prints (errors: by default with the output), or None to let it through.
+    added: variables for its environment.
     """
     with contextlib.ExitStack() as files:
         out = files.enter_context(open(output, "wb")) if output else None

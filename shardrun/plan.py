@@ -114,24 +114,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "preset",
         nargs="?",
-        help=f"{', '.join(PRESETS)} (default: speedrun): the run that the trainer makes of it on so many ranks, in the "
-        "stage that needs most memory. With a shape (--params, --layers …) only its other settings (default: modern)",
+        help=f"{', '.join(PRESETS)}: the trainer's own run of it, in the stage that needs most memory (default: "
+        "speedrun). With --params or a shape, only the preset's other settings are used (default: modern)",
     )
-    parser.add_argument("--params", help="a GPT of about so many parameters instead: 350M, 7B, 1T")
-    for name in ("layers", "width", "heads", "vocab", "seq"):
-        parser.add_argument(f"--{name}", type=int, help=f"override the model's {name}")
+    parser.add_argument("--params", help="plan a GPT of about this size instead: 350M, 7B, 1T")
+    for name, what in (
+        ("layers", "number of layers"),
+        ("width", "width"),
+        ("heads", "number of heads"),
+        ("vocab", "vocabulary"),
+        ("seq", "row length"),
+    ):
+        parser.add_argument(f"--{name}", type=int, help=f"override the model's {what}")
     parser.add_argument("--world", type=int, default=8, help="ranks (default: 8)")
     parser.add_argument("--gpu", default="h100", help="h100, h200, a100, rtx4090 or a memory in GiB (default: h100)")
     parser.add_argument(
         "--micro-batch",
         type=int,
-        help="rows of one forward pass (default: 8); with a preset at most so many, in every stage (default: its own)",
+        help="rows of one forward pass (default: 8); with a preset, the most in any stage (default: its own)",
     )
     parser.add_argument(
         "--accumulation",
         type=int,
-        help="micro-batches of a step (default: 1); with a preset its batch in so many, in every stage (default: what "
-        "batch and micro-batch make). Both together set the batch: micro-batch × accumulation × ranks",
+        help="micro-batches of a step (default: 1); with a preset, those of every stage (default: what batch and "
+        "micro-batch make). Both together set the batch: micro-batch × accumulation × ranks",
     )
     parser.add_argument("--torch", help="torch's version on the GPU, such as 2.11 (default: the one installed here)")
     parser.add_argument("--optimizer", choices=("muon", "adamw"), help="override the preset's optimizer")
@@ -365,10 +371,12 @@ def estimate(stages: list[Planned], strategy: str, world_size: int, precision: s
 
 
 def flops(config: Config, rows: int) -> float:
-    """Of one forward and backward pass: 6 per matrix parameter and token (the tied head counts, an untied embedding
-    does
-    not), 12·layers·width·length per token for attention, halved because it is causal (Kaplan et al., arXiv 2001.08361);
-    full checkpointing computes the forward pass again."""
+    """Floating-point operations of one forward and backward pass over so many rows.
+
+    Per token 6 for each matrix parameter (the tied head counts, an untied embedding does not), and for attention
+    12·layers·width·length, halved because it is causal (Kaplan et al., arXiv 2001.08361). Full checkpointing computes
+    the forward pass again.
+    """
     model, length = config.model, config.data.sequence_length
     hidden = model.mlp_width or 4 * model.width
     matrices = model.layers * (4 * model.width**2 + 2 * model.width * hidden)

@@ -123,9 +123,7 @@ def simulate_one(planned: Planned, name: str, rank: int, world_size: int, precis
 
 
 def model_states(config: Config, name: str, arguments: argparse.Namespace) -> int | None:
-    """Bytes of model states just before a step in bf16, on the rank that should hold most; None where it cannot be
-    simulated.
-    """
+    """Bytes of model states just before a step in bf16, on the rank that should hold most; None if not simulated."""
     ranks = predict_memory(scenario_of(config, name, arguments.world, "bf16", 1))
     held = [sum(rank["after backward"][category] for category in MODEL_STATES) for rank in ranks]
     kernels = kernels_for(config, find_gpu(arguments.gpu), arguments)

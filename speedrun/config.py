@@ -14,7 +14,7 @@ GATE_CHANNELS = 12
 
 
 SIGMOID_MIDDLE, SIGMOID_SCALE = -5.0, 7.5
-"""Of the softcap's sigmoid form (`ModelConfig.softcap_form`)."""
+"""Constants of the sigmoid softcap (`ModelConfig.softcap_form`)."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class ModelConfig:
     block_skip: tuple[int, int] | None = None
     """(from, to): the output of one block, gated, is added to what a later one reads."""
     backout: int = 0
-    """Before the head a learned share of the stream after so many blocks is taken away; 0 for none."""
+    """Before the head, a learned share of the stream after this number of blocks is taken away; 0 for none."""
     window_short: int = 0
     """Sliding-window attention: a query sees keys at most this many tokens back; 0: the whole row."""
     window_long: int = 0
@@ -159,7 +159,7 @@ class OptimizerConfig:
     cautious_weight_decay: bool = False
     """Both weight decays act only where the update too leads towards zero: update and weight have the same sign."""
     adamw_every: int = 1
-    """AdamW updates every so many steps, with the sum of the gradients since its last update; Muon at every step. The
+    """Steps between two updates of AdamW, with the sum of the gradients since its last update; Muon at every step. The
     sum takes 4 more bytes of state per element of an AdamW parameter."""
     gate_lr: float = 0.008
     """AdamW's learning rate for the small matrices of gates."""
@@ -233,13 +233,13 @@ class CheckpointConfig:
     """When the run is saved, into `checkpoints/` of its folder, and what is kept."""
 
     every: int = 0
-    """Save after every so many steps, at the end, on Ctrl-C and on SIGTERM; 0: never."""
+    """Steps between two saves; it also saves at the end, on Ctrl-C and on SIGTERM; 0: never."""
     keep: int = 2
     """How many of the newest checkpoints stay."""
     keep_best: bool = False
     """Also keep the one with the lowest validation loss (`every` must be a multiple of `eval_every`)."""
     on_failure: Literal["warn", "stop"] = "warn"
-    """Where a checkpoint cannot be written (a full disk): say so and train on, or end the run. The one before stays."""
+    """If a checkpoint cannot be written (a full disk): say so and train on, or end the run. The one before stays."""
 
 
 @dataclass(frozen=True)
@@ -261,22 +261,23 @@ class Config:
     target_val_loss: float | None = None
     """The run ends at the first validation at or below this loss (nats per token)."""
     eval_every: int = 50
-    """Validate every so many steps and at the end; 0: at the end only."""
+    """Steps between two validations; the last step always has one; 0: only the last."""
     books_every: int = 0
-    """Keep the books again every so many steps, for whoever watches the run; such a step takes longer. 0: once."""
+    """Steps after which the books are kept again, for whoever watches the run; such a step takes longer. 0: once."""
     compile: bool = False
     """torch.compile every block, under any strategy but ZeRO-3. Needs a C++ compiler on a CPU."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
-    """Where the loss or the gradient's norm is NaN or infinite, or the loss spikes: end the run, or leave the step out
-    on all ranks, with weights and optimizer state as they were. Either way the first such tensor is named."""
+    """If the loss or the gradient's norm is NaN or infinite, or the loss spikes: end the run, or leave the step out on
+    all ranks, with weights and optimizer state as they were. Either way the first such tensor is named."""
     spike: float = 0.0
-    """A loss above so many times the median of the last 32 steps' is a spike; 0: none is. Costs a wait per step."""
+    """A loss above this factor times the median of the last 32 losses is a spike; 0 switches the check off. Each step
+    then waits for the loss."""
     collective_timeout: float = 600.0
     """Seconds that ranks wait in a collective for one that hangs; then all end. More than the longest compilation."""
     untimed_steps: int = 2
     """Warm-up steps on each stage's first batch before the clock starts; weights and optimizer state are restored."""
     seed: int = 1
-    """Of the initial weights and of the order of the data."""
+    """Seed of the initial weights and of the data order."""
     name: str = ""
     """The run's folder under `out`; empty: preset, strategy, world size and time."""
     out: str = "runs"

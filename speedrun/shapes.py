@@ -29,7 +29,7 @@ def parameter_shapes(config: ModelConfig) -> dict[str, Shape]:
         if config.ngram_width:
             shapes[f"{name}.up.weight"] = (width, config.ngram_width)
     if config.smear:
-        shapes |= {"smear.strength": (1,), "smear.gate.weight": (1, 12)}
+        shapes |= {"smear.strength": (1,), "smear.gate.weight": (1, GATE_CHANNELS)}
 
     def norm(name: str) -> dict[str, Shape]:
         return {f"{name}.weight": (width,), f"{name}.bias": (width,)} if config.norm == "layer" else {}
@@ -47,7 +47,7 @@ def parameter_shapes(config: ModelConfig) -> dict[str, Shape]:
         shapes |= norm(f"{block}.norm1")
         if layer in config.value_embeddings:
             shapes[f"{block}.value_embedding.table.weight"] = (rows, width)
-            shapes[f"{block}.value_embedding.gate.weight"] = (config.heads, 12)
+            shapes[f"{block}.value_embedding.gate.weight"] = (config.heads, GATE_CHANNELS)
         for part in ("q", "k", "v", "out"):
             shapes |= linear(f"{block}.attention.{part}", width, width)
         if config.attention_gate:

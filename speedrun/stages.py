@@ -158,6 +158,8 @@ def tokens_before(stages: Sequence[Stage], step: int) -> int:
 
 def number_of_steps(config: Config) -> int:
     """Steps until the step count or the token budget ends the run. Raises ValueError where that is none."""
+    if config.steps < 1:
+        raise ValueError(f"steps = {config.steps}: a run has at least one step.")
     table = _table(config)
     per_step = [
         (stage.global_batch or config.data.global_batch) * (stage.sequence_length or config.data.sequence_length)

@@ -76,8 +76,10 @@ def check(config: ModelConfig) -> None:
     if config.softcap_form == "sigmoid" and not config.softcap:
         raise ValueError("model.softcap_form = sigmoid needs a model.softcap above 0, such as 23")
     for feature, on in (("smear", config.smear), ("value_embeddings", bool(config.value_embeddings))):
-        if on and config.width < 12:
-            raise ValueError(f"model.{feature} has gates that read 12 channels, but model.width = {config.width}")
+        if on and config.width < GATE_CHANNELS:
+            raise ValueError(
+                f"model.{feature} has gates that read {GATE_CHANNELS} channels, but model.width = {config.width}"
+            )
 
 
 def check_attention(config: ModelConfig) -> None:

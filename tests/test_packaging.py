@@ -1,5 +1,6 @@
 """The wheel: what travels in it, and that it works away from the checkout. Importing the packages stays cheap."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -8,8 +9,12 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 PACKAGES = [
     name for name in ("accelerate_configs", "lessons", "shardrun", "speedrun", "strategies") if (ROOT / name).is_dir()
 ]
@@ -65,9 +70,34 @@ def test_an_installed_wheel_finds_its_configs_outside_the_checkout(wheel: Path, 
 
 def test_the_setup_script_asks_for_the_torch_of_pyproject() -> None:
     """The script runs before any TOML reader can be counted on, so it repeats the range."""
-    dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
-    (torch,) = [line.removeprefix("torch") for line in dependencies if line.startswith("torch")]
+    (torch,) = [line.removeprefix("torch") for line in PROJECT["dependencies"] if line.startswith("torch")]
     assert f'\nTORCH = "{torch}"' in (ROOT / "scripts" / "setup.py").read_text(encoding="utf-8")
+
+
+def test_ci_runs_every_python_that_pyproject_allows() -> None:
+    asked = SpecifierSet(PROJECT["requires-python"])
+    allowed = [f"3.{minor}" for minor in range(30) if asked.contains(f"3.{minor}")]
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8"))
+    (job,) = workflow["jobs"].values()
+    assert job["strategy"]["matrix"]["python"] == allowed
+    assert job["steps"][-1]["run"] == ".ci/run" and (ROOT / ".ci/run").stat().st_mode & 0o111
+    assert 30 <= job["timeout-minutes"] <= 120
+    actions = [step["uses"] for step in job["steps"] if "uses" in step]
+    assert actions and all(re.fullmatch(r"[\w-]+/[\w-]+@v\d+", action) for action in actions)
+
+
+def test_pre_commit_has_the_ruff_that_make_check_has() -> None:
+    (asked,) = [r for r in map(Requirement, PROJECT["optional-dependencies"]["dev"]) if r.name == "ruff"]
+    (hooks,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
+    assert asked.specifier.contains(hooks["rev"].removeprefix("v")), f"{hooks['rev']} is not {asked}"
+    assert not asked.specifier.contains("0.0.1") and not asked.specifier.contains("99"), "any version would do"
+
+
+def test_the_version_is_in_the_changelog() -> None:
+    import speedrun
+
+    headings = re.findall(r"^## (\d\S*)(?=,| )", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), flags=re.M)
+    assert headings and headings[0].rstrip(",") == speedrun.__version__
 
 
 def test_importing_the_packages_loads_no_heavy_library() -> None:

@@ -19,6 +19,7 @@ from lessons.kit import (
     table,
     watched_forward,
 )
+from shardrun.colours import COLOURS
 from speedrun.activations import predict_activations
 from speedrun.config import Config, ModelConfig, OptimizerConfig
 from speedrun.run.ending import guarded
@@ -102,9 +103,9 @@ def report(launch, moments, losses) -> None:
 def draw(figure, moments, losses) -> None:
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     bottom = [0.0] * len(moments)
-    for column, colour in zip(COLUMNS, ("#0072B2", "#E69F00", "#009E73", "#999999"), strict=True):
+    for column in COLUMNS:
         values = [entries.get(column, 0) / 2**20 for entries in moments.values()]
-        left.bar(list(moments), values, 0.6, bottom=bottom, label=column, color=colour)
+        left.bar(list(moments), values, 0.6, bottom=bottom, label=column, color=COLOURS[column])
         bottom = [b + v for b, v in zip(bottom, values, strict=True)]
     left.set_title("What the rank holds (MiB)", loc="left")
     left.legend(frameon=False)

@@ -29,8 +29,8 @@ def broadcast(tensor: Tensor, root: int) -> None:
 def reduce_scatter(tensor: Tensor) -> Tensor:
     """The sum over all ranks of chunk number `rank` of their tensors.
 
-    tensor: float32 [world_size * n], another one on every rank; returns float32 [n]. A rank sends (N − 1)/N of its
-    tensor's bytes.
+    tensor: float32 [world_size * n], another one on every rank; returns float32 [n].
+    A rank sends (N − 1)/N of its tensor's bytes.
     """
     raise NotImplementedError
 

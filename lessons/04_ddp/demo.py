@@ -25,6 +25,7 @@ from lessons.kit import (
     steps,
     table,
 )
+from shardrun.colours import COLOURS
 from speedrun.optim.policy import parameter_groups
 from speedrun.run.ending import guarded
 from strategies.forecast.predict import predict_memory
@@ -198,11 +199,10 @@ def draw(figure, sent_at, hand, torchs, alone) -> None:
     left.set_ylim(-0.6, 5.4)
     left.set_yticks([])
     left.legend(frameon=False, ncols=3, fontsize=8, loc="upper left")
-    kinds = ("parameters", "gradients", "optimizer states")
-    bottom = [0.0] * 3
-    for kind in kinds:
+    names, bottom = ["one process", "by hand", "torch's DDP"], [0.0] * 3
+    for kind in ("parameters", "gradients", "optimizer states"):
         values = [memory["held"][kind] / 2**20 for memory in (alone, hand, torchs)]
-        right.bar(["one process", "by hand", "torch's DDP"], values, 0.6, bottom=bottom, label=kind)
+        right.bar(names, values, 0.6, bottom=bottom, label=kind, color=COLOURS[kind])
         bottom = [b + v for b, v in zip(bottom, values, strict=True)]
     right.set_title("What each rank holds (MiB)", loc="left")
     right.set_ylim(0, 1.3 * max(bottom))

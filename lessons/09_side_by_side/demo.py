@@ -12,6 +12,7 @@ import time
 from dataclasses import replace
 
 from lessons.kit import CONFIG, headline, launched, mib, open_text, prepare, rows_of, save_figure, table
+from shardrun.colours import COLOURS, SENT
 from speedrun.config import Config, ModelConfig, OptimizerConfig
 from speedrun.run.ending import guarded
 from speedrun.shapes import parameter_groups, parameter_shapes
@@ -19,7 +20,7 @@ from strategies import catalogue
 from strategies.forecast.predict import predict_memory
 from strategies.forecast.traffic import predict_traffic
 from strategies.ledger.memory import measure
-from strategies.ledger.terms import CATEGORIES, Scenario
+from strategies.ledger.terms import CATEGORIES, MODEL_STATES, Scenario
 from strategies.ledger.wire import Meter
 
 ENGINES = {
@@ -131,7 +132,7 @@ def before_step(name: str) -> dict[str, int]:
     """Bytes by category, of the rank that holds most; without buffers."""
     ranks = [rank["after backward"] for rank in predict_memory(books(SEVEN, name, RANKS, "bf16"))]
     fullest = max(ranks, key=lambda held: sum(held.values()))
-    return {category: fullest[category] for category in CATEGORIES[:4]}
+    return {category: fullest[category] for category in MODEL_STATES}
 
 
 def mistakes(name: str, psi: int) -> dict[str, float]:
@@ -168,9 +169,9 @@ def remark(guessed: float, right: float, known: dict[str, float]) -> str:
 def draw_quiz(figure, right, guesses) -> None:
     axes = figure.subplots()
     bottom = [0.0] * len(right)
-    for category, colour in zip(CATEGORIES, ("#0072B2", "#56B4E9", "#E69F00", "#009E73"), strict=False):
+    for category in MODEL_STATES:
         values = [entries[category] / 1e9 for entries in right.values()]
-        axes.bar(list(right), values, 0.6, bottom=bottom, label=category, color=colour)
+        axes.bar(list(right), values, 0.6, bottom=bottom, label=category, color=COLOURS[category])
         bottom = [b + v for b, v in zip(bottom, values, strict=True)]
     axes.plot(list(guesses), list(guesses.values()), "D", color="black", label="guessed")
     axes.axhline(85, color="#D55E00", linestyle=":", label="an H100")
@@ -293,14 +294,14 @@ def rows(launch, runs) -> list[list[str]]:
 def draw(figure, launch, runs) -> None:
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     bottom = [0.0] * len(runs)
-    for category, colour in zip(CATEGORIES, ("#0072B2", "#56B4E9", "#E69F00", "#009E73", "#999999"), strict=True):
+    for category in CATEGORIES:
         values = [run["held"].get(category, 0) / 2**20 for run in runs.values()]
-        left.bar(list(runs), values, 0.6, bottom=bottom, label=category, color=colour)
+        left.bar(list(runs), values, 0.6, bottom=bottom, label=category, color=COLOURS[category])
         bottom = [b + v for b, v in zip(bottom, values, strict=True)]
     left.set_title(f"Rank 0 of {launch.world_size} before a step (MiB)", loc="left")
     left.set_ylim(0, 1.35 * max(bottom))
     left.legend(frameon=False, ncols=3, fontsize=8)
-    right.bar(list(runs), [run["sent"] / 2**20 for run in runs.values()], 0.6, color="#D55E00")
+    right.bar(list(runs), [run["sent"] / 2**20 for run in runs.values()], 0.6, color=SENT)
     right.set_title("Sent in a step (MiB)", loc="left")
 
 

@@ -25,8 +25,8 @@ def newton_schulz(gradient: Tensor, steps: int) -> Tensor:
 def uses_muon(name: str, shape: tuple[int, ...]) -> bool:
     """Whether Muon updates this parameter (if not, AdamW does): only the matrices inside the transformer's blocks.
 
-    name: such as "blocks.3.attention.q.weight", "blocks.3.mlp.up.weight", "blocks.3.norm.weight" (a vector),
-    "embed.weight", "head.weight".
+    name: such as "blocks.3.attention.q.weight", "blocks.3.mlp.up.weight", "embed.weight", "head.weight", or
+    "blocks.3.norm.weight", which is a vector.
     """
     raise NotImplementedError
 

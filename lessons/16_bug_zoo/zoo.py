@@ -9,7 +9,6 @@ which is the head as well, by AdamW.
 The sick ones are in animals.py. Do not read that before you have made your diagnoses.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -25,8 +24,7 @@ VOCAB, WIDTH, HIDDEN, LENGTH = 64, 32, 64, 32
 ROWS, BATCH, VALIDATION_ROWS = 1024, 16, 32
 """Rows of LENGTH + 1 tokens: to train with, of one step over all ranks, and to validate with."""
 FOLLOWERS = 4
-ENTROPY = math.log(FOLLOWERS)
-"""Nats per token. Each token is followed by one of four, all equally likely: no honest model gets below this."""
+"""Each token is followed by one of four, all equally likely: no honest model gets below log 4 nats per token."""
 MUON = ("up", "down")
 ADAMW_LR, MUON_LR, MOMENTUM, CLIP = 0.01, 0.05, 0.9, 0.1
 VALIDATE_EVERY = 5

@@ -1,5 +1,4 @@
-"""The ideas that can be dropped or added, one line each: which fields of a run say that it is there, and which that it
-is not.
+"""The ideas that can be dropped or added, one line each: the fields of a run with the idea, and without it.
 
 A field is written as on the trainer's command line with dots, `model.qk_norm`; those of the section `launch` go to
 accelerate launch. No torch in here.

@@ -88,8 +88,8 @@ def one_at_a_time(
 ) -> Suite:
     """The baseline against these ideas, each by itself.
 
-    Raises ValueError for an idea that there is not, that the setting does not have (has already), or that is not
-    possible.
+    Raises ValueError for an unknown idea, one to drop that the setting does not have, one to add that it has already,
+    and one that is not possible.
     """
     for name in (*drop, *add):
         if name not in IDEAS:

@@ -8,6 +8,7 @@ import json
 import time
 from pathlib import Path
 
+from shardrun.help import add_parser
 from shardrun.lesson import show
 from shardrun.lesson.course import Exercise, Lesson, course, find
 from shardrun.lesson.folder import Folder, open_folder, reset, start
@@ -19,10 +20,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
 
     def action(name: str, about: str) -> argparse.ArgumentParser:
-        return actions.add_parser(name, help=about, description=about[0].upper() + about[1:] + ".")
+        return add_parser(actions, name, about)
 
-    action("list", "the lessons, in order, and what is solved").add_argument("--json", action="store_true")
-    action("progress", "what is solved, and what comes next").add_argument("--json", action="store_true")
+    for name, about in (
+        ("list", "the lessons, in order, and what is solved"),
+        ("progress", "what is solved, and what comes next"),
+    ):
+        action(name, about).add_argument("--json", action="store_true", help="print JSON")
     number = {"type": int, "metavar": "N", "help": "the lesson's number"}
     action("start", "copy a lesson into the learner's folder").add_argument("number", **number)  # type: ignore[arg-type]
     for name, about in (

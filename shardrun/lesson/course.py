@@ -26,7 +26,7 @@ class Exercise:
 
 @dataclass(frozen=True)
 class Live:
-    """What `shardrun demo` runs on ranks; the configs are shipped ones, for example cpu/zero2."""
+    """What `shardrun present` runs on ranks; the configs are shipped ones, for example cpu/zero2."""
 
     demo: str | None = None
     """The accelerate config that demo.py is launched with; None: one process, plain Python."""

@@ -108,7 +108,7 @@ def started(lesson: Lesson, folder: Folder, made: list[Path], all_lessons: list[
     print(f"  2. Run        python {there / 'demo.py'}")
     print(f"  3. Write      {there / 'exercise.py'}")
     print(f"  4. Check      shardrun lesson check {lesson.number}    (or watch, hint, solution)")
-    print(f"     Or be shown it: shardrun demo {lesson.number}\n")
+    print(f"     Or be shown it: shardrun present {lesson.number}\n")
     for exercise in lesson.exercises:
         ranks = f" (on {exercise.ranks} ranks)" if exercise.ranks > 1 else ""
         print(f"  · {exercise.name}: {exercise.about}{ranks}")

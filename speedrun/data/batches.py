@@ -23,8 +23,7 @@ begins with two document starts: an empty document.)
 and the next one's begin; each stage's part is then cut into rows of its own length. So still no token comes twice.
 
 **Order.** Neighbouring rows often come from one long document, and a batch of those says less than a mixed one. So
-the rows of a stage that begin in one visit are shuffled among themselves before steps take `global_batch` of them at
-a time.
+the rows of a stage that begin in one visit are shuffled among themselves, and then each step takes `global_batch`.
 """
 
 import hashlib

@@ -58,8 +58,8 @@ class Download:
 def fetch(folder: Path, shards: int, say: Callable[[str], None] = print, endpoint: str | None = None) -> Download:
     """Fetch the validation shard and the first `shards` training shards into `folder`; tell each file to `say`.
 
-    A full shard is 200,001,024 bytes. What is there already is checked and left alone. `endpoint` takes the place of
-    HF_ENDPOINT.
+    A full shard is 200,001,024 bytes. What is there already is checked and left alone. `endpoint`: instead of
+    HF_ENDPOINT's address.
 
     Raises:
         DownloadError: no network, access refused, nothing there, a full disk, or a file that is not what the hub lists.

@@ -12,9 +12,6 @@ import numpy as np
 BYTE_DOCUMENT_START = 256
 """The token before each document; no byte has this value."""
 
-BYTE_VOCABULARY = 257
-"""256 bytes and the document start."""
-
 HELD_OUT = 0.06
 """Share of the bytes that is held out for validation."""
 
@@ -23,8 +20,7 @@ def read_folder(folder: Path) -> list[bytes]:
     """Every text file below `folder`, in the order of its relative path: one file is one document, as UTF-8.
 
     What is not valid UTF-8 becomes U+FFFD. Left out are empty files, files that hold a NUL byte (no text has one) and
-    everything whose name begins with a dot. All of it is held in memory; for more than a few GB of text use .bin
-    shards.
+    everything whose name begins with a dot. All of it is held in memory: use .bin shards for more than a few GB.
 
     Raises:
         ValueError: no file is left.

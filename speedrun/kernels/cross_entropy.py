@@ -67,8 +67,7 @@ def cross_entropy(
     form: Literal["tanh", "sigmoid"] = "tanh",
     future: tuple[float, ...] = (),
 ) -> Tensor:
-    """The cross-entropy of the softly capped logits hidden·Wᵀ (`speedrun.model.loss.softcap`; 0: as they are) in nats,
-    float32.
+    """The cross-entropy, float32, in nats, of the capped logits hidden·Wᵀ (`speedrun.model.loss.softcap`; 0: no cap).
 
     hidden [..., width]; weight [rows, width], of which the first vocab_size are words and the others padding without
     probability or gradient; targets int64 [...], −1 where there is nothing to predict; reduction 'mean' over the other
@@ -120,8 +119,7 @@ def cross_entropy_kernel(
     """One row per program: losses[row] = Σ_k shares[k]·(log Σ exp(z) − z[targets[row, k]]), over the TARGETS of them
     that are not −1.
 
-    With GRADIENT the row's logits are replaced by `factor[0]` times the loss's gradient; zero in columns that are
-    padding.
+    With GRADIENT the row's logits are replaced by `factor[0]` times the loss's gradient, zero in padding columns.
     """
     row = tl.program_id(0).to(tl.int64)
     logits += row * stride

@@ -87,8 +87,7 @@ class Block(nn.Module):
 
 
 MATRIX_PRODUCT = torch.ops.aten.mm.default
-"""What a linear layer becomes, beside the sum with its bias. Not bmm: unfused attention multiplies score matrices with
-it."""
+"""What a linear layer becomes, beside the sum with its bias. Not bmm, which unfused attention uses for its scores."""
 FUSED_ATTENTION = (
     torch.ops.aten._scaled_dot_product_flash_attention.default,
     torch.ops.aten._scaled_dot_product_efficient_attention.default,

@@ -23,9 +23,8 @@ class EmbeddingSkip(nn.Module):
 class Skip(nn.Module):
     """x + s·earlier: the stream as it was at another place, with a learned strength s.
 
-    Blocks joined in the form of a U-net (s starts at 1; Ronneberger et al. 2015, arXiv 1505.04597; modded-nanogpt,
-    record 11), and backout, which takes a part of a middle layer's stream away before the head (s starts at −0.5;
-    record 40).
+    Blocks joined in the form of a U-net: s starts at 1 (Ronneberger et al. 2015, arXiv 1505.04597; modded-nanogpt,
+    record 11). Backout takes a part of a middle layer's stream away before the head: s starts at −0.5 (record 40).
     """
 
     def __init__(self) -> None:

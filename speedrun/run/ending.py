@@ -154,13 +154,20 @@ def speaks_first(what: str) -> bool:
     """Whether this is the first rank on its machine to ask this. The others get their answer after a second: when one
     of them ended earlier, torchrun would end all ranks, the one that is about to speak too.
     """
+    if _first(what):
+        return True
+    time.sleep(1)
+    return False
+
+
+def _first(what: str) -> bool:
+    """Whether no other rank of this machine has asked this before, in this attempt of torchrun's."""
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")  # …/attempt_0/RANK/error.json
     if not path:
         return True
     try:
         (Path(path).parents[1] / hashlib.sha256(what.encode()).hexdigest()).touch(exist_ok=False)
     except FileExistsError:
-        time.sleep(1)
         return False
     except OSError:
         pass
@@ -262,8 +269,11 @@ def outcome(error: BaseException) -> str:
 
 
 def leave_for_torchrun(message: str) -> None:
-    """torchrun prints this as the rank's traceback in its closing summary."""
-    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
-        details = {"message": message, "extraInfo": {"py_callstack": message, "timestamp": str(int(time.time()))}}
+    """torchrun prints this as the rank's traceback in its closing summary. Ranks of a machine that have the same to say
+    leave it once."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path and _first(f"left: {message}"):
+        # A second early: the summary ends with the earliest failure, and who is ended for this one has no file.
+        details = {"message": message, "extraInfo": {"py_callstack": message, "timestamp": str(int(time.time()) - 1)}}
         with open(path, "w", encoding="utf-8") as file:
             json.dump({"message": details}, file)

@@ -192,7 +192,7 @@ def test_every_lesson_is_described() -> None:
         assert all(number < each.number for number in each.prerequisites)
         configs = [config for config in (each.live.demo, each.live.config) if config]
         assert set(configs) <= set(shipped_names()) and bool(each.live.arguments) == bool(each.live.config)
-        if each.live.arguments:  # of `shardrun demo`: something to watch, in a minute or two
+        if each.live.arguments:  # of `shardrun present`: something to watch, in a minute or two
             assert 60 <= parse(list(each.live.arguments))[1].steps <= 500
 
 

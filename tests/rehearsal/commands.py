@@ -15,7 +15,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent.parent
 
 DOCUMENTS = (
-    *("README.md", "CONTRIBUTING.md", "lessons/**/*.md", "benchmarks/*.md", "accelerate_configs/**/*.yaml"),
+    *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "speedrun/README.md", "strategies/README.md", "tests/README.md"),
+    *("lessons/**/*.md", "benchmarks/*.md", "accelerate_configs/**/*.yaml"),
     *(f"{package}/**/*.py" for package in ("speedrun", "strategies", "shardrun", "lessons", "benchmarks")),
 )
 

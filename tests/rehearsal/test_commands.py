@@ -62,6 +62,8 @@ def test_commands_are_found_where_they_stand() -> None:
     assert ("README.md", FLAGSHIP) in found
     assert ("lessons/17_speedrun/README.md", FLAGSHIP.replace(" acc", " learning/acc")) in found
     assert ("README.md", "shardrun plan speedrun --world 8 --gpu h100") in found
+    assert ("strategies/README.md", "shardrun certify --config cpu/ddp") in found
+    assert {"README.md", "speedrun/README.md", "tests/README.md", "benchmarks/README.md"} <= {c.file for c in COMMANDS}
     assert ("shardrun/ablate.py", "shardrun ablate --suite schedules --seeds 3") in found
     # each config file has its own, and each lesson starts with one
     assert len({c.file for c in LAUNCHES if c.file.startswith("accelerate_configs/")}) == len(

@@ -55,7 +55,7 @@ def test_tokenize_and_inspect(
     assert done["shards"] == ["data/stories/text_val_000000.bin", "data/stories/text_train_000001.bin"]
 
     code, out, _ = shardrun(capsys, "inspect", done["shards"][1], "--json")
-    train = json.loads(out)
+    (train,) = json.loads(out)["shards"]
     assert code == 0 and train["documents"] == 2 and train["first_document_text"] in texts
     assert train["first_document_tokens"] == len(train["first_document_text"].encode())
     assert (train["magic"], train["version"], train["bytes"]) == (20240520, 1, 1024 + 2 * train["tokens"])
@@ -71,7 +71,7 @@ def test_tokenize_and_inspect(
 def test_inspect_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_shard(tmp_path / "a.bin", np.array([7, 8, EOT, 1, 2, 3, EOT, EOT, 4]))
     code, out, _ = shardrun(capsys, "inspect", tmp_path / "a.bin", "--json")
-    shown = json.loads(out)
+    (shown,) = json.loads(out)["shards"]
     assert code == 0 and (shown["tokens"], shown["documents"], shown["largest_token"]) == (9, 3, EOT)
     assert shown["begins_in_mid_document"] and shown["first_document_tokens"] == 3
     assert shown["first_document_text"] is None
@@ -79,8 +79,13 @@ def test_inspect_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "3 documents begin in it" in out and "the rest of one of another shard" in out and "No tokenizer" in out
 
     write_shard(tmp_path / "b.bin", np.array([7, 8]))  # the middle of a document
-    shown = json.loads(shardrun(capsys, "inspect", tmp_path / "b.bin", "--json")[1])
-    assert (shown["documents"], shown["first_document_tokens"]) == (0, 2)
+    code, out, _ = shardrun(capsys, "inspect", tmp_path / "b.bin", tmp_path / "a.bin", "--json")
+    both = json.loads(out)["shards"]
+    assert [(shown["documents"], shown["first_document_tokens"]) for shown in both] == [(0, 2), (3, 3)]
+    assert [shown["file"] for shown in both] == [str(tmp_path / "b.bin"), str(tmp_path / "a.bin")]
+
+    code, out, error = shardrun(capsys, "inspect", tmp_path / "a.bin", tmp_path / "c.bin")
+    assert code == 2 and out == "" and "c.bin" in error
 
 
 def shard(magic: int = 20240520, version: int = 1, count: int = 3, body: bytes = b"123456") -> bytes:

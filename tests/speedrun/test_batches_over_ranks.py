@@ -108,6 +108,8 @@ def test_steps_stay_within_the_token_budget() -> None:
     assert number_of_steps(dataclasses.replace(config, tokens=48 * 32 * 99)) == 10
     with pytest.raises(ValueError, match="a token budget of 1535 allow no step of 1536 tokens"):
         number_of_steps(dataclasses.replace(config, tokens=48 * 32 - 1))
+    with pytest.raises(ValueError, match="^steps = -1: a run has at least one step.$"):
+        number_of_steps(dataclasses.replace(config, steps=-1))
 
 
 STAGED = Config(

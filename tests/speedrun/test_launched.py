@@ -116,6 +116,7 @@ def test_a_mistake_is_one_sentence_also_in_the_summary_of_torchrun(tmp_path: Pat
     sentence = "shardrun: error: data.global_batch 13 does not divide over 2 ranks; use 12, or another number"
     lines = (output + errors).splitlines()
     assert sum(line.startswith(sentence) for line in lines) == 1
+    assert (output + errors).count(sentence) == 2, "once by a rank, once in the summary, not once per rank"
     # It is the last thing that the summary says, before its closing rule.
     assert lines[-2].strip().startswith("traceback : " + sentence) and set(lines[-1]) == {"="}
     assert not any(tmp_path.iterdir())

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from speedrun.run.ending import (
     Interruptible,
@@ -21,6 +22,7 @@ from speedrun.run.ending import (
     _may_be_launcher,
     as_exception,
     guarded,
+    leave_for_torchrun,
     say_once,
     speaks_first,
 )
@@ -114,7 +116,7 @@ def test_ranks_of_one_machine_say_a_sentence_once_and_different_ones_all(
         (tmp_path / rank).mkdir()
         monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / rank / "error.json"))
         say_once("shared")
-        assert json.loads((tmp_path / rank / "error.json").read_text())["message"]["message"] == "shared"
+        assert (tmp_path / rank / "error.json").exists() == (rank == "0")
         say_once(f"of rank {rank}")
     assert capsys.readouterr().err.splitlines() == ["shared", "of rank 0", "of rank 1"]
 
@@ -127,6 +129,22 @@ def test_the_ranks_that_do_not_speak_give_the_one_that_does_time(
     began = time.monotonic()
     assert not speaks_first("something")
     assert time.monotonic() - began >= 1
+
+
+def test_what_all_ranks_say_stands_once_in_the_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = []
+    for rank, sentence in enumerate(("data is missing.", "data is missing.", "rank 2 has another trouble.")):
+        file = tmp_path / str(rank) / "error.json"
+        file.parent.mkdir()
+        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
+        leave_for_torchrun(sentence)
+        written.append(json.loads(file.read_text())["message"]["message"] if file.exists() else None)
+    assert written == ["data is missing.", None, "rank 2 has another trouble."]
+    failures = {
+        rank: ProcessFailure(rank, 100 + rank, exitcode, str(tmp_path / str(rank) / "error.json"))
+        for rank, exitcode in ((1, -15), (0, 2))  # within one second, and the one that was ended comes first
+    }
+    assert ChildFailedError("speedrun.train", failures).get_first_failure()[0] == 0
 
 
 def test_the_first_interrupt_is_noted_and_a_later_one_ends_at_once() -> None:

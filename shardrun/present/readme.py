@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from shardrun.demo.diagram import arrows
+from shardrun.present.diagram import arrows
 
 SECTIONS = ("Goal", "Mental model", "Terms", "What to look at")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.shardrun.demo.conftest import Recorded
+from tests.shardrun.present.conftest import Recorded
 
 ROOT = Path(__file__).parents[3]
 
@@ -21,10 +21,10 @@ pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 
 
 @contextlib.contextmanager
-def demo(*arguments: str, folder: Path, **streams: int) -> Iterator[subprocess.Popen[bytes]]:
+def present(*arguments: str, folder: Path, **streams: int) -> Iterator[subprocess.Popen[bytes]]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm-256color"}
     environment.pop("COLUMNS", None)
-    command = [sys.executable, "-m", "shardrun", "demo", *arguments]
+    command = [sys.executable, "-m", "shardrun", "present", *arguments]
     process = subprocess.Popen(
         command, cwd=folder, env=environment, start_new_session=True, preexec_fn=_heed_interrupts, **streams
     )
@@ -37,7 +37,7 @@ def demo(*arguments: str, folder: Path, **streams: int) -> Iterator[subprocess.P
 
 
 def _heed_interrupts() -> None:
-    """What runs in a shell's background ignores Ctrl-C, and so does all that it starts: these tests, and the demo."""
+    """What runs in a shell's background ignores Ctrl-C, and so does all that it starts: these tests too."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
@@ -57,8 +57,8 @@ def wait_for(condition: Callable[[], bool], seconds: float) -> None:
 
 def test_being_interrupted_while_ranks_train_leaves_none(tmp_path: Path) -> None:
     streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with demo("1", folder=tmp_path, **streams) as process:
-        wait_for(lambda: any(tmp_path.glob("runs/demo-*/run/metrics.jsonl")), 120)
+    with present("1", folder=tmp_path, **streams) as process:
+        wait_for(lambda: any(tmp_path.glob("runs/present-*/run/metrics.jsonl")), 120)
         ranks = _children(process.pid)
         assert len(ranks) >= 2, "the launcher and a rank"
         process.send_signal(signal.SIGINT)
@@ -66,19 +66,19 @@ def test_being_interrupted_while_ranks_train_leaves_none(tmp_path: Path) -> None
     assert (
         process.returncode == 130
         and errors.count(b"\n") == 1
-        and b"shardrun: ending what the demo has started" in errors
+        and b"shardrun: ending what the presentation has started" in errors
     )
     _, alive = psutil.wait_procs(ranks, timeout=5)
     assert not alive
-    (folder,) = tmp_path.glob("runs/demo-*")
-    with demo("1", "--replay", str(folder), folder=tmp_path, **streams) as process:
+    (folder,) = tmp_path.glob("runs/present-*")
+    with present("1", "--replay", str(folder), folder=tmp_path, **streams) as process:
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 2 and b"breaks off after line" in errors
 
 
 def test_being_told_to_end_while_demo_py_runs_leaves_nothing(tmp_path: Path) -> None:
     streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    with demo("4", folder=tmp_path, **streams) as process:
+    with present("4", folder=tmp_path, **streams) as process:
         wait_for(lambda: len(_children(process.pid)) >= 3, 60)
         started = _children(process.pid)
         process.send_signal(signal.SIGTERM)
@@ -112,7 +112,7 @@ def test_keys_bring_the_next_part_the_one_before_and_the_end(recorded: Recorded,
         os.write(ours, key)
 
     streams = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
-    with demo("4", "--replay", str(recorded.folder), folder=tmp_path, **streams) as process:
+    with present("4", "--replay", str(recorded.folder), folder=tmp_path, **streams) as process:
         wait_for(lambda: shows("You can write distributed data parallelism"), 30)
         time.sleep(1)
         assert not shows("Every rank holds everything"), "it waits for a key"

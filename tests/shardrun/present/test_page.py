@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.shardrun.demo.conftest import Recorded
+from tests.shardrun.present.conftest import Recorded
 
 pytestmark = pytest.mark.ranks
 

@@ -1,4 +1,4 @@
-"""`shardrun demo N`: a lesson, presented in the terminal: its text, then live what it is about, then the books.
+"""`shardrun present N`: a lesson, presented in the terminal: its text, then live what it is about, then the books.
 
     the text         the lesson's README.md, a part at a time; questions, and with the next key their answers
     demo.py          runs meanwhile; what it printed, and its pictures in the page
@@ -20,14 +20,14 @@ from types import FrameType
 
 from rich.text import Text
 
-from shardrun.demo.figures import Training
-from shardrun.demo.frame import command, live, tables
-from shardrun.demo.page import write_page
-from shardrun.demo.readme import Question, read_readme
-from shardrun.demo.record import Event, Recorder, find_recording, new_folder, read_recording
-from shardrun.demo.stage import Quit, Stage, text
-from shardrun.demo.training import Launched, Script, launched, script, training
 from shardrun.lesson.course import Lesson, find
+from shardrun.present.figures import Training
+from shardrun.present.frame import command, live, tables
+from shardrun.present.page import write_page
+from shardrun.present.readme import Question, read_readme
+from shardrun.present.record import Event, Recorder, find_recording, new_folder, read_recording
+from shardrun.present.screen import Quit, Screen, text
+from shardrun.present.training import Launched, Script, launched, script, training
 
 LONGEST_GAP = 1.0
 """Seconds that a replay waits between two events at most: nobody wants to see the ranks import torch again."""
@@ -46,37 +46,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const=8.0,
         metavar="SECONDS",
-        help="go on by itself, for recording (default: 8)",
+        help="next frame after this time, without a key (default: 8)",
     )
     parser.add_argument(
-        "--replay", metavar="RUN", help="show a recorded demo, by its folder or its name in --out; no ranks"
+        "--replay", metavar="RUN", help="show a recording, by its folder or its name in --out; no ranks"
     )
     parser.add_argument("--config", help="another accelerate config, for example zero2 on GPUs (default: the lesson's)")
     parser.add_argument("--processes", type=int, metavar="N", help="ranks (default: the config's)")
-    parser.add_argument("--out", type=Path, default=Path("runs"), help="where demos are recorded (default: runs)")
+    parser.add_argument("--out", type=Path, default=Path("runs"), help="where the recording goes (default: runs)")
 
 
 def run(arguments: argparse.Namespace) -> int:
     lesson = find(arguments.number)
     if arguments.auto is not None and not 0 <= arguments.auto < float("inf"):
         raise ValueError(f"--auto is a number of seconds, not {arguments.auto}.")
-    stage = Stage(f"Lesson {lesson.number}: {lesson.title}", arguments.auto)
+    screen = Screen(f"Lesson {lesson.number}: {lesson.title}", arguments.auto)
     _end_ranks_when_killed()
     if arguments.replay:
         folder, events = _recorded(arguments, lesson)
-        show: Show = Replay(lesson, stage, folder, events)
+        show: Show = Replay(lesson, screen, folder, events)
     else:
         how = launched(lesson, arguments.config, arguments.processes)
-        show = Performance(lesson, stage, new_folder(arguments.out, lesson.name), how)
+        show = Performance(lesson, screen, new_folder(arguments.out, lesson.name), how)
     try:
-        with show, stage:
+        with show, screen:
             show.play()
     except Quit:
         pass
     if show.page:
         print(f"Page: {show.page}")
     if isinstance(show, Performance) and show.complete:
-        print(f"Again, without ranks: shardrun demo {lesson.number} --replay {show.folder}")
+        print(f"Again, without ranks: shardrun present {lesson.number} --replay {show.folder}")
     return 0
 
 
@@ -88,7 +88,7 @@ def _recorded(arguments: argparse.Namespace, lesson: Lesson) -> tuple[Path, list
     events = read_recording(folder)
     if (recorded := events[0]["number"]) != lesson.number:
         raise ValueError(
-            f"{folder} shows lesson {recorded}, not {lesson.number}: shardrun demo {recorded} --replay {folder}"
+            f"{folder} shows lesson {recorded}, not {lesson.number}: shardrun present {recorded} --replay {folder}"
         )
     return folder, events
 
@@ -107,8 +107,8 @@ def _end_ranks_when_killed() -> None:
 class Show:
     """The order of things. Where demo.py's output and the training's events come from is its children's."""
 
-    def __init__(self, lesson: Lesson, stage: Stage, folder: Path):
-        self.lesson, self.stage, self.folder = lesson, stage, folder
+    def __init__(self, lesson: Lesson, screen: Screen, folder: Path):
+        self.lesson, self.screen, self.folder = lesson, screen, folder
         self.readme = read_readme(lesson.folder / "README.md")
         self.output: Event = {}
         self.training: Training | None = None
@@ -132,7 +132,7 @@ class Show:
         self.close()
         for number, question in enumerate(self.readme.questions, start=1):
             self._question(f"Question {number} of {len(self.readme.questions)}", question)
-        self.stage.show("The page to share", Text(f"{self.page}\n\nThe same figures in one file, that works offline."))
+        self.screen.show("The page to share", Text(f"{self.page}\n\nThe same figures in one file, that works offline."))
 
     def get_output(self) -> Event:
         """What demo.py printed."""
@@ -146,18 +146,18 @@ class Show:
         """Nothing more will happen; what is left are questions."""
 
     def _text(self, part: str, markdown: str) -> None:
-        for page in self.stage.pages(markdown):
-            self.stage.show(part, page)
+        for page in self.screen.pages(markdown):
+            self.screen.show(part, page)
 
     def _question(self, part: str, question: Question) -> None:
         asked = f"**{question.text}**"
         self._text(part, asked)
-        self._text(part, f"{asked}\n\n{question.answer}" if self.stage.on_screen else question.answer)
+        self._text(part, f"{asked}\n\n{question.answer}" if self.screen.on_screen else question.answer)
 
     def _output(self) -> None:
         """What demo.py printed, cut between its tables where it is too long for one frame."""
-        head = [*command(self.output["command"], self.stage.width), Text("")]
-        room = self.stage.height - len(head)
+        head = [*command(self.output["command"], self.screen.width), Text("")]
+        room = self.screen.height - len(head)
         pages: list[list[str]] = [[]]
         for block in self.output["text"].split("\n\n"):
             lines = [*block.splitlines(), ""]
@@ -166,7 +166,7 @@ class Show:
             pages[-1] += lines
         for page in pages:
             for first in range(0, len(page), room):
-                self.stage.show("demo.py", text([*head, *map(Text, page[first : first + room])]))
+                self.screen.show("demo.py", text([*head, *map(Text, page[first : first + room])]))
 
     def _training(self) -> None:
         """Follow it to its end, then show its last frame and its books until a key is pressed."""
@@ -177,26 +177,26 @@ class Show:
             if event:
                 self.training.take(event)
                 self._said(event)
-            self.stage.update(part, text(live(self.training, time.monotonic() - started, self.stage.width)))
+            self.screen.update(part, text(live(self.training, time.monotonic() - started, self.screen.width)))
         if self.training:
-            self.stage.show(part, text(live(self.training, time.monotonic() - started, self.stage.width)))
-            for page in tables(self.training, self.stage.height):
-                self.stage.show("the books", text(page))
+            self.screen.show(part, text(live(self.training, time.monotonic() - started, self.screen.width)))
+            for page in tables(self.training, self.screen.height):
+                self.screen.show("the books", text(page))
 
     def _said(self, event: Event) -> None:
         """For those who see no screen: the command, and about ten steps."""
         if event["kind"] == "run":
-            self.stage.say(f"\n$ {event['command']}")
+            self.screen.say(f"\n$ {event['command']}")
         elif event["kind"] == "step" and self.training and event.get("train_loss") is not None:
             if event["step"] % max(1, self.training.about["steps"] // 10) == 0:
-                self.stage.say(f"step {event['step']}, training loss {event['train_loss']:.4f}")
+                self.screen.say(f"step {event['step']}, training loss {event['train_loss']:.4f}")
 
 
 class Performance(Show):
     """On ranks of this machine, and recorded."""
 
-    def __init__(self, lesson: Lesson, stage: Stage, folder: Path, how: Launched):
-        super().__init__(lesson, stage, folder)
+    def __init__(self, lesson: Lesson, screen: Screen, folder: Path, how: Launched):
+        super().__init__(lesson, screen, folder)
         self.how = how
         self.complete = False
         self._open = ExitStack()
@@ -209,13 +209,13 @@ class Performance(Show):
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         if not self.complete and kind in (Quit, KeyboardInterrupt):  # ranks take some seconds for it
-            print("shardrun: ending what the demo has started …", file=sys.stderr, flush=True)
+            print("shardrun: ending what the presentation has started …", file=sys.stderr, flush=True)
         self._open.__exit__(None, None, None)
 
     def get_output(self) -> Event:
         while self.script.running:
             seconds = time.monotonic() - self.script.started
-            self.stage.update("demo.py", Text(f"$ {self.script.command}\n\nIt is running … {seconds:.0f} s"))
+            self.screen.update("demo.py", Text(f"$ {self.script.command}\n\nIt is running … {seconds:.0f} s"))
             time.sleep(0.1)
         return self.recorder.add(self.script.output())
 
@@ -233,8 +233,8 @@ class Performance(Show):
 class Replay(Show):
     """From a recording, at the pace at which it was made, but for the pauses."""
 
-    def __init__(self, lesson: Lesson, stage: Stage, folder: Path, events: list[Event]):
-        super().__init__(lesson, stage, folder)
+    def __init__(self, lesson: Lesson, screen: Screen, folder: Path, events: list[Event]):
+        super().__init__(lesson, screen, folder)
         self.recorded = events
 
     def get_output(self) -> Event:
@@ -244,7 +244,7 @@ class Replay(Show):
         before = 0.0
         for event in self.recorded:
             if event["kind"] in ("run", "step", "books"):
-                if self.stage.on_screen:
+                if self.screen.on_screen:
                     time.sleep(min(LONGEST_GAP, event["at"] - before))
                 before = event["at"]
                 yield event

@@ -1,4 +1,4 @@
-"""A demo that really ran: lesson 4, its own text and demo.py, and a few steps of a small model on two ranks."""
+"""A presentation that really ran: lesson 4, its own text and demo.py, and a few steps of a small model on two ranks."""
 
 import contextlib
 import io
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import shardrun.demo
+import shardrun.present
 from shardrun.__main__ import main
 from shardrun.lesson.course import Lesson, Live, find
 
@@ -32,10 +32,10 @@ def small(number: int) -> Lesson:
 
 
 def show(*arguments: str) -> tuple[int, str, str]:
-    """`shardrun demo …` in this process: its exit status, output and errors."""
+    """`shardrun present …` in this process: its exit status, output and errors."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as end:
-        main(["demo", *arguments])
+        main(["present", *arguments])
     return int(end.value.code or 0), out.getvalue(), err.getvalue()
 
 
@@ -43,20 +43,20 @@ def show(*arguments: str) -> tuple[int, str, str]:
 def no_signal_handlers() -> Iterator[None]:
     """They are the process's, which here is pytest's."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shardrun.demo, "_end_ranks_when_killed", lambda: None)
+        patch.setattr(shardrun.present, "_end_ranks_when_killed", lambda: None)
         yield
 
 
 @pytest.fixture(scope="session")
 def recorded(tmp_path_factory: pytest.TempPathFactory, warm_python: str) -> Recorded:
-    here = tmp_path_factory.mktemp("demo")
+    here = tmp_path_factory.mktemp("present")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(here)
-        patch.setattr(shardrun.demo, "find", small)
+        patch.setattr(shardrun.present, "find", small)
         patch.setattr(sys, "stdin", io.StringIO())
         patch.setattr(sys, "executable", warm_python)
         patch.setenv("COLUMNS", "100")
         status, printed, errors = show("4")
     assert status == 0, printed + errors
-    (folder,) = (here / "runs").glob("demo-04_ddp-*")
+    (folder,) = (here / "runs").glob("present-04_ddp-*")
     return Recorded(folder, printed)

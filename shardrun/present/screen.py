@@ -28,8 +28,8 @@ class Quit(Exception):
     """Whoever presents has seen enough."""
 
 
-class Stage:
-    """Where a demo is shown; a context.
+class Screen:
+    """Where a presentation is shown; a context.
 
     auto: seconds that a frame stays, or None: until a key is pressed, or no time at all where stdin is no terminal. On
     a terminal the frames take the place of each other on its alternate screen. Where nobody paces them, or the output
@@ -46,7 +46,7 @@ class Stage:
         self._seen: list[tuple[str, RenderableType]] = []
         self._open = ExitStack()
 
-    def __enter__(self) -> "Stage":
+    def __enter__(self) -> "Screen":
         if self.keys:
             self._open.enter_context(self.keys)
         if self.on_screen:

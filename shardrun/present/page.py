@@ -1,4 +1,4 @@
-"""The page of a demo: one HTML file with everything in it, for a phone as for a projector, without a script.
+"""The page of a presentation: one HTML file with everything in it, for a phone as for a projector, without a script.
 
 Bars and curves are inline SVG that is stretched to the width there is; all words and numbers are HTML beside it, so
 that they keep their size.
@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from shardrun.demo.figures import (
+from shardrun.lesson.course import Lesson
+from shardrun.present.figures import (
     CATEGORIES,
     IN_TIME,
     Bar,
@@ -22,15 +23,14 @@ from shardrun.demo.figures import (
     traffic_lines,
     verdict,
 )
-from shardrun.demo.readme import Readme
-from shardrun.demo.record import Event
-from shardrun.lesson.course import Lesson
+from shardrun.present.readme import Readme
+from shardrun.present.record import Event
 
 NAME = "page.html"
 
 
 def write_page(folder: Path, lesson: Lesson, readme: Readme, output: Event, training: Training | None) -> Path:
-    """Write the page into a demo's folder. output: of demo.py; training: None for a lesson that has none."""
+    """Write the page into a presentation's folder. output: of demo.py; training: None for a lesson that has none."""
     head = f"Lesson {lesson.number}: {lesson.title}"
     parts = [
         f"<h1>{escape(head)}</h1><p class=about>{escape(lesson.about)}</p>",
@@ -55,7 +55,7 @@ def write_page(folder: Path, lesson: Lesson, readme: Readme, output: Event, trai
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(head)}</title>\n<style>\n{style}</style></head>\n<body><main>\n"
         + "\n".join(parts)
-        + f"\n<footer>Made by <code>shardrun demo {lesson.number}</code>.</footer>\n</main></body></html>\n"
+        + f"\n<footer>Made by <code>shardrun present {lesson.number}</code>.</footer>\n</main></body></html>\n"
     )
     path = folder / NAME
     path.write_text(page, encoding="utf-8")

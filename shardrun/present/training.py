@@ -1,4 +1,4 @@
-"""What a demo runs: the lesson's demo.py, and the trainer, followed by the files that it writes anyway.
+"""What a presentation runs: the lesson's demo.py, and the trainer, followed by the files that it writes anyway.
 
 The trainer's run folder is all that the view knows: `config.json` (what was launched), `metrics.jsonl` (a line a step)
 and `ledger.json` (the books of every rank, again every so many steps: `books_every`).
@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shardrun.demo.record import Event
 from shardrun.launch import find_config, launching, running, shipped_config, shipped_names, what_went_wrong
 from shardrun.lesson.course import Lesson
+from shardrun.present.record import Event
 
 PICTURE = re.compile(r"^Picture: (.+)$", re.M)
 """What lessons.kit.save_figure says."""

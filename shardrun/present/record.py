@@ -1,11 +1,11 @@
-"""The recording of a demo: `demo.jsonl` in its folder, an event a line, in the order in which they were shown.
+"""The recording of a presentation: `presentation.jsonl` in its folder, an event per line, in the order of showing.
 
     {"kind": "lesson", "schema": 1, "number": 5, …}            first
     {"kind": "output", "command": …, "text": …, "figures": …}  what demo.py printed; its pictures lie beside this file
     {"kind": "run",  "at": …, "command": …, "strategy": …}     the training run, where there is one
     {"kind": "step", "at": …, "step": …, "train_loss": …}      a line of its metrics.jsonl
     {"kind": "books", "at": …, "step": …, "ranks": […]}        its ledger.json, whenever that was written
-    {"kind": "end"}                                            last; without it the demo was cut off
+    {"kind": "end"}                                            last; without it the recording was cut off
 
 `at` is in seconds since the training run was started. A replay needs nothing but this and the lesson's README.md.
 """
@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-NAME = "demo.jsonl"
+NAME = "presentation.jsonl"
 SCHEMA = 1
 
 Event = dict[str, Any]
@@ -26,7 +26,7 @@ class Recorder:
 
     def __init__(self, folder: Path):
         folder.mkdir(parents=True)
-        self._file = open(folder / NAME, "w", encoding="utf-8")  # noqa: SIM115  open as long as the demo goes on
+        self._file = open(folder / NAME, "w", encoding="utf-8")  # noqa: SIM115  open as long as it is shown
 
     def add(self, event: Event) -> Event:
         self._file.write(json.dumps(event) + "\n")
@@ -35,8 +35,8 @@ class Recorder:
 
 
 def new_folder(out: Path, lesson: str) -> Path:
-    """Where a demo of this lesson that starts now is recorded."""
-    return out / f"demo-{lesson}-{time.strftime('%Y%m%d-%H%M%S')}"
+    """Where a presentation of this lesson that starts now is recorded."""
+    return out / f"present-{lesson}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def find_recording(run: str, out: Path) -> Path:
@@ -49,9 +49,9 @@ def find_recording(run: str, out: Path) -> Path:
             return place
     for place in places:
         if (place / "metrics.jsonl").is_file():
-            raise FileNotFoundError(f"{place} is a run of the trainer, not of shardrun demo: it has no {NAME}.")
+            raise FileNotFoundError(f"{place} is a run of the trainer, not of shardrun present: it has no {NAME}.")
     raise FileNotFoundError(
-        f"there is no recording in {places[0]}; shardrun demo N makes one and ends with the name of its folder."
+        f"there is no recording in {places[0]}; shardrun present N makes one and ends with the name of its folder."
     )
 
 
@@ -67,12 +67,12 @@ def read_recording(folder: Path) -> list[Event]:
                 raise ValueError
         except ValueError:
             what = "ends in the middle of" if number == len(lines) else "cannot be read at"
-            raise ValueError(f"{path} {what} line {number}; record the demo again without --replay.") from None
+            raise ValueError(f"{path} {what} line {number}; record it again without --replay.") from None
         events.append(event)
     if not events or events[0]["kind"] != "lesson" or events[0].get("schema") != SCHEMA:
-        raise ValueError(f"{path} is no recording of a demo (schema {SCHEMA}).")
+        raise ValueError(f"{path} is no recording of a presentation (schema {SCHEMA}).")
     if events[-1]["kind"] != "end":
         raise ValueError(
-            f"{path} breaks off after line {len(lines)}: the demo was ended before its last step; record it again."
+            f"{path} breaks off after line {len(lines)}: it was ended before its last step; record it again."
         )
     return events

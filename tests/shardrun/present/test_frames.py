@@ -9,17 +9,17 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from shardrun.demo import Replay
-from shardrun.demo.figures import CATEGORIES, IN_TIME, MOMENTS, Training, bars
-from shardrun.demo.frame import live, tables
-from shardrun.demo.readme import read_readme
-from shardrun.demo.record import read_recording
-from shardrun.demo.stage import FOOT, HEAD, Stage, text
 from shardrun.lesson.course import course, find
+from shardrun.present import Replay
+from shardrun.present.figures import CATEGORIES, IN_TIME, MOMENTS, Training, bars
+from shardrun.present.frame import live, tables
+from shardrun.present.readme import read_readme
+from shardrun.present.record import read_recording
+from shardrun.present.screen import FOOT, HEAD, Screen, text
 from speedrun.ledger import BESIDE
 from speedrun.ledger import MOMENTS as OF_THE_BOOKS
 from strategies.ledger.terms import CATEGORIES as OF_STRATEGIES
-from tests.shardrun.demo.conftest import Recorded
+from tests.shardrun.present.conftest import Recorded
 
 WIDTH, HEIGHT = 100, 30
 
@@ -63,13 +63,13 @@ def test_the_names_are_those_of_the_books() -> None:
 
 @pytest.mark.parametrize("number", [lesson.number for lesson in course()])
 def test_every_text_of_every_lesson_fits(number: int) -> None:
-    stage = Stage("", auto=0, console=terminal())
+    screen = Screen("", auto=0, console=terminal())
     readme = read_readme(find(number).folder / "README.md")
     assert "```mermaid" not in readme.model, "a diagram that cannot be shown in a terminal"
     assert len(readme.questions) >= 3
     answers = [f"**{question.text}**\n\n{question.answer}" for question in readme.questions]
     for part in (readme.goal, readme.model, readme.terms, readme.look, *answers):
-        pages = stage.pages(part)
+        pages = screen.pages(part)
         shown = [line for page in pages for line in plain(page)]
         for page in pages:
             assert len(plain(page)) <= HEIGHT - HEAD - FOOT
@@ -114,11 +114,11 @@ def test_the_live_view_shows_what_was_measured(recorded: Recorded) -> None:
 @pytest.mark.ranks
 def test_the_screen_is_written_over_and_never_cleared(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
     """All frames of a replay, as they go to a terminal: 30 lines from the upper left corner on, each of 100 columns."""
-    monkeypatch.setattr("shardrun.demo.LONGEST_GAP", 0.0)
+    monkeypatch.setattr("shardrun.present.LONGEST_GAP", 0.0)
     console = terminal()
-    stage = Stage("Lesson 4: DDP", auto=0.0, console=console)
-    with stage:
-        Replay(find(4), stage, recorded.folder, read_recording(recorded.folder)).play()
+    screen = Screen("Lesson 4: DDP", auto=0.0, console=console)
+    with screen:
+        Replay(find(4), screen, recorded.folder, read_recording(recorded.folder)).play()
     output = console.file.getvalue()  # type: ignore[attr-defined]
     assert output.startswith("\x1b[?1049h") and output.endswith("\x1b[?25h\x1b[?1049l"), (
         "the alternate screen, and back"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from shardrun.demo.diagram import arrows
+from shardrun.present.diagram import arrows
 
 
 @pytest.mark.parametrize(

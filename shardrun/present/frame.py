@@ -1,4 +1,4 @@
-"""The live view and the tables of a demo in the terminal, as lines of text that fit it.
+"""The live view and the tables of a presentation in the terminal, as lines of text that fit it.
 
 A bar is made of letters, one for each category, so that it can be read without colours.
 """
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
-from shardrun.demo.figures import (
+from shardrun.present.figures import (
     CATEGORIES,
     IN_TIME,
     MOMENTS,

@@ -1,4 +1,4 @@
-"""What a demo records of a run, what a replay shows of it, and what spoilt recordings are told."""
+"""What a presentation records of a run, what a replay shows of it, and what spoilt recordings are told."""
 
 import json
 import os
@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from shardrun.demo.record import read_recording
-from tests.shardrun.demo.conftest import Recorded, show
+from shardrun.present.record import read_recording
+from tests.shardrun.present.conftest import Recorded, show
 
 ROOT = Path(__file__).parents[3]
 
@@ -52,7 +52,7 @@ def test_a_replay_shows_the_same_without_ranks_or_torch(recorded: Recorded) -> N
     page.unlink()
     code = (
         "import sys; from shardrun.__main__ import main\n"
-        f"try: main(['demo', '4', '--replay', {recorded.folder.name!r}])\n"
+        f"try: main(['present', '4', '--replay', {recorded.folder.name!r}])\n"
         "except SystemExit as end: assert not end.code\n"
         "assert not {'torch', 'accelerate', 'deepspeed', 'matplotlib'} & set(sys.modules)"
     )
@@ -72,26 +72,26 @@ def test_a_replay_shows_the_same_without_ranks_or_torch(recorded: Recorded) -> N
         (lambda text: text[:-40], "ends in the middle of line"),
         (
             lambda text: "".join(text.splitlines(keepends=True)[:5]),
-            "breaks off after line 5: the demo was ended before",
+            "breaks off after line 5: it was ended before",
         ),
         (lambda text: text.replace('{"kind": "step"', "{", 1), "cannot be read at line"),
-        (lambda text: "", "is no recording of a demo"),
-        (lambda text: text.replace('"schema": 1', '"schema": 99', 1), "is no recording of a demo (schema 1)"),
+        (lambda text: "", "is no recording of a presentation"),
+        (lambda text: text.replace('"schema": 1', '"schema": 99', 1), "is no recording of a presentation (schema 1)"),
     ],
 )
 def test_a_spoilt_recording_is_refused_in_a_sentence(recorded: Recorded, tmp_path: Path, cut, sentence: str) -> None:
-    (tmp_path / "demo.jsonl").write_text(cut((recorded.folder / "demo.jsonl").read_text()))
+    (tmp_path / "presentation.jsonl").write_text(cut((recorded.folder / "presentation.jsonl").read_text()))
     status, printed, said = show("4", "--replay", str(tmp_path))
-    assert status == 2 and sentence in said and str(tmp_path / "demo.jsonl") in said
+    assert status == 2 and sentence in said and str(tmp_path / "presentation.jsonl") in said
     assert said.count("\n") == 1 and not printed
 
 
 def test_mistakes_get_a_sentence(recorded: Recorded, tmp_path: Path) -> None:
     for arguments, sentence in (
         (("99",), "there is no lesson 99; there are 1, 2"),
-        (("4", "--replay", "nothing"), "there is no recording in nothing; shardrun demo N makes one"),
-        (("4", "--replay", str(recorded.folder / "run")), "is a run of the trainer, not of shardrun demo"),
-        (("5", "--replay", str(recorded.folder)), "shows lesson 4, not 5: shardrun demo 4 --replay"),
+        (("4", "--replay", "nothing"), "there is no recording in nothing; shardrun present N makes one"),
+        (("4", "--replay", str(recorded.folder / "run")), "is a run of the trainer, not of shardrun present"),
+        (("5", "--replay", str(recorded.folder)), "shows lesson 4, not 5: shardrun present 4 --replay"),
         (("4", "--replay", str(recorded.folder), "--processes", "4"), "--replay starts nothing"),
         (("5", "--config", "cpu/zero4"), "there is no accelerate config 'cpu/zero4'"),
         (("12", "--processes", "2"), "lesson 12 is shown in one process"),

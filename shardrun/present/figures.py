@@ -1,10 +1,11 @@
-"""The figures of a demo, for the terminal and the page alike: events in, numbers and bars out. Bytes are integers."""
+"""The figures of a presentation, for the terminal and the page: events in, numbers and bars out. Bytes are integers."""
 
 import statistics
 from dataclasses import dataclass, field
 from typing import Any
 
-from shardrun.demo.record import Event
+from shardrun.colours import COLOURS
+from shardrun.present.record import Event
 
 
 @dataclass(frozen=True)
@@ -13,18 +14,20 @@ class Category:
 
     name: str
     letter: str
-    colour: str
-    """Of Okabe and Ito's palette, which colour-blind readers can tell apart."""
+
+    @property
+    def colour(self) -> str:
+        return COLOURS[self.name]
 
 
 CATEGORIES = (
-    Category("parameters", "P", "#0072B2"),
-    Category("master parameters", "M", "#56B4E9"),
-    Category("gradients", "G", "#E69F00"),
-    Category("optimizer states", "O", "#009E73"),
-    Category("communication buffers", "B", "#999999"),
-    Category("activations", "A", "#CC79A7"),
-    Category("other", "x", "#D55E00"),
+    Category("parameters", "P"),
+    Category("master parameters", "M"),
+    Category("gradients", "G"),
+    Category("optimizer states", "O"),
+    Category("communication buffers", "B"),
+    Category("activations", "A"),
+    Category("other", "x"),
 )
 """Those of the books, as strategies/base.py and speedrun/ledger.py name them, in the order in which bars stack them."""
 

@@ -22,9 +22,9 @@ from pathlib import Path
 
 import torch
 
-from speedrun.config import PRESETS
 from speedrun.model import GPT
 from speedrun.optim.policy import parameter_groups
+from speedrun.presets import PRESETS
 from strategies import catalogue
 from strategies.base import Settings
 from strategies.checkpoint.save import Saver

@@ -16,8 +16,9 @@ from pathlib import Path
 
 from shardrun.launch import launch, shipped_config, what_went_wrong
 from shardrun.plan import largest_layer
-from speedrun.config import PRESETS, OptimizerConfig
-from speedrun.shapes import parameter_groups, parameter_shapes
+from speedrun.books.shapes import parameter_groups, parameter_shapes
+from speedrun.config import OptimizerConfig
+from speedrun.presets import PRESETS
 from strategies import catalogue
 from strategies.forecast.court import hear
 from strategies.ledger.terms import MODEL_STATES

@@ -23,9 +23,10 @@ from pathlib import Path
 import numpy as np
 
 from shardrun.launch import launch, shipped_config, what_went_wrong
-from speedrun.config import PRESETS, DataConfig
+from speedrun.config import DataConfig
 from speedrun.data import open_data
 from speedrun.data.shards import GPT2_DOCUMENT_START, write_shard
+from speedrun.presets import PRESETS
 
 ROWS, LENGTH = 8, 128
 MEAN_DOCUMENT = 1000

@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from shardrun.plan import Planned, at_stage
-from shardrun.simulation import simulate_one
-from speedrun.activations_kernels import CPU, Kernels, kernels_on_gpu, parse_version
-from speedrun.config import PRESETS, Config
-from speedrun.shapes import scenario_of
+from shardrun.plan.simulation import simulate_one
+from speedrun.books.kernels import CPU, Kernels, kernels_on_gpu, parse_version
+from speedrun.books.shapes import scenario_of
+from speedrun.config import Config
+from speedrun.presets import PRESETS
 from speedrun.stages import number_of_steps, resolve
 from strategies.ledger.hardware import GIB
 

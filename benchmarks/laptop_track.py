@@ -35,10 +35,11 @@ import torch
 
 from benchmarks import baseline
 from shardrun.machine import cores, cpu_name
-from speedrun.config import PRESETS, Config
+from speedrun.config import Config
 from speedrun.data import Data, open_data
 from speedrun.model import parameter_shapes
 from speedrun.optim.precision import native_bf16
+from speedrun.presets import PRESETS
 
 RATES = (0.002, 0.004, 0.008)
 """The sweep, in factors of two. The best one has to lie inside, or the sweep is extended."""

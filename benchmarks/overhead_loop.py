@@ -12,9 +12,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.overhead import ROWS, TOKENS
 from benchmarks.plain import plain_update
-from speedrun.config import PRESETS, DataConfig
+from speedrun.config import DataConfig
 from speedrun.data import open_data
 from speedrun.model import GPT
+from speedrun.presets import PRESETS
 
 
 def main() -> None:

@@ -15,11 +15,11 @@ import torch
 
 from shardrun.machine import cpu_name
 from shardrun.plan import flops
-from speedrun.compiling import compile_blocks
 from speedrun.config import Config
 from speedrun.data import open_data, prefetch
 from speedrun.kernels import choose
 from speedrun.model import GPT
+from speedrun.model.compiling import compile_blocks
 from speedrun.optim.policy import parameter_groups
 from speedrun.optim.schedule import forward_options
 from speedrun.run.command_line import parse

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from speedrun.activations import part_of
+from speedrun.books.activations import part_of
+from speedrun.books.shapes import scenario_of
 from speedrun.config import Config, DataConfig, ModelConfig, OptimizerConfig
 from speedrun.data import Data, open_data
 from speedrun.model import GPT
 from speedrun.optim.policy import parameter_groups
-from speedrun.shapes import scenario_of
 from speedrun.stages import Batches, cut_rows
 from strategies import select
 from strategies.base import Strategy

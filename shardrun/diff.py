@@ -8,9 +8,10 @@ from typing import Any
 from shardrun.configs import Resolved, resolve
 from shardrun.launch import find_config
 from shardrun.plan import COLUMNS, Planned, fullest, kernels_line, planned, wrapped
-from speedrun.activations_kernels import CPU, Kernels, installed_torch, kernels_on_gpu
-from speedrun.config import PRESETS, Config
-from speedrun.forward_pass import compute_precision
+from speedrun.books.forward_pass import compute_precision
+from speedrun.books.kernels import CPU, Kernels, installed_torch, kernels_on_gpu
+from speedrun.config import Config
+from speedrun.presets import PRESETS
 from strategies import catalogue
 from strategies.forecast.traffic import explain_volume, paper_volumes, predict_traffic
 from strategies.ledger.hardware import GPUS

@@ -18,13 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from speedrun.checks import check
-from speedrun.compiling import compile_blocks
 from speedrun.config import Config
 from speedrun.model import GPT
+from speedrun.model.compiling import compile_blocks
 from speedrun.optim.policy import parameter_groups
 from speedrun.optim.precision import agreed
 from speedrun.optim.schedule import adamw_updates, forward_options, learning_rate_multiplier, muon_momentum
+from speedrun.run.checks import check
 from speedrun.run.command_line import parse
 from speedrun.run.context import Batch, Run
 from speedrun.run.ending import guarded

@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.gpu.alone import in_a_process, launch_alone, strategies_here
 from benchmarks.gpu.results import asked
-from shardrun.equivalence import Case, Trace, certificate_cases, compare, run_reference, run_strategy
+from shardrun.certify.equivalence import Case, Trace, certificate_cases, compare, run_reference, run_strategy
 from strategies import select
 
 

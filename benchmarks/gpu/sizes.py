@@ -4,7 +4,8 @@ import dataclasses
 from pathlib import Path
 
 from benchmarks.train_step import random_tokens
-from speedrun.config import PRESETS, Config
+from speedrun.config import Config
+from speedrun.presets import PRESETS
 
 FINEWEB = Path("data/fineweb10B")
 

@@ -20,10 +20,10 @@ from lessons.kit import (
     watched_forward,
 )
 from shardrun.colours import COLOURS
-from speedrun.activations import predict_activations
+from speedrun.books.activations import predict_activations
+from speedrun.books.shapes import parameter_groups, parameter_shapes
 from speedrun.config import Config, ModelConfig, OptimizerConfig
 from speedrun.run.ending import guarded
-from speedrun.shapes import parameter_groups, parameter_shapes
 from strategies.forecast.predict import predict_memory
 from strategies.ledger.terms import Scenario
 

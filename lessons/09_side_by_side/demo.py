@@ -13,9 +13,9 @@ from dataclasses import replace
 
 from lessons.kit import CONFIG, headline, launched, mib, open_text, prepare, rows_of, save_figure, table
 from shardrun.colours import COLOURS, SENT
+from speedrun.books.shapes import parameter_groups, parameter_shapes
 from speedrun.config import Config, ModelConfig, OptimizerConfig
 from speedrun.run.ending import guarded
-from speedrun.shapes import parameter_groups, parameter_shapes
 from strategies import catalogue
 from strategies.forecast.predict import predict_memory
 from strategies.forecast.traffic import predict_traffic

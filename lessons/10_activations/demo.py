@@ -27,8 +27,9 @@ from lessons.kit import (
     watched_forward,
     with_model,
 )
-from speedrun.activations import predict_activations
-from speedrun.config import PRESETS, ModelConfig
+from speedrun.books.activations import predict_activations
+from speedrun.config import ModelConfig
+from speedrun.presets import PRESETS
 from speedrun.run.ending import guarded
 from strategies import catalogue
 from strategies.ledger.tracer import Tracer

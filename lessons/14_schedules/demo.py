@@ -12,8 +12,9 @@ import torch
 import torch.distributed as dist
 
 from lessons.kit import CONFIG, eval_tokens, headline, launched, open_text, prepare, rows_of, save_figure, steps, table
-from speedrun.config import PRESETS, ScheduleConfig
+from speedrun.config import ScheduleConfig
 from speedrun.optim.schedule import learning_rate_multiplier, muon_momentum
+from speedrun.presets import PRESETS
 from speedrun.run.ending import guarded
 from strategies import catalogue
 

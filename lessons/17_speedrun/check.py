@@ -4,7 +4,7 @@ import math
 import statistics
 
 from lessons.checking import Wrong, expect, expect_number, expect_numbers
-from shardrun.ablation.effects import T_975, effect, reached
+from shardrun.ablate.effects import T_975, effect, reached
 from speedrun.run.progress import describe
 
 SOURCE = '''# speedrun/run/progress.py

@@ -17,10 +17,11 @@ from pathlib import Path
 import torch
 
 from lessons.kit import CONFIG, eval_tokens, open_text, prepare, run_steps, save_figure, steps, table, with_model
-from shardrun.ablation.effects import T_975, effect, reached
+from shardrun.ablate.effects import T_975, effect, reached
 from shardrun.plan import flops
-from speedrun.config import PRESETS, Config, DataConfig, ModelConfig
+from speedrun.config import Config, DataConfig, ModelConfig
 from speedrun.evaluate import evaluate
+from speedrun.presets import PRESETS
 from speedrun.run.ending import guarded
 from speedrun.run.record import step_times
 from speedrun.train import train

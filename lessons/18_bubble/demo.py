@@ -15,9 +15,9 @@ from pathlib import Path
 import torch.distributed as dist
 
 from lessons.kit import CONFIG, headline, launched, open_text, prepare, rows_of, save_figure, steps, table
-from speedrun.config import PRESETS
+from speedrun.books.shapes import parameter_groups, parameter_shapes
+from speedrun.presets import PRESETS
 from speedrun.run.ending import guarded
-from speedrun.shapes import parameter_groups, parameter_shapes
 from strategies.base import Settings
 from strategies.forecast.timing import communication
 from strategies.forecast.traffic import predict_traffic

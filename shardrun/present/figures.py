@@ -29,7 +29,7 @@ CATEGORIES = (
     Category("activations", "A"),
     Category("other", "x"),
 )
-"""Those of the books, as strategies/base.py and speedrun/ledger.py name them, in the order in which bars stack them."""
+"""Those of the books, as strategies/ledger/terms.py and speedrun/books/measured.py name them, as bars stack them."""
 
 MOMENTS = ("after backward", "after forward", "peak", "after step", "after prepare")
 """Those of the books, the most telling first: where there is room for some only, it is for these."""

@@ -1,6 +1,7 @@
 """The trainer's command line: a preset, and options that replace single fields of it."""
 
-from speedrun.config import PRESETS, Config
+from speedrun.config import Config
+from speedrun.presets import PRESETS
 from speedrun.run.ending import leave_for_torchrun, say_after_launcher, speaks_first
 
 HELP = """Train a preset under the strategy of an accelerate config file:

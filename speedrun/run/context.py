@@ -15,11 +15,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from speedrun.checks import Checked, switch_on
+from speedrun.books.measured import Books, counted_step, further_steps
 from speedrun.data import prefetch
 from speedrun.evaluate import evaluate
-from speedrun.ledger import Books, counted_step, further_steps
 from speedrun.run.checkpoints import Checkpoints
+from speedrun.run.checks import Checked, switch_on
 from speedrun.run.ending import Interruptible, as_exception, outcome
 from speedrun.run.faults import Faults, first_nonfinite
 from speedrun.run.folder import RunFolder

@@ -16,8 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from speedrun.compiling import uncompiled
 from speedrun.config import Config
+from speedrun.model.compiling import uncompiled
 from strategies.base import Strategy
 
 WINDOW = 32

@@ -5,7 +5,7 @@
     metrics.jsonl     one line per step, flushed at once, so that a killed run is readable up to its last step
     ledger.json       what every rank holds and sends, in bytes: predicted for the device, kernels, attention functions,
                     precision and torch's version under "predicted for", measured, and the remainder; on a GPU the
-                    allocator's figures beside (speedrun/ledger.py)
+                    allocator's figures beside (speedrun/books/measured.py)
     summary.json      how it ended: 'running', 'finished', 'interrupted' (Ctrl-C), 'preempted' (SIGTERM) or
                       'failed', and the last figures
     record.txt, curves.png   of a run with a target: the record in the form of the public ones (speedrun/run/record.py)

@@ -1,6 +1,6 @@
 """Playing a tracer's log back: what was alive when, at the peak above all, by category and by who allocated it.
 
-The log comes from a rank that is simulated (simulate.py) or from a real one (speedrun/ledger.py).
+The log comes from a rank that is simulated (simulate.py) or from a real one (speedrun/books/measured.py).
 """
 
 import re

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from benchmarks import gpu_books
-from speedrun.ledger import against_allocator, entry
-from speedrun.shapes import scenario_of
+from speedrun.books.measured import against_allocator, entry
+from speedrun.books.shapes import scenario_of
 from strategies.forecast.predict import predict_after_forward
 
 RESULTS: dict[str, Any] = json.loads(gpu_books.RESULTS.read_text())

@@ -35,7 +35,7 @@ LEFT_OUT = {
     14: {f"{LAUNCH}zero1.yaml": "as under DDP; ZeRO-1 is lesson 5's"},
     17: {
         f"{LAUNCH}ddp.yaml": "the same as alone, but for the strategy",
-        "shardrun ablate": "in tests/shardrun/ablation",
+        "shardrun ablate": "in tests/shardrun/ablate",
     },
     18: {f"{LAUNCH}zero3.yaml": "as under DDP; ZeRO-3 is lesson 7's"},
 }

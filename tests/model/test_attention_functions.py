@@ -19,15 +19,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention.flex_attention import create_block_mask
 
 import speedrun.model.attention as attention_module
-from speedrun.activations import part_of
 from speedrun.attention_choice import MEASURED, Kind, Where, choose_attention
-from speedrun.checks import attention_of_stages
-from speedrun.compiling import allow_variants, compile_blocks, variants
-from speedrun.config import PRESETS, ModelConfig
-from speedrun.ledger import Books
+from speedrun.books.activations import part_of
+from speedrun.books.measured import Books
+from speedrun.config import ModelConfig
 from speedrun.model import GPT, flex, gpt, masks
 from speedrun.model.attend import activate_flash, attend, flash_function, where
+from speedrun.model.compiling import allow_variants, compile_blocks, variants
 from speedrun.model.masks import View, block_mask, document_numbers, first_seen, layer_masks
+from speedrun.presets import PRESETS
+from speedrun.run.checks import attention_of_stages
 from speedrun.stages import resolve
 from strategies.forecast.fake import GPUKernels, _convert_module
 from strategies.ledger.activations import measure_activations

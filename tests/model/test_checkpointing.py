@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from shardrun.equivalence import Case, Trace, run_strategy
+from shardrun.certify.equivalence import Case, Trace, run_strategy
 from speedrun.config import Config, ModelConfig
 from speedrun.model import GPT
 from strategies import catalogue

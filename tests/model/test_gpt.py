@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from speedrun.config import PRESETS, ModelConfig
+from speedrun.config import ModelConfig
 from speedrun.model import GPT, Block, parameter_shapes
 from speedrun.model.mlp import relu2
+from speedrun.presets import PRESETS
 
 START = 0
 SMALL = ModelConfig(vocab_size=11, pad_vocab_to=8, layers=2, heads=2, width=16, mlp_width=24, max_sequence_length=16)

@@ -6,8 +6,9 @@ import math
 import pytest
 import torch
 
-from speedrun.config import PRESETS, ModelConfig
+from speedrun.config import ModelConfig
 from speedrun.model import GPT
+from speedrun.presets import PRESETS
 
 MODERN = ModelConfig(layers=2, width=64, heads=2)
 TIED = dataclasses.replace(MODERN, tied_head=True)

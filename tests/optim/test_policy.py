@@ -5,10 +5,11 @@ import dataclasses
 import pytest
 import torch
 
-from speedrun.config import PRESETS, ModelConfig, OptimizerConfig
+from speedrun.config import ModelConfig, OptimizerConfig
 from speedrun.model import GPT
 from speedrun.optim.policy import ParameterGroup, kind_of, parameter_groups
 from speedrun.optim.rules import AdamW
+from speedrun.presets import PRESETS
 
 SMALL = ModelConfig(layers=2, heads=2, width=8)
 MODELS = {

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 
-from speedrun.checks import check
+from speedrun.run.checks import check
 from speedrun.run.command_line import parse
 from strategies import select
 from tests.fake_cuda.device import fake_gpus

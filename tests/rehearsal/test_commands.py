@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 
 from shardrun.__main__ import VERBS
-from shardrun.ablation.ideas import IDEAS
+from shardrun.ablate.ideas import IDEAS
 from shardrun.launch import find_config, shipped_config
 from shardrun.lesson.course import course, find
-from speedrun.config import PRESETS
 from speedrun.data.shards import HEADER_BYTES, write_shard
+from speedrun.presets import PRESETS
 from speedrun.run.command_line import parse
 from tests.fake_cuda.process import FakeCUDAProcess
 from tests.rehearsal import commands, dry
@@ -64,7 +64,7 @@ def test_commands_are_found_where_they_stand() -> None:
     assert ("README.md", "shardrun plan speedrun --world 8 --gpu h100") in found
     assert ("strategies/README.md", "shardrun certify --config cpu/ddp") in found
     assert {"README.md", "speedrun/README.md", "tests/README.md", "benchmarks/README.md"} <= {c.file for c in COMMANDS}
-    assert ("shardrun/ablate.py", "shardrun ablate --suite schedules --seeds 3") in found
+    assert ("shardrun/ablate/__init__.py", "shardrun ablate --suite schedules --seeds 3") in found
     # each config file has its own, and each lesson starts with one
     assert len({c.file for c in LAUNCHES if c.file.startswith("accelerate_configs/")}) == len(
         list((ROOT / "accelerate_configs").rglob("*.yaml"))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from speedrun.config import PRESETS
+from speedrun.presets import PRESETS
 from strategies.base import Precision
 from tests.fake_cuda.process import FakeCUDAProcess
 from tests.model.attention_on_cpu import VARLEN

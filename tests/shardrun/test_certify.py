@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from shardrun.__main__ import main
-from shardrun.equivalence import Trace, compare
+from shardrun.certify.equivalence import Trace, compare
 
 
 def shardrun(*arguments: str, python: str = sys.executable) -> subprocess.CompletedProcess[str]:

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from shardrun.__main__ import main
-from shardrun.export import SHARD_BYTES, export
+from shardrun.checkpoint.export import SHARD_BYTES, export
 from speedrun.config import CheckpointConfig
 from speedrun.data import open_data
 from strategies.checkpoint.format import read_index
@@ -95,7 +95,7 @@ def test_large_weights_go_into_several_files(folder: Path, tmp_path: Path, monke
     checkpoint = folder / "checkpoints/step_00000004"
     assert SHARD_BYTES == 5 * 10**9
     export(checkpoint, read_index(checkpoint), tmp_path / "one")
-    monkeypatch.setattr("shardrun.export.SHARD_BYTES", 60_000)
+    monkeypatch.setattr("shardrun.checkpoint.export.SHARD_BYTES", 60_000)
     export(checkpoint, read_index(checkpoint), tmp_path / "many")
     index = json.loads((tmp_path / "many/model.safetensors.index.json").read_text())
     whole = load_file(tmp_path / "one/model.safetensors")

@@ -13,8 +13,9 @@ from shardrun import plan
 from shardrun.__main__ import main
 from shardrun.configs import resolve
 from shardrun.launch import shipped_config, shipped_names
-from speedrun.activations_kernels import installed_torch, kernels_on_gpu
-from speedrun.config import PRESETS, DataConfig
+from speedrun.books.kernels import installed_torch, kernels_on_gpu
+from speedrun.config import DataConfig
+from speedrun.presets import PRESETS
 from speedrun.stages import number_of_steps
 from speedrun.stages import resolve as stages_of
 from strategies import catalogue
@@ -216,7 +217,7 @@ def test_model_flops_follow_the_six_times_parameters_rule() -> None:
 
 @pytest.mark.parametrize(("text", "parameters"), [("124M", 124e6), ("1.3B", 1.3e9), ("7B", 7e9), ("1T", 1e12)])
 def test_a_shape_for_a_number_of_parameters(text: str, parameters: float) -> None:
-    from speedrun.shapes import parameter_shapes
+    from speedrun.books.shapes import parameter_shapes
 
     shapes = parameter_shapes(plan.shape_of(plan.parse_count(text)))
     assert sum(map(plan._numel, shapes.values())) == pytest.approx(parameters, rel=0.12)

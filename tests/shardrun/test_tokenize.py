@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from shardrun.tokenize import _cut, load_tokenizer, tokenize
+from shardrun.data.tokenize import _cut, load_tokenizer, tokenize
 from speedrun.config import DataConfig
 from speedrun.data import corpus, open_data, text
 from speedrun.data.shards import open_shard
@@ -70,7 +70,7 @@ def plain_loop(folder: Path, tokenizer_file: Path) -> tuple[list[int], list[int]
 def test_parallel_is_the_plain_loop(
     folder: Path, tokenizer_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shardrun.tokenize.BATCH_BYTES", 3_000)  # many batches
+    monkeypatch.setattr("shardrun.data.tokenize.BATCH_BYTES", 3_000)  # many batches
     steps: list[tuple[int, int]] = []
     done = tokenize(folder, tmp_path, tokenizer_file, 2, 30_000, lambda *step: steps.append(step))
     training, validation = plain_loop(folder, tokenizer_file)

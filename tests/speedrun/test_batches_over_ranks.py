@@ -8,8 +8,9 @@ import torch
 
 from shardrun.configs import resolve as resolve_config
 from shardrun.launch import shipped_config
-from speedrun.config import PRESETS, Config, DataConfig, ScheduleConfig, StageConfig
+from speedrun.config import Config, DataConfig, ScheduleConfig, StageConfig
 from speedrun.data import batch_hash, open_data
+from speedrun.presets import PRESETS
 from speedrun.stages import Batches, check_engine, cut_rows, number_of_steps, resolve, validation_rows
 from tests.speedrun.runs import STRATEGIES
 

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from speedrun.config import PRESETS, CheckpointConfig, Config, DataConfig, ScheduleConfig
-from speedrun.ledger import further_steps
+from speedrun.books.measured import further_steps
+from speedrun.config import CheckpointConfig, Config, DataConfig, ScheduleConfig
+from speedrun.presets import PRESETS
 from speedrun.run.ending import Stopped
 from strategies.base import Precision
 from strategies.checkpoint.folder import checkpoints

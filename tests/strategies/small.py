@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from shardrun.equivalence import Case
+from shardrun.certify.equivalence import Case
 from speedrun.model import GPT
 from speedrun.optim.policy import ParameterGroup, parameter_groups
 from strategies import catalogue

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from shardrun.equivalence import Case, Trace, run_reference, run_strategy
+from shardrun.certify.equivalence import Case, Trace, run_reference, run_strategy
 from strategies.optimizer import IntervalOptimizer, local
 from tests.ranks import RankPool
 from tests.strategies.small import STRATEGIES, build, make

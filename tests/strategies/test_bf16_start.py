@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.bf16_start import OPTIONS, distance
-from shardrun.equivalence import Case
+from shardrun.certify.equivalence import Case
 from speedrun.run.command_line import parse
 from strategies.checkpoint.folder import find
 from strategies.checkpoint.format import read_index

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from shardrun.equivalence import Case, Trace, compare, first_parting, run_reference, run_strategy
+from shardrun.certify.equivalence import Case, Trace, compare, first_parting, run_reference, run_strategy
 from speedrun.model import GPT
 from strategies import catalogue, matrices
 from strategies.mesh import Place

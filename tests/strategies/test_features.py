@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from shardrun.equivalence import Case, Trace, compare, run_reference
-from speedrun.config import PRESETS, Config, DataConfig, ModelConfig, ScheduleConfig
+from shardrun.certify.equivalence import Case, Trace, compare, run_reference
+from speedrun.config import Config, DataConfig, ModelConfig, ScheduleConfig
+from speedrun.presets import PRESETS
 from strategies.base import Precision
 from tests.ranks import RankPool
 from tests.speedrun.runs import in_folder, metrics, read, small, train_here

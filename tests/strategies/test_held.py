@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from shardrun.equivalence import Case
+from shardrun.certify.equivalence import Case
 from speedrun.train import untimed_steps
 from strategies.base import Precision
 from strategies.checkpoint.folder import find

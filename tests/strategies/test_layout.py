@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from shardrun.equivalence import Case, compare, run_reference, run_strategy
+from shardrun.certify.equivalence import Case, compare, run_reference, run_strategy
 from strategies.base import Precision, Strategy
 from strategies.layout import (
     Intervals,

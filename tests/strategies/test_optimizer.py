@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from shardrun.equivalence import Case, Trace, compare, run_reference, run_strategy
+from shardrun.certify.equivalence import Case, Trace, compare, run_reference, run_strategy
 from speedrun.optim.rules import AdamW, Muon, NorMuon
 from strategies.base import Settings, Strategy
 from strategies.mesh import Place

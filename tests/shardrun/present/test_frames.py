@@ -16,8 +16,8 @@ from shardrun.present.frame import live, tables
 from shardrun.present.readme import read_readme
 from shardrun.present.record import read_recording
 from shardrun.present.screen import FOOT, HEAD, Screen, text
-from speedrun.ledger import BESIDE
-from speedrun.ledger import MOMENTS as OF_THE_BOOKS
+from speedrun.books.measured import BESIDE
+from speedrun.books.measured import MOMENTS as OF_THE_BOOKS
 from strategies.ledger.terms import CATEGORIES as OF_STRATEGIES
 from tests.shardrun.present.conftest import Recorded
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from speedrun.config import PRESETS
+from speedrun.presets import PRESETS
 from speedrun.run.command_line import parse
 
 

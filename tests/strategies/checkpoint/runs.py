@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from shardrun.equivalence import Case, micro_batches
+from shardrun.certify.equivalence import Case, micro_batches
 from speedrun.data import open_data
 from speedrun.model import GPT
 from speedrun.optim.schedule import adamw_updates

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from shardrun.equivalence import WEIGHT_TOLERANCE, run_reference
+from shardrun.certify.equivalence import WEIGHT_TOLERANCE, run_reference
 from strategies.checkpoint.folder import find
 from strategies.checkpoint.format import read_index
 from strategies.checkpoint.shards import Shards

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from shardrun.equivalence import Case
-from speedrun.activations import predict_activations
+from shardrun.certify.equivalence import Case
+from speedrun.books.activations import predict_activations
+from speedrun.books.shapes import parameter_groups, parameter_shapes
 from speedrun.config import Config
-from speedrun.shapes import parameter_groups, parameter_shapes
 from strategies.forecast.predict import predict_after_forward, predict_peak
 from strategies.ledger.terms import Scenario
 from tests.strategies.forecast.test_simulate import BATCH, engine, simulated

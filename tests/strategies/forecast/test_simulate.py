@@ -16,10 +16,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from shardrun.equivalence import Case
-from speedrun.config import PRESETS, Config
+from shardrun.certify.equivalence import Case
+from speedrun.config import Config
 from speedrun.model import GPT, parameter_shapes
 from speedrun.optim.policy import parameter_groups
+from speedrun.presets import PRESETS
 from strategies import catalogue
 from strategies.base import Settings
 from strategies.forecast.predict import predict_memory

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from shardrun.equivalence import WEIGHT_TOLERANCE, Case, compare, run_reference, run_strategy
-from speedrun.shapes import scenario_of
+from shardrun.certify.equivalence import WEIGHT_TOLERANCE, Case, compare, run_reference, run_strategy
+from speedrun.books.shapes import scenario_of
 from strategies.base import Precision, Strategy
 from strategies.checkpoint.folder import find
 from strategies.checkpoint.format import read_index

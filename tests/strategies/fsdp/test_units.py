@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from shardrun.equivalence import Case, compare, run_reference, run_strategy
-from speedrun.shapes import scenario_of
+from shardrun.certify.equivalence import Case, compare, run_reference, run_strategy
+from speedrun.books.shapes import scenario_of
 from strategies import catalogue
 from strategies.base import Settings, Strategy
 from strategies.forecast.predict import predict_after_forward

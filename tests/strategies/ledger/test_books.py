@@ -10,8 +10,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from shardrun.equivalence import Case
-from speedrun.shapes import parameter_groups
+from shardrun.certify.equivalence import Case
+from speedrun.books.shapes import parameter_groups
 from strategies.base import Precision
 from strategies.forecast.predict import predict_after_forward, predict_memory
 from strategies.forecast.traffic import predict_traffic

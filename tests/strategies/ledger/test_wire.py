@@ -13,7 +13,7 @@ import torch.distributed._functional_collectives as functional
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
-from shardrun.equivalence import Case
+from shardrun.certify.equivalence import Case
 from strategies.forecast.traffic import explain_volume, paper_volumes, predict_traffic
 from strategies.ledger.terms import Group, Scenario, ring_bytes
 from strategies.ledger.wire import Line, Meter

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from shardrun.equivalence import Case
+from shardrun.certify.equivalence import Case
 from speedrun.model import GPT
 from speedrun.optim.policy import parameter_groups
 from tests.ranks import RankPool

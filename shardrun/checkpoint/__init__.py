@@ -1,0 +1,127 @@
+"""`shardrun checkpoint inspect | verify | export PATH`: look into a checkpoint, check it, hand its weights on.
+
+PATH is a checkpoint's folder, or a run's: then its newest.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from shardrun.help import add_parser
+from strategies.checkpoint import folder as folders
+from strategies.checkpoint.format import INDEX, SUMS, Index, read_index
+
+ACTIONS = {
+    "inspect": "what is in it, without reading a tensor",
+    "verify": "every byte against its hash",
+    "export": "the weights as safetensors, with config.json and a model card, as models lie on the Hugging Face hub",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    for name, about in ACTIONS.items():
+        action = add_parser(actions, name, about)
+        action.add_argument("path", type=Path, help="a checkpoint's folder, or a run's: its newest one")
+        action.add_argument("--json", action="store_true", help="print JSON")
+        if name == "export":
+            action.add_argument("--out", type=Path, required=True, help="the folder to write, which must not be there")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    folder = folders.find(arguments.path)
+    status = 0
+    if arguments.action == "inspect":
+        content = describe(folder, read_index(folder))
+    elif arguments.action == "verify":
+        content = check(folder)
+        status = 0 if content["intact"] else 1
+    else:
+        from shardrun.checkpoint.export import export  # torch only here
+
+        written = export(folder, read_index(folder), arguments.out)
+        content = {"path": str(folder), "out": str(arguments.out), "files": {p.name: p.stat().st_size for p in written}}
+    if arguments.json:
+        print(json.dumps({"schema": 1, **content}, indent=2))
+    else:
+        show = {"inspect": show_description, "verify": show_check, "export": show_export}[arguments.action]
+        show(content)
+    return status
+
+
+def describe(folder: Path, index: Index) -> dict[str, Any]:
+    """What a checkpoint holds, from its index alone; bytes and elements by kind of tensor."""
+    kinds: dict[str, dict[str, int]] = {}
+    for name, tensor in index.tensors.items():
+        kind = kinds.setdefault(name.partition("/")[0], {"tensors": 0, "elements": 0})
+        kind["tensors"] += 1
+        kind["elements"] += tensor.numel
+    return {
+        "path": str(folder),
+        "step": index.step,
+        "saved_by": index.saved_by,
+        "bytes": sum(index.files.values()),
+        "files": index.files,
+        "kinds": kinds,
+        "run": index.run,
+        "checkpoints": {str(step): path.name for step, path in folders.checkpoints(folder.parent).items()},
+    }
+
+
+def check(folder: Path) -> dict[str, Any]:
+    """Read and hash every file, and look for every tensor's place in them; `error` says what is damaged first."""
+    from strategies.checkpoint.load import verify
+    from strategies.checkpoint.shards import Shards
+
+    content: dict[str, Any] = {"path": str(folder), "intact": False, "error": None}
+    try:
+        index = read_index(folder)
+        verify(folder, index)
+        with Shards(folder) as shards:
+            shards.check(index.tensors)
+    except (ValueError, FileNotFoundError) as error:
+        return {**content, "error": str(error)}
+    known = {*index.files, INDEX, SUMS}
+    strangers = sorted(path.name for path in folder.iterdir() if path.name not in known)
+    size = sum(index.files.values())
+    content |= {"intact": True, "step": index.step, "files": len(index.files), "bytes": size}
+    return {**content, "strangers": strangers}
+
+
+def show_description(content: dict[str, Any]) -> None:
+    by = content["saved_by"]
+    ranks = f"{by['world_size']} rank{'s' if by['world_size'] != 1 else ''}"
+    print(f"{content['path']}\n  step {content['step']}, saved by {by['strategy']} on {ranks} in {by['precision']}")
+    run = content["run"]
+    if "preset" in run:
+        print(f"  preset {run['preset']}, {run['parameters']:,} parameters")
+    figures = run.get("metrics", {})
+    shown = {name: figures[name] for name in ("train_loss", "val_loss", "tokens") if figures.get(name) is not None}
+    if shown:
+        print(
+            "  "
+            + ", ".join(
+                f"{name} {value:,}" if name == "tokens" else f"{name} {value:.4f}" for name, value in shown.items()
+            )
+        )
+    print(f"  {content['bytes']:,} bytes in {len(content['files'])} files")
+    width = max((len(kind) for kind in content["kinds"]), default=0)
+    for kind, line in content["kinds"].items():
+        print(f"    {kind:<{width}}  {line['tensors']:>5} tensors  {line['elements']:>14,} elements")
+    print(f"  checkpoints beside it: {', '.join(content['checkpoints'].values())}")
+
+
+def show_check(content: dict[str, Any]) -> None:
+    if content["error"]:
+        print(f"damaged: {content['error']}")
+        return
+    print(f"{content['path']}: intact, {content['files']} files, {content['bytes']:,} bytes, every hash as written")
+    for name in content["strangers"]:
+        print(f"  {name} is no part of it: never read")
+
+
+def show_export(content: dict[str, Any]) -> None:
+    print(f"{content['path']} → {content['out']}")
+    for name, size in content["files"].items():
+        print(f"  {name}  {size:,} bytes")

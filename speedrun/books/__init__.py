@@ -1,0 +1,1 @@
+"""What the ledger needs to know of this GPT: plain Python without torch, but for measured.py and stand_ins.py."""

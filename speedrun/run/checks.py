@@ -1,0 +1,120 @@
+"""What was asked for, looked at before anything starts: resolved to what the run is going to be, or one sentence why
+not.
+"""
+
+import dataclasses
+import math
+
+import torch
+
+from speedrun.config import Config
+from speedrun.data import Data, open_data
+from speedrun.kernels import choose
+from speedrun.kernels.fp8 import in_words as fp8_in_words
+from speedrun.model import GPT, parameter_shapes
+from speedrun.model.attend import activate_flash
+from speedrun.model.compiling import allow_variants
+from speedrun.optim.policy import check as check_optimizer
+from speedrun.optim.precision import emulated_bf16, settle
+from speedrun.run.checkpoints import Resumed, find_checkpoint
+from speedrun.stages import Stage, check_engine, number_of_steps, resolve
+from strategies.select import Launch
+
+
+@dataclasses.dataclass(frozen=True)
+class Checked:
+    """A run as it is going to be."""
+
+    config: Config
+    """With what was `auto` resolved, but for attention, which is chosen window by window."""
+    stages: list[Stage]
+    data: Data
+    shapes: dict[str, tuple[int, ...]]
+    """Of the parameters, by name."""
+    resumed: Resumed | None
+    attention: set[str]
+    """The attention functions that it takes."""
+    resolved: list[str]
+    """What `auto` has become, and why: lines to print."""
+
+    @property
+    def steps(self) -> int:
+        """Of the whole run, if no target ends it earlier."""
+        return self.stages[-1].last
+
+    @property
+    def parameters(self) -> int:
+        """Elements of the model."""
+        return sum(math.prod(shape) for shape in self.shapes.values())
+
+
+def check(config: Config, launch: Launch) -> Checked:
+    """Look at everything that a user can get wrong, and resolve the configuration. Starts nothing, makes no weights.
+
+    Raises ValueError or FileNotFoundError, in one sentence.
+    """
+    stages = resolve(config, number_of_steps(config), launch.world_size)
+    for stage in stages:
+        check_engine(config, stage, launch.engine)
+    data = open_data(config.data, config.model.vocab_size, config.seed, stages)
+    longest = max(config.data.eval_sequence_length, *(stage.sequence_length for stage in stages))
+    if longest > config.model.max_sequence_length:
+        raise ValueError(
+            f"rows of {longest} tokens (sequence_length, eval_sequence_length of data and stages) exceed "
+            f"model.max_sequence_length {config.model.max_sequence_length}; raise the latter."
+        )
+    kernels, why = choose(config.model.kernels, "cpu" if launch.cpu else "cuda", launch.precision)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, kernels=kernels))
+    fp8 = fp8_in_words(kernels, launch.cpu) if config.model.fp8 else ""
+    resolved = [f"kernels: {kernels} ({why})" + (f", head and MLP in FP8 {fp8}" if fp8 else "")]
+    device = torch.device("cpu") if launch.cpu else torch.device("cuda", launch.local_rank)
+    with torch.device("meta"):
+        outline = GPT(config.model)
+    attention, lines = attention_of_stages(outline, stages, device, launch.precision)
+    resolved += lines
+    shapes = parameter_shapes(config.model)
+    check_optimizer(config.optimizer)
+    resumed = find_checkpoint(config, shapes, data.content_hash)
+    optimizer, why = settle(config.optimizer, resumed.orthogonalization_dtype if resumed else "auto", device)
+    config = dataclasses.replace(config, optimizer=optimizer)
+    if optimizer.name == "muon":
+        resolved.append(f"orthogonalisation: {optimizer.orthogonalization_dtype} ({why})")
+    if launch.precision == "bf16" and (costs := emulated_bf16(device)):
+        resolved.append(costs)
+    return Checked(config, stages, data, shapes, resumed, attention, resolved)
+
+
+def attention_of_stages(
+    model: GPT, stages: list[Stage], device: torch.device, precision: str
+) -> tuple[set[str], list[str]]:
+    """Which attention functions the run takes, and a line for each function of each stage that says for which windows,
+    in positions, and why.
+
+    Leaves the model with the last stage's windows. Raises ValueError where what was asked for cannot run.
+    """
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    lines, kinds = [], set()
+    for stage in stages:
+        model.set_windows(stage.windows)
+        windows: dict[tuple[str, str], list[int]] = {}
+        for view, choice in model.attention_choices(stage.sequence_length, device, dtype).items():
+            windows.setdefault(choice, []).append(view.positions(stage.sequence_length)[0])
+        for (kind, why), sizes in windows.items():
+            where = f" in {stage.name}" if len(stages) > 1 else ""
+            limits = " and ".join(str(size) if size else "none" for size in dict.fromkeys(sizes))
+            lines.append(f"attention{where}{f', window {limits}' if any(sizes) else ''}: {kind} ({why})")
+            kinds.add(kind)
+    return kinds, lines
+
+
+def switch_on(run: Checked, device: torch.device) -> list[str]:
+    """Set what torch keeps for the whole process: FlashAttention's version, the limit of compiled variants. Returns
+    lines to print.
+    """
+    lines = []
+    if "varlen" in run.attention:
+        lines.append(f"varlen attention: {activate_flash(torch.cuda.get_device_capability(device))}")
+    if run.config.compile or "flex" in run.attention:
+        shapes = [(stage.batches.micro_batch, stage.sequence_length) for stage in run.stages]
+        allow_variants(run.config.model, shapes)
+    return lines

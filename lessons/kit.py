@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from speedrun.books.activations import part_of
+from speedrun.books.parts import part_of
 from speedrun.books.shapes import scenario_of
 from speedrun.config import Config, DataConfig, ModelConfig, OptimizerConfig
 from speedrun.data import Data, open_data

@@ -42,60 +42,17 @@ The kernels are those that torch picks on a CPU (with 2.13 it agrees to the byte
 This was exact to the byte for gpt2 on an H100 (benchmarks/gpu_books.md). FP8's copies are not in here.
 """
 
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from speedrun.books import attention, stream
-from speedrun.books.kernels import CPU, Kernels, View, view_of
+from speedrun.books.kernels import CPU, Kernels
+from speedrun.books.log import Log, PredictedActivations, Tensor
 from speedrun.config import ModelConfig
 from speedrun.wiring import ngram_tables, padded_vocabulary, skip_sources
+from strategies.ledger.terms import ComputePrecision
 
 LOSS_ROWS = 4096
 """Tokens of a block of the fused loss: ROWS of speedrun/kernels/cross_entropy.py, which needs Triton."""
-
-ComputePrecision = Literal["fp32", "autocast", "bf16"]
-"""fp32. autocast: float32 parameters, products in bf16 (bf16 under single and ddp). bf16: parameters in bf16 (bf16
-under FSDP and ZeRO)."""
-
-
-class Line(NamedTuple):
-    """One tensor that is alive."""
-
-    module: str
-    part: str
-    what: str
-    bytes: int
-
-
-@dataclass(frozen=True)
-class PredictedActivations:
-    """The counterpart of `strategies.ledger.activations.ActivationBook`, with the same names of parts."""
-
-    lines: tuple[Line, ...]
-    """Kept between forward and backward."""
-    peak_lines: tuple[Line, ...]
-    """Alive when most bytes are."""
-
-    @property
-    def total(self) -> int:
-        """Bytes kept between forward and backward."""
-        return sum(line.bytes for line in self.lines)
-
-    @property
-    def peak(self) -> int:
-        """The most bytes alive at any moment of the forward pass."""
-        return sum(line.bytes for line in self.peak_lines)
-
-    def by_part(self, peak: bool = False) -> dict[str, int]:
-        """Bytes by part of the model, layers added up, the largest first."""
-        sums: dict[str, int] = {}
-        for line in self.peak_lines if peak else self.lines:
-            sums[line.part] = sums.get(line.part, 0) + line.bytes
-        return dict(sorted(sums.items(), key=lambda item: -item[1]))
-
-    def largest(self, count: int = 5, peak: bool = False) -> list[tuple[str, int]]:
-        """The parts with most bytes."""
-        return list(self.by_part(peak).items())[:count]
 
 
 def predict_activations(
@@ -144,70 +101,8 @@ def loss_backward(config: ModelConfig, rows: int, sequence_length: int, kernels:
     return batch + 2 * 4 * tokens * config.vocab_size
 
 
-@dataclass(eq=False)
-class _Tensor:
-    module: str
-    part: str
-    what: str
-    elements: int
-    size: int  # bytes of an element
-    kept: bool = False
-
-    @property
-    def line(self) -> Line:
-        return Line(self.module, self.part, self.what, self.elements * self.size)
-
-
-class _Forward:
-    """The forward pass as a log of allocations and releases.
-
-    `new` allocates, `keep` says that backward needs a tensor, `drop` that the code has let go of it: it is freed
-    unless it is kept. Inside a checkpoint `keep` keeps nothing.
-    """
-
-    def __init__(
-        self,
-        config: ModelConfig,
-        rows: int,
-        sequence_length: int,
-        precision: ComputePrecision,
-        documents: bool,
-        attention: Literal["fused", "math"],
-        future: int,
-        kernels: Kernels,
-    ) -> None:
-        self.config, self.rows, self.time, self.tokens = config, rows, sequence_length, rows * sequence_length
-        self.autocast = precision == "autocast"
-        self.stream_size = 2 if precision == "bf16" else 4
-        self.product_size = 4 if precision == "fp32" else 2
-        self.fused = attention == "fused"
-        self.documents, self.future, self.kernels = documents, future, kernels
-        self.checkpointing = "none"  # where we are now
-        self.module = ""
-        self.log: list[tuple[bool, _Tensor]] = []  # (allocated, else released; which)
-
-    def new(self, part: str, what: str, elements: int, size: int, product: bool = False) -> _Tensor:
-        """product: what selective checkpointing keeps, the output of a matrix product or of fused attention."""
-        tensor = _Tensor(self.module, part, what, elements, size)
-        tensor.kept = product and self.checkpointing == "selective"
-        self.log.append((True, tensor))
-        return tensor
-
-    def keep(self, part: str, *tensors: _Tensor) -> None:
-        for tensor in tensors:
-            if self.checkpointing == "none" and not tensor.kept:
-                tensor.kept, tensor.part, tensor.module = True, part, self.module
-
-    def drop(self, *tensors: _Tensor) -> None:
-        self.log += [(False, tensor) for tensor in tensors if not tensor.kept]
-
-    def replay(self) -> PredictedActivations:
-        total = peak = end = 0
-        for i, (allocated, tensor) in enumerate(self.log):
-            total += tensor.line.bytes if allocated else -tensor.line.bytes
-            if total > peak:
-                peak, end = total, i + 1
-        return PredictedActivations(_alive(self.log), _alive(self.log[:end]))
+class _Forward(Log):
+    """What each module of the GPT writes into the log."""
 
     def run(self) -> None:
         """GPT.forward with targets."""
@@ -220,7 +115,7 @@ class _Forward:
         masks = attention.masks(self)
         sources = skip_sources(config)
         embedded = x if config.embedding_skip else None
-        after: dict[int, _Tensor] = {}
+        after: dict[int, Tensor] = {}
         for layer in range(config.layers):
             mask = masks[self.view(layer)]
             before, x = x, self.block(layer, x, mask, embedded, after.get(sources.get(layer, -1)))
@@ -248,7 +143,7 @@ class _Forward:
         made = dict.fromkeys(tensor for mask in masks.values() for tensor in mask)  # views share some
         self.drop(x, result, *made, *([embedded] if embedded else []), *after.values())
 
-    def embedding(self) -> _Tensor:
+    def embedding(self) -> Tensor:
         """Keeps 8·s (the positions, int64) where they are learned; a norm of its own follows in the RMSNorm model."""
         config = self.config
         x = self.new("embedding", "tokens", self.tokens * config.width, self.stream_size)
@@ -263,12 +158,9 @@ class _Forward:
             self.drop(tokens)
         return x
 
-    def view(self, layer: int) -> View:
-        return view_of(self.config, layer, self.time)
-
     def block(
-        self, layer: int, x: _Tensor, mask: list[_Tensor], embedded: _Tensor | None, earlier: _Tensor | None
-    ) -> _Tensor:
+        self, layer: int, x: Tensor, mask: list[Tensor], embedded: Tensor | None, earlier: Tensor | None
+    ) -> Tensor:
         """A checkpointed block keeps its input, r·n·h, and all blocks together the mask, b·s².
 
         What skips read (`embedded`, `earlier`) is input too.
@@ -308,90 +200,7 @@ class _Forward:
         self.checkpointing = "none"
         return output
 
-    def norm(self, part: str, x: _Tensor) -> _Tensor:
-        """Of the stream. LayerNorm keeps its input and two statistics per token, r·n·h + 2·r·n (+ 2·4·n on a GPU).
-
-        RMSNorm keeps a float32 input (x itself where it is that) and one statistic, 4·n·h + 4·n in every precision.
-        """
-        if self.config.norm == "rms":
-            return self.rms_norm(part, x, self.tokens)
-        self.keep(part, x)
-        y = self.new(part, "normalised", x.elements, x.size)
-        statistics = self.new(part, "mean and deviation", 2 * self.tokens, 4 if self.kernels.cuda else x.size)
-        self.keep(part, statistics)
-        self.drop(statistics)
-        return y
-
-    def rms_norm(self, part: str, x: _Tensor, vectors: int) -> _Tensor:
-        """Keeps 4·elements + 4·vectors: the input in float32 and a reciprocal length per vector.
-
-        On a GPU it is one kernel, which keeps its input as it is.
-        """
-        if self.kernels.cuda:
-            source = x
-            if self.autocast and x.size < 4 and self.kernels.widens_rms_norm:
-                source = self.new(part, "cast input", x.elements, 4)
-            y = self.new(part, "normalised", x.elements, source.size)
-            scale = self.new(part, "reciprocal length", vectors, 4)
-            self.keep(part, source, scale)
-            self.drop(scale, *([] if source is x else [source]))
-            return y
-        single = x if x.size == 4 else self.new(part, "float32 input", x.elements, 4)
-        squares = self.new(part, "squares", x.elements, 4)
-        mean = self.new(part, "mean square", vectors, 4)
-        scale = self.new(part, "reciprocal length", vectors, 4)
-        self.keep(part, single, scale)
-        self.drop(mean, squares)
-        y = self.new(part, "normalised", x.elements, 4)
-        if single is not x:
-            wide, y = y, self.new(part, "normalised", x.elements, x.size)
-            self.drop(wide, single)
-        self.drop(scale)
-        return y
-
-    def linear(
-        self,
-        part: str,
-        x: _Tensor,
-        outputs: int,
-        output_part: str | None = None,
-        bias: bool | None = None,
-        cached: bool = True,
-    ) -> _Tensor:
-        """Keeps its input, c·n·inputs, which functions before it may have kept already.
-
-        Under autocast a float32 input is cast first and the copy is kept; so are 2·inputs·outputs of cast weights, by
-        autocast's cache, checkpoint or not. A bias, and under autocast its cast, goes into a sum of its own. Not
-        `cached`: a fused kernel's cast of its weight, which no cache keeps and a checkpoint makes anew.
-        """
-        inputs = x.elements // self.tokens
-        if bias is None:
-            bias = self.config.bias and self.module != "head"
-        casts = []
-        if self.autocast:
-            casts = [self.new("weight casts", "weight", inputs * outputs, 2)]
-            casts[0].kept = cached or self.checkpointing == "none"
-        source = x
-        if x.size > self.product_size:
-            source = self.new(part, "cast input", x.elements, self.product_size)
-        self.keep(part, source)
-        y = self.new(
-            output_part or part,
-            "product",
-            self.tokens * outputs,
-            self.product_size,
-            product=outputs >= inputs,
-        )
-        if source is not x:
-            self.drop(source)
-        self.drop(*casts)
-        if bias:
-            cast = [self.new("weight casts", "bias", outputs, 2)] if self.autocast else []
-            product, y = y, self.new(output_part or part, "with bias", y.elements, y.size)
-            self.drop(product, *cast)
-        return y
-
-    def mlp(self, name: str, y: _Tensor) -> _Tensor:
+    def mlp(self, name: str, y: Tensor) -> Tensor:
         """Keeps c·n·h, the input, and 2·c·n·m: ReLU² keeps ReLU's output and its square, GELU its input and output.
 
         Fused, ReLU² keeps its output alone, c·n·m. In torch's kernels on a GPU autocast squares a float32 copy, which
@@ -422,7 +231,7 @@ class _Forward:
         self.drop(y, active)
         return result
 
-    def loss(self, product: _Tensor) -> _Tensor:
+    def loss(self, product: Tensor) -> Tensor:
         """Keeps 4·n·V, the logarithms of probabilities, and as much again for the softcap's tanh.
 
         With tokens further on in the loss see `multi_token_loss`. At the peak there are also the logits themselves,
@@ -452,7 +261,7 @@ class _Forward:
         self.drop(logits)
         return result
 
-    def fused_loss(self, y: _Tensor) -> _Tensor:
+    def fused_loss(self, y: Tensor) -> Tensor:
         """`speedrun.kernels.cross_entropy`. Keeps its gradients by the input, c·n·h, and by the weight, 4·V'·h.
 
         While it runs: autocast's copies of input and weight, and two blocks of logits, since the product that makes a
@@ -483,94 +292,3 @@ def fused_loss_inside(tokens: int, vocabulary: int, width: int, size: int, cast:
     one = [("block of logits", blocks[0]), ("block's gradient by the weight", vocabulary * width * 4)]
     weight = [("cast weight", vocabulary * width * size)] if cast else []
     return weight + max(two, one, key=lambda held: sum(bytes for _, bytes in held))
-
-
-def _alive(log: list[tuple[bool, _Tensor]]) -> tuple[Line, ...]:
-    alive: dict[int, _Tensor] = {}
-    for allocated, tensor in log:
-        if allocated:
-            alive[id(tensor)] = tensor
-        else:
-            del alive[id(tensor)]
-    return tuple(tensor.line for tensor in alive.values() if tensor.elements)
-
-
-FEATURES = {
-    "grams.": "n-grams",
-    "smear.": "smear",
-    "value_embedding.": "value embedding",
-    "skip.": "skips",
-    "backout.": "skips",
-}
-"""Module (or the one it is in) → part."""
-FUNCTIONS = ("scaled_dot_product_attention", "flex", "varlen_attn", "reshape")
-"""Attention functions, and what lays their output out anew."""
-
-
-def part_of(module: str, operator: str, kernel: str) -> str:
-    """The part of this GPT to which a tensor of the measured account belongs, by the names used above.
-
-    module: path of the module that keeps (or made) it; operator: torch's function that does; kernel: what made it.
-    """
-    for path, part in FEATURES.items():
-        if path in f"{module}.":
-            return part
-    name = module.rpartition(".")[2]
-    if kernel in ("eq", "cumsum", "ones", "tril", "triu", "bitwise_and", "scalar_tensor", "repeat_interleave"):
-        return "masks"
-    if kernel == "where" and operator == "scaled_dot_product_attention":
-        return "masks"
-    if name in ("q", "k", "v"):
-        return "qkv"
-    if name == "attention":
-        if operator == "rms_norm":
-            return "qk norm"
-        if kernel == "sigmoid":
-            return "gate"
-        result = kernel in ("clone", "bmm") or (operator, kernel) == ("mul", "_to_copy")  # that a gate multiplies
-        fused = result or kernel.startswith("_scaled_dot_product")
-        return "attention" if fused or operator in FUNCTIONS else "rope"
-    if name == "out":
-        return "attention"
-    if name == "gate":
-        return "gate"
-    if name == "mlp":
-        return "activation"
-    if name in ("up", "down"):
-        return f"mlp {name}"
-    if name.startswith("norm") or operator == "rms_norm":
-        return "norm"
-    if name.isdigit():  # a block: sums, and what a checkpoint keeps
-        return "residual"
-    if name in ("embed", "positions") or operator in ("arange", "embedding") or kernel == "add":
-        return "embedding"
-    if name == "head" and kernel not in ("mm", "addmm"):
-        return "head"
-    return "logits and loss"
-
-
-def korthikanti(
-    s: int,
-    b: int,
-    h: int,
-    a: int,
-    layers: int,
-    *,
-    flash: bool = False,
-    recomputation: Literal["none", "selective", "full"] = "none",
-) -> float:
-    """Bytes of activations of `layers` 16-bit transformer layers (Korthikanti et al. 2022, arXiv 2205.05198).
-
-    s tokens of a row, b rows, h width, a heads. Per layer
-
-        none        s·b·h·(34 + 5·a·s/h): 11·s·b·h + 5·a·s²·b in attention, 19·s·b·h in the MLP, 4·s·b·h in two norms
-        selective   34·s·b·h: scores, softmax and dropout of attention are computed again
-        full        2·s·b·h: only the layer's input
-
-    Fused attention (`flash`) drops 5·a·s/h without any recomputation that a user would see. Embedding, last norm, head
-    and loss are left out, and for small models they are the most; so are weights cast to 16 bit.
-    """
-    if recomputation == "full":
-        return layers * 2 * s * b * h
-    scores = 0 if flash or recomputation == "selective" else 5 * a * s / h
-    return layers * s * b * h * (34 + scores)

@@ -5,24 +5,20 @@ Letters as there.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from speedrun.books import stream
 from speedrun.books.kernels import View, attention_kind
+from speedrun.books.log import Log, Tensor
 from speedrun.config import GATE_CHANNELS
 
-if TYPE_CHECKING:
-    from speedrun.books.activations import _Forward, _Tensor
 
-
-def masks(forward: _Forward) -> dict[View, list[_Tensor]]:
+def masks(forward: Log) -> dict[View, list[Tensor]]:
     """Keeps nothing: a boolean mask per view, b·s² (4·b·s² for paired heads, and of one row without documents),
     lives as long as the forward pass, or longer by a checkpoint. With it goes a number per token for key offset.
 
     For flex the block mask, which attention keeps: four tables of int32 with a line per block of 128 queries, and
     the first key of every query, 4·n. For varlen and flash where documents begin: a few numbers, which are left out.
     """
-    views: dict[View, list[_Tensor]] = {forward.view(layer): [] for layer in range(forward.config.layers)}
+    views: dict[View, list[Tensor]] = {forward.view(layer): [] for layer in range(forward.config.layers)}
     documents = continues = None
     if forward.documents:
         start = forward.new("masks", "starts", forward.tokens, 1)
@@ -33,7 +29,7 @@ def masks(forward: _Forward) -> dict[View, list[_Tensor]]:
             continues = forward.new("masks", "continues", forward.tokens, 1)
             forward.drop(difference)
     for view, tensors in views.items():
-        made: list[_Tensor] = []
+        made: list[Tensor] = []
         kind = attention_kind(view, forward.time, forward.kernels)
         if kind == "flex":
             made = block_mask(forward, *view)
@@ -45,7 +41,7 @@ def masks(forward: _Forward) -> dict[View, list[_Tensor]]:
     return views
 
 
-def block_mask(forward: _Forward, window: int, paired: bool) -> list[_Tensor]:
+def block_mask(forward: Log, window: int, paired: bool) -> list[Tensor]:
     """FlexAttention's: per row and block of queries how many blocks of keys it sees and which, and the same for whole
     blocks and for the backward pass; and the first key of every query.
     """
@@ -55,7 +51,7 @@ def block_mask(forward: _Forward, window: int, paired: bool) -> list[_Tensor]:
     return [tables, forward.new("masks", "first keys", forward.rows * time, 4)]
 
 
-def mask(forward: _Forward, window: int, paired: bool) -> _Tensor | None:
+def mask(forward: Log, window: int, paired: bool) -> Tensor | None:
     """One of them; where there is nothing to mask but the future there is none."""
     if not (forward.documents or window):
         return None
@@ -75,7 +71,7 @@ def mask(forward: _Forward, window: int, paired: bool) -> _Tensor | None:
     return mask
 
 
-def attention(forward: _Forward, layer: int, y: _Tensor, mask: list[_Tensor], values: _Tensor | None) -> _Tensor:
+def attention(forward: Log, layer: int, y: Tensor, mask: list[Tensor], values: Tensor | None) -> Tensor:
     """Keeps the input of q, k and v, once (c·n·h) or, cast by each of them under autocast, three times (6·n·h).
 
     QK-norm keeps 2·(4·n·h + 4·n·a); without it, q and k are kept by attention alone. The rest is `rotate` and
@@ -104,7 +100,7 @@ def attention(forward: _Forward, layer: int, y: _Tensor, mask: list[_Tensor], va
         before = (q, k, v)  # type: ignore[assignment]
         q, k, v = (forward.new("attention", "paired", x.elements, forward.product_size) for x in (q, k, v))
         forward.drop(*before)
-    tables: list[_Tensor] = []
+    tables: list[Tensor] = []
     if config.positions != "learned":
         channels = config.width // config.heads // (2 if config.positions == "half_rope" else 1)
         tables = rope_tables(forward, channels // 2, length)
@@ -129,7 +125,7 @@ def attention(forward: _Forward, layer: int, y: _Tensor, mask: list[_Tensor], va
     return result
 
 
-def normalised(forward: _Forward, x: _Tensor, vectors: int) -> _Tensor:
+def normalised(forward: Log, x: Tensor, vectors: int) -> Tensor:
     """q or k; in the dtype of products, though autocast's RMSNorm may give float32 on a GPU."""
     y = forward.rms_norm("qk norm", x, vectors)
     if y.size > forward.product_size:
@@ -138,7 +134,7 @@ def normalised(forward: _Forward, x: _Tensor, vectors: int) -> _Tensor:
     return y
 
 
-def offset_keys(forward: _Forward, k: _Tensor, mask: list[_Tensor]) -> _Tensor:
+def offset_keys(forward: Log, k: Tensor, mask: list[Tensor]) -> Tensor:
     """Keeps which token continues a document, n bytes, for the choice between two keys."""
     part, half = "key offset", k.elements // 2
     before = forward.new(part, "still, one back", half, forward.product_size)
@@ -151,7 +147,7 @@ def offset_keys(forward: _Forward, k: _Tensor, mask: list[_Tensor]) -> _Tensor:
     return result
 
 
-def gate(forward: _Forward, name: str, y: _Tensor, output: _Tensor) -> _Tensor:
+def gate(forward: Log, name: str, y: Tensor, output: Tensor) -> Tensor:
     """Keeps the sigmoid, c·n·a, and the output before it; the gated one is the projection's input."""
     part, heads = "gate", forward.config.heads
     forward.module = f"{name}.gate"
@@ -174,7 +170,7 @@ def gate(forward: _Forward, name: str, y: _Tensor, output: _Tensor) -> _Tensor:
     return result
 
 
-def rope_tables(forward: _Forward, pairs: int, length: int) -> list[_Tensor]:
+def rope_tables(forward: Log, pairs: int, length: int) -> list[Tensor]:
     """Keeps 2·4·s·pairs: cosine and sine, float32, made anew by every layer (of 2·s positions for paired heads)."""
     part = "rope"
     exponents = forward.new(part, "exponents", pairs, 4)
@@ -190,7 +186,7 @@ def rope_tables(forward: _Forward, pairs: int, length: int) -> list[_Tensor]:
     return tables
 
 
-def rotate(forward: _Forward, x: _Tensor, pairs: int) -> _Tensor:
+def rotate(forward: Log, x: Tensor, pairs: int) -> Tensor:
     """Keeps nothing: the tables are no parameters, so no gradient asks for x. Works in float32."""
     part = "rope"
     rotated = forward.tokens * forward.config.heads * pairs
@@ -209,7 +205,7 @@ def rotate(forward: _Forward, x: _Tensor, pairs: int) -> _Tensor:
     return y
 
 
-def on_gpu(forward: _Forward, q: _Tensor, k: _Tensor, v: _Tensor, mask: list[_Tensor], kind: str) -> _Tensor:
+def on_gpu(forward: Log, q: Tensor, k: Tensor, v: Tensor, mask: list[Tensor], kind: str) -> Tensor:
     """Keeps q, k, v and the output, 4·c·n·h, a log-sum-exp per head and query, 4·n·a, and the state of a random
     generator. sdpa also the mask in numbers, c·b·s², flex the block mask.
     """
@@ -228,7 +224,7 @@ def on_gpu(forward: _Forward, q: _Tensor, k: _Tensor, v: _Tensor, mask: list[_Te
     return y
 
 
-def scaled_dot_product(forward: _Forward, q: _Tensor, k: _Tensor, v: _Tensor, time: int, masked: bool) -> _Tensor:
+def scaled_dot_product(forward: Log, q: Tensor, k: Tensor, v: Tensor, time: int, masked: bool) -> Tensor:
     """Fused: keeps q, k, v and its output, 4·c·n·h, a sum of exponentials per head and query, 4·n·a, and the mask
     in numbers, c·b·s².
 
@@ -275,7 +271,7 @@ def scaled_dot_product(forward: _Forward, q: _Tensor, k: _Tensor, v: _Tensor, ti
     return joined
 
 
-def numeric_mask(forward: _Forward, rows: int, time: int, size: int, masked: bool) -> _Tensor:
+def numeric_mask(forward: Log, rows: int, time: int, size: int, masked: bool) -> Tensor:
     """Zero where a query may look, minus infinity elsewhere; a causal one is made on the spot where none is."""
     boolean = []
     if not masked:

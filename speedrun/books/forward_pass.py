@@ -7,19 +7,14 @@ kernels that a run resolves to. A run's ledger, `shardrun plan` and `diff` all a
 from dataclasses import dataclass
 from functools import cache
 
-from speedrun.books.activations import (
-    ComputePrecision,
-    PredictedActivations,
-    batch_bytes,
-    loss_backward,
-    predict_activations,
-)
+from speedrun.books.activations import batch_bytes, loss_backward, predict_activations
 from speedrun.books.kernels import CPU, Kernels, attention_kinds
+from speedrun.books.log import PredictedActivations
 from speedrun.config import ModelConfig
 from strategies import catalogue
 from strategies.forecast.predict import predict_after_forward, predict_memory, predict_peak
 from strategies.ledger.allocator import block, workspaces
-from strategies.ledger.terms import Held, Scenario
+from strategies.ledger.terms import ComputePrecision, Held, Scenario
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from speedrun.books.activations import part_of
 from speedrun.books.forward_pass import ForwardPass
 from speedrun.books.kernels import CPU, Kernels
+from speedrun.books.parts import part_of
 from speedrun.books.shapes import scenario_of
 from speedrun.books.stand_ins import inside
 from speedrun.config import Config, ModelConfig

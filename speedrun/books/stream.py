@@ -6,15 +6,11 @@ is computed: they live for an instant, when nothing else does.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from speedrun.books.log import Log, Tensor
 from speedrun.config import GATE_CHANNELS
 
-if TYPE_CHECKING:
-    from speedrun.books.activations import _Forward, _Tensor
 
-
-def ngrams(forward: _Forward, name: str, x: _Tensor) -> _Tensor:
+def ngrams(forward: Log, name: str, x: Tensor) -> Tensor:
     """Keeps 8·n, the rows of the table; what is looked up, r·n·h, or with a projection its input and output,
     c·n·(width of the table) + c·n·h.
     """
@@ -37,7 +33,7 @@ def ngrams(forward: _Forward, name: str, x: _Tensor) -> _Tensor:
     return result
 
 
-def smear(forward: _Forward, x: _Tensor) -> _Tensor:
+def smear(forward: Log, x: Tensor) -> Tensor:
     """Keeps the stream, r·n·h, and for each of n' = b·(s − 1) positions g·c, the gate's input; c, σ; r, the share; and
     where there are documents 1 byte, which of them start one.
     """
@@ -68,7 +64,7 @@ def smear(forward: _Forward, x: _Tensor) -> _Tensor:
     return result
 
 
-def value_embedding(forward: _Forward, name: str) -> _Tensor:
+def value_embedding(forward: Log, name: str) -> Tensor:
     """Keeps what is looked up, r·n·h; the gate's input, g·c·n; σ and 2σ, 2·c·n·a."""
     config, part = forward.config, "value embedding"
     forward.module = name
@@ -87,7 +83,7 @@ def value_embedding(forward: _Forward, name: str) -> _Tensor:
     return result
 
 
-def add_to_values(forward: _Forward, v: _Tensor, embedding: _Tensor) -> _Tensor:
+def add_to_values(forward: Log, v: Tensor, embedding: Tensor) -> Tensor:
     """Keeps nothing: v with the embedding takes the place of v."""
     part = "value embedding"
     cast = embedding
@@ -100,7 +96,7 @@ def add_to_values(forward: _Forward, v: _Tensor, embedding: _Tensor) -> _Tensor:
     return result
 
 
-def embedding_skip(forward: _Forward, name: str, x: _Tensor, embedded: _Tensor) -> _Tensor:
+def embedding_skip(forward: Log, name: str, x: Tensor, embedded: Tensor) -> Tensor:
     """Keeps the stream before it, r·n·h, whose product with λ's gradient is λ's; and the embedding, once for all."""
     forward.module, part, size = name, "skips", forward.stream_size
     forward.keep(part, x, embedded)
@@ -110,7 +106,7 @@ def embedding_skip(forward: _Forward, name: str, x: _Tensor, embedded: _Tensor) 
     return result
 
 
-def skip(forward: _Forward, name: str, x: _Tensor, earlier: _Tensor, gated: bool) -> _Tensor:
+def skip(forward: Log, name: str, x: Tensor, earlier: Tensor, gated: bool) -> Tensor:
     """Keeps the stream at the earlier place, r·n·h, and a gate's one number."""
     forward.module, part, size = name, "skips", forward.stream_size
     strength = [forward.new(part, "σ", 1, size)] if gated else []
@@ -121,7 +117,7 @@ def skip(forward: _Forward, name: str, x: _Tensor, earlier: _Tensor, gated: bool
     return result
 
 
-def multi_token_loss(forward: _Forward, probabilities: _Tensor) -> _Tensor:
+def multi_token_loss(forward: Log, probabilities: Tensor) -> Tensor:
     """Keeps the logarithms of probabilities, 4·n·V, and 9 bytes for each target, of which there are 1 + `future` per
     token: where it stands among them, and whether it is one at all; and the number of next tokens.
     """

@@ -3,14 +3,25 @@
 from collections.abc import Sequence
 
 from strategies.layout import on_rank
-from strategies.ledger.terms import FP32, Books, Computes, Entry, Held, Modules, Moments, Scenario, entry, moments
+from strategies.ledger.terms import (
+    FP32,
+    Books,
+    ComputePrecision,
+    Entry,
+    Held,
+    Modules,
+    Moments,
+    Scenario,
+    entry,
+    moments,
+)
 from strategies.owners import Matrix, assign_owners, rounds
 
 
 class DDPBooks(Books):
     """See strategies.ledger.terms.Books."""
 
-    computes_bf16: Computes = "autocast"
+    computes_bf16: ComputePrecision = "autocast"
     precision_in_words = "float32 weights and gradients, matrix products in bf16 (autocast)"
     words = {
         "parameters": "whole, float32 (autocast casts for use)",

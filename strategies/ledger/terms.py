@@ -31,8 +31,8 @@ Names = Sequence[str]
 Modules = tuple[tuple[str, tuple[str, ...]], ...]
 """(path, the module's own parameters) of every module but lists of modules, in order; the root's path is ""."""
 
-Computes = Literal["fp32", "autocast", "bf16"]
-"""The precision of activations: float32; under autocast, from float32 weights; bf16, from bf16 weights."""
+ComputePrecision = Literal["fp32", "autocast", "bf16"]
+"""Of activations. autocast: float32 weights, products in bf16; bf16: weights in bf16 too."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ class Books:
     """A package that it needs beside torch."""
     refuses_compile = ""
     """Why torch.compile does not go with it, and what does; empty where it does."""
-    computes_bf16: Computes = "bf16"
+    computes_bf16: ComputePrecision = "bf16"
     """How the model computes in bf16."""
 
     def fits(self, world_size: int) -> bool:

@@ -1,13 +1,13 @@
 """single: everything, in float32; under bf16 too, because autocast casts a weight for the moment of its use."""
 
-from strategies.ledger.terms import FP32, Books, Computes, Held, Moments, Scenario, moments
+from strategies.ledger.terms import FP32, Books, ComputePrecision, Held, Moments, Scenario, moments
 from strategies.owners import assign_owners
 
 
 class SingleBooks(Books):
     """See strategies.ledger.terms.Books."""
 
-    computes_bf16: Computes = "autocast"
+    computes_bf16: ComputePrecision = "autocast"
     precision_in_words = "float32 weights and gradients, matrix products in bf16 (autocast)"
     words = {
         "parameters": "whole, float32",

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lessons import kit
-from speedrun.books.activations import korthikanti
+from speedrun.books.korthikanti import korthikanti
 from speedrun.config import ScheduleConfig
 from speedrun.data.shards import open_shard, write_shard
 from speedrun.model.masks import document_mask

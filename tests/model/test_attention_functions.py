@@ -20,8 +20,8 @@ from torch.nn.attention.flex_attention import create_block_mask
 
 import speedrun.model.attention as attention_module
 from speedrun.attention_choice import MEASURED, Kind, Where, choose_attention
-from speedrun.books.activations import part_of
 from speedrun.books.measured import Books
+from speedrun.books.parts import part_of
 from speedrun.config import ModelConfig
 from speedrun.model import GPT, flex, gpt, masks
 from speedrun.model.attend import activate_flash, attend, flash_function, where

@@ -13,7 +13,9 @@ import torch
 import torch.distributed as dist
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from speedrun.books.activations import korthikanti, part_of, predict_activations
+from speedrun.books.activations import predict_activations
+from speedrun.books.korthikanti import korthikanti
+from speedrun.books.parts import part_of
 from speedrun.config import ModelConfig, OptimizerConfig
 from speedrun.model import GPT
 from speedrun.optim.policy import parameter_groups

@@ -43,7 +43,7 @@ def relu2(x: Tensor) -> Tensor:
 
 
 class ReLU2(torch.autograd.Function):
-    """relu(x)² with the gradient g·2·relu(x) in one pass. torch's own takes four: a power, two products, a threshold."""
+    """relu(x)² with the gradient 2·g·relu(x) in one pass; torch's own takes a power, two products and a threshold."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from strategies.checkpoint.format import SUMS, read_index
 from strategies.checkpoint.load import load, verify
 from strategies.checkpoint.save import Saver
 from tests.ranks import RankPool, processes
-from tests.strategies.checkpoint.runs import CASE, start, train
+from tests.strategies.checkpoint.runs import CASE, STEPS, start, train
 
 
 def saver(folder: Path, keep: int = 2, keep_best: bool = False) -> Saver:
@@ -74,14 +74,14 @@ def test_training_goes_on_while_a_save_is_written_and_the_copy_is_of_its_moment(
     monkeypatch.setattr(saving, "write_shard", slowly)
     one = Saver(tmp_path, "single", "fp32", strategy.optimizer)
     one.save(2, {})
-    losses = train(strategy, 2, 5)
+    losses = train(strategy, 2, STEPS)
     assert not checkpoints(tmp_path)
     let_go.set()
     one.wait()
     other = start("single", seed=1)
     load(find(tmp_path), read_index(find(tmp_path)), other)
     assert all(torch.equal(weight, before[name]) for name, weight in other.optimizer.full_weights().items())
-    assert train(other, 2, 5) == losses
+    assert train(other, 2, STEPS) == losses
 
 
 def test_a_full_disk_is_a_failure_of_the_save_and_the_old_checkpoint_stays(

@@ -131,8 +131,10 @@ def saved_by_graph(loss: Tensor, known: set[int]) -> int:
             continue
         seen.add(node)
         stack += [following for following, _ in node.next_functions]
-        for name in dir(node):
-            if not name.startswith("_saved_") or not isinstance(tensor := getattr(node, name), Tensor):
+        saved = [getattr(node, name) for name in dir(node) if name.startswith("_saved_")]
+        saved += getattr(node, "saved_tensors", ())  # of an autograd.Function, as the squared ReLU is
+        for tensor in saved:
+            if not isinstance(tensor, Tensor):
                 continue
             if tensor.dtype != torch.float64:  # the softcap, a Python number
                 storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()

@@ -15,8 +15,8 @@ import tempfile
 from pathlib import Path
 
 from shardrun.launch import launch, shipped_config, what_went_wrong
-from shardrun.plan import largest_layer
-from speedrun.books.shapes import parameter_groups, parameter_shapes
+from shardrun.plan.court import largest_layer
+from speedrun.books.shapes import ledger_groups, shapes_from
 from speedrun.config import OptimizerConfig
 from speedrun.presets import PRESETS
 from strategies import catalogue
@@ -33,8 +33,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the table to this Markdown file")
     arguments = parser.parse_args()
     config = dataclasses.replace(PRESETS[arguments.preset][1], optimizer=OptimizerConfig(name="adamw"))
-    shapes = parameter_shapes(config.model)
-    testimonies = hear(shapes, parameter_groups(config), arguments.processes, largest_layer(shapes))
+    shapes = shapes_from(config.model)
+    testimonies = hear(shapes, ledger_groups(config), arguments.processes, largest_layer(shapes))
     rows = [(t.who, t.bytes) for t in testimonies]
     rows.append(
         ("measured", {name: measured(arguments.preset, name, arguments.processes) for name in catalogue.spread()})

@@ -25,7 +25,7 @@ import numpy as np
 from shardrun.launch import launch, shipped_config, what_went_wrong
 from speedrun.config import DataConfig
 from speedrun.data import open_data
-from speedrun.data.shards import GPT2_DOCUMENT_START, write_shard
+from speedrun.data.shards import GPT2_DOCUMENT_START, write_tokens
 from speedrun.presets import PRESETS
 
 ROWS, LENGTH = 8, 128
@@ -124,7 +124,7 @@ def _random_shards(folder: Path, tokens: int) -> Path:
         content = rng.integers(0, GPT2_DOCUMENT_START, size, dtype=np.uint16)
         content[rng.integers(0, size, size // MEAN_DOCUMENT)] = GPT2_DOCUMENT_START
         content[0] = GPT2_DOCUMENT_START
-        write_shard(folder / name, content)
+        write_tokens(folder / name, content)
     return folder
 
 

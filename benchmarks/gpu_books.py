@@ -19,13 +19,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from shardrun.plan import Planned, at_stage
+from shardrun.plan.estimate import Planned, at_stage
 from shardrun.plan.simulation import simulate_one
 from speedrun.books.kernels import CPU, Kernels, kernels_on_gpu, parse_version
 from speedrun.books.shapes import scenario_of
 from speedrun.config import Config
 from speedrun.presets import PRESETS
-from speedrun.stages import number_of_steps, resolve
+from speedrun.stages import number_of_steps, resolve_stages
 from strategies.ledger.hardware import GIB
 
 HERE = Path(__file__).parent
@@ -48,7 +48,7 @@ def planned(preset: str, rows: int, attention: str, torch: str | None) -> Planne
     """The first stage of a preset in one micro-batch of so many rows. torch: its version on an H100; None: on a CPU."""
     config: Config = PRESETS[preset][1]
     config = replace(config, model=replace(config.model, attention=attention))  # type: ignore[arg-type]
-    stage = replace(resolve(config, number_of_steps(config))[0], global_batch=rows, micro_batch=0)
+    stage = replace(resolve_stages(config, number_of_steps(config))[0], global_batch=rows, micro_batch=0)
     kernels: Kernels = CPU
     if torch:
         kernels = kernels_on_gpu(HOPPER, parse_version(torch), config.model, "bf16")

@@ -30,9 +30,9 @@ from typing import Any
 import psutil
 
 from strategies import catalogue
-from strategies.checkpoint.folder import checkpoints, find
+from strategies.checkpoint.folder import checkpoints, find_checkpoint
 from strategies.checkpoint.format import INDEX, read_index, read_sums
-from strategies.checkpoint.load import verify
+from strategies.checkpoint.load import verify_files
 
 CONFIGS = Path(__file__).parents[1] / "accelerate_configs/cpu"
 TARGETS = ("one rank", "all", "the launcher")
@@ -173,7 +173,7 @@ def figures(out: Path) -> tuple[list[tuple[Any, ...]], dict[str, str]]:
         raise Broken(f"a run that was to end has the status {summary['status']}: {summary['error']}")
     lines = [json.loads(line) for line in (out / "run/metrics.jsonl").read_text().splitlines()]
     keys = ("step", "tokens", "train_loss", "grad_norm", "val_loss", "lr")
-    sums = read_sums(find(out / "run"))
+    sums = read_sums(find_checkpoint(out / "run"))
     tensors = {name: sha256 for name, sha256 in sums.items() if name != INDEX}  # the index holds times of its own run
     return [tuple(line.get(key) for key in keys) for line in lines], tensors
 
@@ -241,7 +241,7 @@ def killed_once(
     if max(found, default=0) < newest:
         raise Broken(f"the checkpoint of step {newest} was lost")
     for path in found.values():
-        verify(path, read_index(path))
+        verify_files(path, read_index(path))
     return True
 
 

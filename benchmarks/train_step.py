@@ -28,7 +28,7 @@ import numpy as np
 import torch
 
 from shardrun.launch import find_config, launch, what_went_wrong
-from speedrun.data.shards import write_shard
+from speedrun.data.shards import write_tokens
 
 VARIANTS = {
     "eager": [],
@@ -102,7 +102,7 @@ def random_tokens(folder: Path) -> list[str]:
         tokens = generator.integers(0, 50256, count, dtype=np.uint16)
         tokens[generator.random(count) < 1 / 500] = 50256
         tokens[0] = 50256
-        write_shard(folder / f"fineweb_{split}_000000.bin", tokens)
+        write_tokens(folder / f"fineweb_{split}_000000.bin", tokens)
     return ["--data.source", str(folder), "--data.eval-tokens", "100000"]
 
 

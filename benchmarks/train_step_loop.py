@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from shardrun.machine import cpu_name
-from shardrun.plan import flops
+from speedrun.books.flops import flops
 from speedrun.config import Config
 from speedrun.data import open_data, prefetch
 from speedrun.kernels import choose
@@ -24,7 +24,7 @@ from speedrun.optim.policy import parameter_groups
 from speedrun.optim.schedule import forward_options
 from speedrun.run.command_line import parse
 from speedrun.run.ending import guarded
-from speedrun.stages import Stage, check_engine, resolve
+from speedrun.stages import Stage, check_engine, resolve_stages
 from speedrun.train import set_schedules
 from strategies import select
 from strategies.base import Strategy
@@ -42,7 +42,7 @@ def main() -> None:
     file, share, steps, trainer = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]
     launch = select.launched()
     config = parse(trainer)[1]
-    last = alone(config, resolve(config, config.steps, launch.world_size)[-1], share)
+    last = alone(config, resolve_stages(config, config.steps, launch.world_size)[-1], share)
     check_engine(config, last.stage, launch.engine)
     loop = Loop(config, launch, last, select.start(launch))
     with loop.batches(last):
@@ -108,7 +108,7 @@ class Loop:
         self.model = GPT(self.config.model, document_start=data.document_start)
         self.model.init_weights(config.seed)
         if config.compile:
-            compile_blocks(self.model, config, launch)
+            compile_blocks(self.model, launch.cpu)
         shapes = {name: tuple(p.shape) for name, p in self.model.named_parameters()}
         recipe = parameter_groups(shapes, config.optimizer, kernels)
         accumulation = first.stage.batches.accumulation

@@ -8,13 +8,11 @@ import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from shardrun.lesson.wrong import Wrong
+
 GB, GIB, MB, MIB = 10**9, 2**30, 10**6, 2**20
 
 Attempt = TypeVar("Attempt", bound=Callable[..., Any])
-
-
-class Wrong(Exception):
-    """The learner's answer is wrong; the message says how, in whole sentences."""
 
 
 def wrong_attempt(exercise: str, says: str) -> Callable[[Attempt], Attempt]:

@@ -22,7 +22,7 @@ from strategies.forecast.predict import predict_memory
 from strategies.forecast.traffic import predict_traffic
 from strategies.ledger.memory import measure
 from strategies.ledger.terms import MODEL_STATES, Scenario
-from strategies.ledger.wire import Line, Meter
+from strategies.ledger.wire import Meter, SentLine
 from strategies.mesh import Place
 
 STEPS, ACCUMULATION = steps(10), 2
@@ -45,7 +45,7 @@ class Trained:
 
     weights: dict[str, Tensor]
     held: dict[str, int]
-    sent: list[Line]
+    sent: list[SentLine]
 
     def payload(self, *collectives: str) -> int:
         """Bytes of the last step by these collectives, without bookkeeping."""
@@ -104,7 +104,7 @@ def train_alone(device: torch.device, steps: int = STEPS) -> Trained:
 
 def train_by_hand(shards: ByHand, place: Place, steps: int = STEPS) -> Trained:
     """The same over all ranks, under a hand-written strategy."""
-    data, memory, sent = open_text(), dict[str, int](), list[Line]()
+    data, memory, sent = open_text(), dict[str, int](), list[SentLine]()
     for step in range(steps):
         with Meter() as meter:
             for last, inputs, targets in micro_batches(data, place, step):
@@ -117,7 +117,7 @@ def train_by_hand(shards: ByHand, place: Place, steps: int = STEPS) -> Trained:
 
 def train_strategy(strategy: Strategy, steps: int = STEPS) -> Trained:
     """The same under one of the trainer's strategies, prepared with `ACCUMULATION`: what speedrun/train.py does."""
-    data, memory, sent = open_text(), dict[str, int](), list[Line]()
+    data, memory, sent = open_text(), dict[str, int](), list[SentLine]()
     for step in range(steps):
         with Meter() as meter:
             for last, inputs, targets in micro_batches(data, strategy.optimizer.place, step):

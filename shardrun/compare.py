@@ -32,7 +32,7 @@ Entries = dict[str, dict[str, int]]
 
 
 @dataclass(frozen=True)
-class Run:
+class ComparedRun:
     """A finished run, as its folder tells it. Books are those of the rank that holds most, just before a step."""
 
     strategy: str
@@ -86,7 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0 if agree and not any(run.remainders for run in runs) else 1
 
 
-def _run_all(arguments: argparse.Namespace) -> tuple[list[Run], bool]:
+def _run_all(arguments: argparse.Namespace) -> tuple[list[ComparedRun], bool]:
     """Train under every strategy; also whether their losses agree."""
     names = arguments.strategies.split(",")
     for name in names:
@@ -120,13 +120,13 @@ def _run_all(arguments: argparse.Namespace) -> tuple[list[Run], bool]:
     return runs, _check_agreement(runs)
 
 
-def read(strategy: str, folder: Path) -> Run:
+def read(strategy: str, folder: Path) -> ComparedRun:
     """Read a run's record."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if line["step"] > 0]
     ranks = json.loads((folder / "ledger.json").read_text())["ranks"]
     fullest = max(ranks, key=lambda rank: sum(entry["measured"] for entry in _before_step(rank).values()))
-    return Run(
+    return ComparedRun(
         strategy=strategy,
         folder=folder,
         losses=[line["train_loss"] for line in steps],
@@ -167,7 +167,7 @@ def _added(entries: Entries) -> dict[str, int]:
     }
 
 
-def _check_agreement(runs: list[Run]) -> bool:
+def _check_agreement(runs: list[ComparedRun]) -> bool:
     """Whether every loss of every run is that of the first run, within AGREEMENT. Says so."""
     first = runs[0]
     worst, where = 0.0, ""
@@ -184,7 +184,7 @@ def _check_agreement(runs: list[Run]) -> bool:
     return worst <= AGREEMENT
 
 
-def _print_books(runs: list[Run], processes: int) -> None:
+def _print_books(runs: list[ComparedRun], processes: int) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -248,11 +248,11 @@ def _print_books(runs: list[Run], processes: int) -> None:
         print(f"Every line of all {processes} ranks' books: predicted = measured, to the byte (peaks are estimates).")
 
 
-def _predicted_for(run: Run) -> str:
+def _predicted_for(run: ComparedRun) -> str:
     return ", ".join(f"{key} {value}" for key, value in run.predicted_for.items())
 
 
-def _write(runs: list[Run], arguments: argparse.Namespace) -> str:
+def _write(runs: list[ComparedRun], arguments: argparse.Namespace) -> str:
     """compare.json, and the picture where matplotlib is installed, beside the runs. Returns the former's text."""
     folder, processes = runs[0].folder.parent, arguments.processes
     content = [{**vars(run), "folder": str(run.folder), "total": run.total, "ring_bytes": run.sent} for run in runs]

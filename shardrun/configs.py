@@ -28,7 +28,7 @@ class Resolved:
     """Key by key: key, value as written (or its default), what it does here."""
 
 
-def resolve(path: Path) -> Resolved:
+def resolve_config(path: Path) -> Resolved:
     """Read a config. Raises ValueError, in one sentence, where it is none or asks for what is not supported, and
     FileNotFoundError where there is no such file."""
     config = _read_yaml(path)

@@ -5,9 +5,10 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from shardrun.configs import Resolved, resolve
+from shardrun.configs import Resolved, resolve_config
 from shardrun.launch import find_config
-from shardrun.plan import COLUMNS, Planned, fullest, kernels_line, planned, wrapped
+from shardrun.plan.estimate import COLUMNS, Planned, fullest, kernels_line, planned
+from shardrun.tables import wrapped
 from speedrun.books.forward_pass import compute_precision
 from speedrun.books.kernels import CPU, Kernels, installed_torch, kernels_on_gpu
 from speedrun.config import Config
@@ -36,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     config = PRESETS[arguments.preset][1]
-    sides = [resolve(find_config(path)) for path in (arguments.a, arguments.b)]
+    sides = [resolve_config(find_config(path)) for path in (arguments.a, arguments.b)]
     found = [
         fullest(
             planned(config, arguments, side.world_size, side.engine, _kernels(side, config)),

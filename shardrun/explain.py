@@ -3,7 +3,7 @@
 import argparse
 import json
 
-from shardrun.configs import resolve
+from shardrun.configs import resolve_config
 from shardrun.launch import find_config, shipped_names
 
 
@@ -22,7 +22,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.path:
         print(path)
         return 0
-    resolved = resolve(path)
+    resolved = resolve_config(path)
     if arguments.json:
         content = {"schema": 1, **vars(resolved), "path": str(path)}
         content["lines"] = [dict(zip(("key", "value", "effect"), line, strict=True)) for line in resolved.lines]

@@ -111,7 +111,7 @@ def validation_rows(config: Config, stages: Sequence[Stage]) -> int:
     return max(1, most // (config.data.eval_sequence_length or config.data.sequence_length))
 
 
-def resolve(config: Config, steps: int, world_size: int = 1) -> list[Stage]:
+def resolve_stages(config: Config, steps: int, world_size: int = 1) -> list[Stage]:
     """The run's stages, in order; one that holds for all of it where the table is empty.
 
     A batch depends on the table and on `steps` too, since they say which tokens earlier stages took.

@@ -49,7 +49,7 @@ def train(preset: str, config: Config, launch: Launch) -> None:
     model = GPT(config.model, document_start=data.document_start)
     model.init_weights(config.seed)
     if config.compile:
-        compile_blocks(model, config, launch)
+        compile_blocks(model, launch.cpu)
 
     with Run(preset, checked, launch) as run:
         strategy = select.start(launch, config.collective_timeout)

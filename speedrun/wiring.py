@@ -31,7 +31,7 @@ def skip_sources(config: ModelConfig) -> dict[int, int]:
     return {}
 
 
-def check(config: ModelConfig) -> None:
+def check_model(config: ModelConfig) -> None:
     """Raises ValueError where two fields of the configuration cannot both be as they are."""
     check_attention(config)
     layers = config.layers

@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from strategies.ledger.terms import Books
+from strategies.ledger.terms import StrategyBooks
 
 if TYPE_CHECKING:
     from strategies.base import Settings, Strategy
@@ -44,7 +44,7 @@ def spread(world_size: int | None = None) -> tuple[str, ...]:
     return tuple(name for name in FOLDERS if name != "single" and all(books(name).fits(size) for size in sizes))
 
 
-def books(name: str) -> Books:
+def books(name: str) -> StrategyBooks:
     """What the strategy holds, sends and hides. Raises ValueError for a name that is none."""
     return _part(name, "books").books(name)  # type: ignore[no-any-return]
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.results import Result
-from shardrun.configs import resolve
+from shardrun.configs import resolve_config
 from shardrun.launch import shipped_config
 from strategies import catalogue
 from strategies.base import Precision
@@ -29,7 +29,7 @@ def strategies_here(result: Result) -> list[str]:
 def launch_alone(strategy: str, cpu: bool, precision: Precision) -> Launch:
     """What `select.launched()` says to the only rank under the shipped config of that strategy. Puts what a launcher
     exports for a process group into the environment, so it belongs into a process of its own."""
-    config = resolve(shipped_config(f"cpu/{strategy}" if cpu else strategy))
+    config = resolve_config(shipped_config(f"cpu/{strategy}" if cpu else strategy))
     if strategy != "single":
         with socket.create_server(("127.0.0.1", 0)) as server:
             port = server.getsockname()[1]

@@ -20,7 +20,7 @@ from speedrun.config import ModelConfig
 from speedrun.model import GPT
 from speedrun.model.attend import attend
 from speedrun.model.masks import Mask, View, dense_mask, document_numbers
-from speedrun.stages import resolve
+from speedrun.stages import resolve_stages
 
 KINDS = tuple(kind for kind in get_args(get_type_hints(ModelConfig)["attention"]) if kind != "auto")
 """All that model.attention can ask for."""
@@ -40,7 +40,7 @@ def main() -> None:
     bench = Bench(arguments.result, config.model, device, dtype, repeats=1 if arguments.tiny else 20)
     kinds = [kind for kind in KINDS if bench.runs(kind)]
     failed: list[str] = []
-    for index, stage in enumerate(resolve(config, config.steps)):
+    for index, stage in enumerate(resolve_stages(config, config.steps)):
         rows = alone(config, stage, SHARE).stage.global_batch
         short, long = stage.windows[-1]
         for view in (View(short), View(short, paired=True), View(long)):

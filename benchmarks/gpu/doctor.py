@@ -4,7 +4,7 @@ import sys
 
 from benchmarks.gpu.results import Result, asked
 from shardrun.doctor import examine
-from shardrun.doctor.report import Line, Report
+from shardrun.doctor.report import Finding, Report
 
 TIMEOUT = 60.0
 """Seconds after which one of its checks hangs."""
@@ -17,7 +17,7 @@ class Kept(Report):
         super().__init__()
         self.result = result
 
-    def add(self, line: Line) -> None:
+    def add(self, line: Finding) -> None:
         super().add(line)
         section, line = self.lines[-1]
         self.result.row("Finds", section=section, name=line.name, status=line.status, said=line.said, fix=line.fix)

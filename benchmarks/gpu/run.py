@@ -11,7 +11,7 @@ from benchmarks.gpu.books import add_books
 from benchmarks.gpu.results import Result, asked
 from benchmarks.gpu.sizes import TINY, config_of, eval_tokens, tokens
 from shardrun.launch import find_config, launching, running, shown, what_went_wrong
-from speedrun.stages import resolve, stage_at
+from speedrun.stages import resolve_stages, stage_at
 
 STEPS = 12
 
@@ -45,7 +45,7 @@ class Watch:
     def __init__(self, result: Result, run: Path, log: Path, tiny: bool):
         self.result, self.run, self.log = result, run, log
         self.printed, self.steps, self.counted = 0, 0, False
-        self.stages = resolve(config_of("speedrun", tiny), STEPS)
+        self.stages = resolve_stages(config_of("speedrun", tiny), STEPS)
 
     def look(self) -> None:
         for line in whole_lines(self.log)[self.printed :]:

@@ -25,7 +25,7 @@ from benchmarks.train_step_loop import WARM_UP, Alone, Loop, alone
 from speedrun.config import Config
 from speedrun.data import open_data
 from speedrun.optim.schedule import forward_options
-from speedrun.stages import resolve
+from speedrun.stages import resolve_stages
 from strategies import catalogue
 from strategies.base import Settings
 from strategies.mesh import Place
@@ -63,7 +63,7 @@ def main() -> None:
     tiny = arguments.tiny
     launch = Launch("single", 0, 0, 1, 1, "fp32" if tiny else "bf16", tiny)
     config = with_tokens(config_of(preset, tiny), tokens(arguments.result.work(), tiny), tiny)
-    stages = [alone(config, stage, SHARE) for stage in resolve(config, config.steps)]
+    stages = [alone(config, stage, SHARE) for stage in resolve_stages(config, config.steps)]
     if tiny:
         stages = stages[:: max(1, len(stages) - 1)]  # the first and the last
     bench = Bench(preset, config, launch, stages, 1 if tiny else WARM_UP, 2 if tiny else 20, arguments.result)

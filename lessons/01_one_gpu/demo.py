@@ -21,7 +21,7 @@ from lessons.kit import (
 )
 from shardrun.colours import COLOURS
 from speedrun.books.activations import predict_activations
-from speedrun.books.shapes import parameter_groups, parameter_shapes
+from speedrun.books.shapes import ledger_groups, shapes_from
 from speedrun.config import Config, ModelConfig, OptimizerConfig
 from speedrun.run.ending import guarded
 from strategies.forecast.predict import predict_memory
@@ -84,7 +84,7 @@ def report(launch, moments, losses) -> None:
     large = Config(
         model=ModelConfig(layers=64, heads=50, width=6400, vocab_size=50_304), optimizer=OptimizerConfig(name="adamw")
     )
-    books = Scenario("single", parameter_shapes(large.model), parameter_groups(large), 1)
+    books = Scenario("single", shapes_from(large.model), ledger_groups(large), 1)
     psi = books.parameters
     hand = dict(zip(STATES, (4 * psi, 4 * psi, 8 * psi), strict=True))
     found = predict_memory(books)[0]["after backward"]

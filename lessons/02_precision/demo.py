@@ -22,7 +22,8 @@ from lessons.kit import (
     table,
     watched_forward,
 )
-from speedrun.kernels.fp8 import E4M3, E5M2, quantize_reference, scale_reference
+from speedrun.kernels.fp8 import quantize_reference, scale_reference
+from speedrun.kernels.fp8_formats import E4M3, E5M2
 from speedrun.optim.precision import native_bf16
 from speedrun.run.ending import guarded
 from strategies import catalogue

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from lessons.kit import CONFIG, headline, launched, mib, open_text, prepare, rows_of, save_figure, table
 from shardrun.colours import COLOURS, SENT
-from speedrun.books.shapes import parameter_groups, parameter_shapes
+from speedrun.books.shapes import ledger_groups, shapes_from
 from speedrun.config import Config, ModelConfig, OptimizerConfig
 from speedrun.run.ending import guarded
 from strategies import catalogue
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def books(config: Config, name: str, ranks: int, precision: str, accumulation: int = 1) -> Scenario:
-    shapes, groups = parameter_shapes(config.model), parameter_groups(config)
+    shapes, groups = shapes_from(config.model), ledger_groups(config)
     return Scenario(name, shapes, groups, ranks, precision, accumulation, ENGINES[name])
 
 

@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from lessons.kit import CONFIG, headline, launched, mib, open_text, prepare, rows_of, save_figure, steps, table
 from speedrun.data import batch_hash, prefetch
-from speedrun.data.shards import HEADER_BYTES, open_shard, write_shard
+from speedrun.data.shards import HEADER_BYTES, open_shard, write_tokens
 from speedrun.run.ending import guarded
 from strategies import catalogue
 
@@ -106,7 +106,7 @@ def memory_map() -> None:
     """A shard on the disk: opened as a map, and read whole."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "example_train_000001.bin"
-        write_shard(path, np.random.default_rng(0).integers(0, 50_256, SHARD_TOKENS, dtype=np.uint16))
+        write_tokens(path, np.random.default_rng(0).integers(0, 50_256, SHARD_TOKENS, dtype=np.uint16))
         print(f"\nA shard of {SHARD_TOKENS / 1e6:.0f}M tokens, {path.stat().st_size:,} bytes; what this process gains:")
         # Each is done in turn; what one has brought in is let go before the next.
         lines = [measured("open it as a memory map", lambda: open_shard(path))]

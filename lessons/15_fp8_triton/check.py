@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 
 from lessons.checking import Wrong, expect, expect_number
-from speedrun.kernels.fp8 import E4M3, quantize_reference, scale_reference
+from speedrun.kernels.fp8 import quantize_reference, scale_reference
+from speedrun.kernels.fp8_formats import E4M3
 
 GUARD, UNTOUCHED = 4096, 12345.0
 """As in interpreter.py."""

@@ -15,7 +15,8 @@ if not torch.cuda.is_available():
 
 from lessons.kit import CONFIG, headline, launched, open_text, prepare, run_steps, save_figure, steps, table, with_model
 from speedrun.kernels import INSTALLED, INTERPRETED
-from speedrun.kernels.fp8 import E4M3, E5M2, product, product_reference, quantize, quantize_reference, scale_reference
+from speedrun.kernels.fp8 import product, product_reference, quantize, quantize_reference, scale_reference
+from speedrun.kernels.fp8_formats import E4M3, E5M2
 from speedrun.run.ending import guarded
 from strategies import catalogue
 

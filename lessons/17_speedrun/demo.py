@@ -18,7 +18,7 @@ import torch
 
 from lessons.kit import CONFIG, eval_tokens, open_text, prepare, run_steps, save_figure, steps, table, with_model
 from shardrun.ablate.effects import T_975, effect, reached
-from shardrun.plan import flops
+from speedrun.books.flops import flops
 from speedrun.config import Config, DataConfig, ModelConfig
 from speedrun.evaluate import evaluate
 from speedrun.presets import PRESETS

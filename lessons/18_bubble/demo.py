@@ -15,7 +15,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from lessons.kit import CONFIG, headline, launched, open_text, prepare, rows_of, save_figure, steps, table
-from speedrun.books.shapes import parameter_groups, parameter_shapes
+from speedrun.books.shapes import ledger_groups, shapes_from
 from speedrun.presets import PRESETS
 from speedrun.run.ending import guarded
 from strategies.base import Settings
@@ -55,7 +55,7 @@ def main() -> None:
 def books_alone() -> None:
     """GPT-2 on 8×H100: no machine is needed to know what it would wait for."""
     _, config = PRESETS["gpt2"]
-    shapes, groups = parameter_shapes(config.model), parameter_groups(config)
+    shapes, groups = shapes_from(config.model), ledger_groups(config)
     run = Scenario("ddp", shapes, groups, RANKS, "bf16")
     compute = 6 * run.parameters * TOKENS / (GPUS["h100"].flops * MFU)
     print(

@@ -13,7 +13,7 @@ EXTENSIONS = 2
 
 
 @dataclass(frozen=True)
-class Row:
+class ComparisonRow:
     """An arm beside the baseline. Effects are of pairs with one seed: the loss in nats per token at equal tokens; all
     others as shares of the baseline's (0.1: a tenth more). None where a run diverged or did not reach the target."""
 
@@ -48,7 +48,7 @@ class Comparison:
     suite: Suite
     seeds: list[int]
     target: float
-    rows: list[Row]
+    rows: list[ComparisonRow]
     results: list[list[Result]]
     sweeps: dict[str, dict[float, float]] = field(default_factory=dict)
 
@@ -85,7 +85,7 @@ def run_suite(suite: Suite, runs: Runs, seeds: list[int], target: float | None) 
     return Comparison(suite, seeds, target, rows, results, sweeps)
 
 
-def row(arm: Arm, factor: float, results: list[Result], baseline: list[Result], target: float) -> Row:
+def row(arm: Arm, factor: float, results: list[Result], baseline: list[Result], target: float) -> ComparisonRow:
     """results, baseline: one per seed, in the same order."""
     pairs = list(zip(results, baseline, strict=True))
     assert all(ours.seed == theirs.seed for ours, theirs in pairs), "pairs are of one seed"
@@ -96,7 +96,7 @@ def row(arm: Arm, factor: float, results: list[Result], baseline: list[Result], 
     def of_pairs(differences: list[float]) -> Effect | None:
         return effect(differences) if len(differences) == len(pairs) and not diverged else None
 
-    return Row(
+    return ComparisonRow(
         arm=arm,
         factor=factor,
         losses=[result.val_loss for result in results],

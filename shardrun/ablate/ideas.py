@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from speedrun.config import Config
-from speedrun.wiring import check
+from speedrun.wiring import check_model
 
 Changes = dict[str, Any]
 """Field → value."""
@@ -73,7 +73,7 @@ class Idea:
         if missing:
             return f"only with {', '.join(missing)}"
         try:
-            check(setting.with_changes(self.off if self.is_on(setting) else self.on).config.model)
+            check_model(setting.with_changes(self.off if self.is_on(setting) else self.on).config.model)
         except ValueError as error:
             return str(error)
         return None

@@ -4,7 +4,7 @@ import math
 import statistics
 from typing import Any
 
-from shardrun.ablate.comparison import Comparison, Row, best_factor
+from shardrun.ablate.comparison import Comparison, ComparisonRow, best_factor
 from shardrun.ablate.effects import Effect
 from shardrun.ablate.ideas import described
 
@@ -132,11 +132,11 @@ def _sweeps(comparison: Comparison) -> list[str]:
     return lines
 
 
-def _change(row: Row) -> str:
+def _change(row: ComparisonRow) -> str:
     return f"{row.arm.name} ({described(row.arm.changes)})" if row.arm.changes else row.arm.name
 
 
-def _loss_cells(row: Row) -> tuple[str, str]:
+def _loss_cells(row: ComparisonRow) -> tuple[str, str]:
     if row.loss is None:
         return f"diverged {sum(map(math.isinf, row.losses))} of {len(row.losses)}", ""
     spread = "" if row.loss.spread is None else f" ± {row.loss.spread:.4f}"
@@ -144,7 +144,7 @@ def _loss_cells(row: Row) -> tuple[str, str]:
     return f"{row.loss.mean:+.4f}{spread}", interval
 
 
-def _to_target(row: Row, tokens: Effect | None, count: int) -> str:
+def _to_target(row: ComparisonRow, tokens: Effect | None, count: int) -> str:
     return _percent(tokens) if row.reached == count or tokens else f"reached {row.reached} of {count}"
 
 

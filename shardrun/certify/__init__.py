@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from shardrun.configs import Resolved, resolve
+from shardrun.configs import Resolved, resolve_config
 from shardrun.launch import find_config, launch, what_went_wrong
 from strategies import catalogue
 
@@ -55,7 +55,7 @@ def _certify(arguments: argparse.Namespace) -> str:
         raise ValueError("--steps and --processes are at least 1.")
     configs = [find_config(name) for name in arguments.config or [f"cpu/{name}" for name in catalogue.spread()]]
     for config in configs:  # before minutes of training, not after
-        _check(resolve(config), arguments.processes)
+        _check(resolve_config(config), arguments.processes)
     cases = certificate_cases(arguments.steps)
     print(f"Reference: one process, no framework, {arguments.steps} steps, {len(cases)} cases")
     references = [run_reference(case) for case in cases]

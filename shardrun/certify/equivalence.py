@@ -17,7 +17,7 @@ from speedrun.model import GPT
 from speedrun.optim.policy import kind_of, parameter_groups
 from speedrun.optim.rules import Muon
 from speedrun.optim.schedule import adamw_updates, forward_options
-from speedrun.stages import Stage, resolve, stage_at
+from speedrun.stages import Stage, resolve_stages, stage_at
 from strategies.base import Strategy
 
 PHASES = ("gradient", "reduce", "clip", "update")
@@ -123,7 +123,7 @@ class Trace:
 def run_reference(case: Case, phases: bool = False) -> Trace:
     """Train in this process without accelerate, DeepSpeed or anything of `strategies`."""
     config = case.config()
-    stages = resolve(config, case.steps)
+    stages = resolve_stages(config, case.steps)
     data = open_data(config.data, config.model.vocab_size, config.seed, stages)
     model = GPT(config.model, document_start=data.document_start)
     model.init_weights(config.seed)
@@ -221,7 +221,7 @@ def run_reference(case: Case, phases: bool = False) -> Trace:
 def run_strategy(case: Case, strategy: Strategy, rank: int, world_size: int, phases: bool = False) -> Trace:
     """Train under a strategy that is not yet prepared. Collective; every rank returns the same trace."""
     config = case.config()
-    stages = resolve(config, case.steps)
+    stages = resolve_stages(config, case.steps)
     data = open_data(config.data, config.model.vocab_size, config.seed, stages)
     model = GPT(config.model, document_start=data.document_start)
     model.init_weights(config.seed)

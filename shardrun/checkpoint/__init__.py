@@ -14,7 +14,7 @@ from strategies.checkpoint.format import INDEX, SUMS, Index, read_index
 
 ACTIONS = {
     "inspect": "what is in it, without reading a tensor",
-    "verify": "every byte against its hash",
+    "verify_files": "every byte against its hash",
     "export": "the weights as safetensors, with config.json and a model card, as models lie on the Hugging Face hub",
 }
 
@@ -30,11 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    folder = folders.find(arguments.path)
+    folder = folders.find_checkpoint(arguments.path)
     status = 0
     if arguments.action == "inspect":
         content = describe(folder, read_index(folder))
-    elif arguments.action == "verify":
+    elif arguments.action == "verify_files":
         content = check(folder)
         status = 0 if content["intact"] else 1
     else:
@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps({"schema": 1, **content}, indent=2))
     else:
-        show = {"inspect": show_description, "verify": show_check, "export": show_export}[arguments.action]
+        show = {"inspect": show_description, "verify_files": show_check, "export": show_export}[arguments.action]
         show(content)
     return status
 
@@ -71,13 +71,13 @@ def describe(folder: Path, index: Index) -> dict[str, Any]:
 
 def check(folder: Path) -> dict[str, Any]:
     """Read and hash every file, and look for every tensor's place in them; `error` says what is damaged first."""
-    from strategies.checkpoint.load import verify
+    from strategies.checkpoint.load import verify_files
     from strategies.checkpoint.shards import Shards
 
     content: dict[str, Any] = {"path": str(folder), "intact": False, "error": None}
     try:
         index = read_index(folder)
-        verify(folder, index)
+        verify_files(folder, index)
         with Shards(folder) as shards:
             shards.check(index.tensors)
     except (ValueError, FileNotFoundError) as error:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from strategies.checkpoint.format import Index
-from strategies.checkpoint.load import WEIGHT, verify
+from strategies.checkpoint.load import WEIGHT, verify_files
 from strategies.checkpoint.shards import Shards, write_shard
 
 SHARD_BYTES = 5 * 10**9
@@ -28,7 +28,7 @@ def export(folder: Path, index: Index, out: Path) -> list[Path]:
         raise ValueError(f"{folder} was not saved by the trainer: its index says nothing of the model's configuration.")
     if out.exists():
         raise ValueError(f"{out} is there already: name another folder with --out.")
-    verify(folder, index)
+    verify_files(folder, index)
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

@@ -74,7 +74,7 @@ def tokenize(
         ValueError: no text, shards in `out` already, a tokenizer that cannot be used, less than one process or token.
     """
     from speedrun.data import text
-    from speedrun.data.shards import write_shard
+    from speedrun.data.shards import write_tokens
 
     if processes < 1 or shard_tokens < 1:
         raise ValueError(
@@ -114,7 +114,7 @@ def tokenize(
 
             for shard in _cut(encoded(), shard_tokens):
                 written.append(out / f"text_{kind}_{number:06d}.bin")
-                write_shard(_unfinished(written[-1]), shard)
+                write_tokens(_unfinished(written[-1]), shard)
                 number += 1
                 tokens += len(shard)
     for path in written:

@@ -13,7 +13,7 @@ import time
 from typing import TYPE_CHECKING
 
 from shardrun.doctor import python
-from shardrun.doctor.report import Line, Report
+from shardrun.doctor.report import Finding, Report
 from strategies import catalogue
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def _try_out(report: Report, driver: Driver, timeout: float) -> None:
     try:
         answer = probe.ask(probe.TORCH, timeout)
     except probe.Unanswered as why:
-        report.add(Line("torch", "failure", f"does not load: {why}", gpu.other_torch()))
+        report.add(Finding("torch", "failure", f"does not load: {why}", gpu.other_torch()))
         return
     report.take(gpu.loaded_torch, answer, driver)
     strategies = list(catalogue.names())
@@ -107,4 +107,4 @@ def _try_out(report: Report, driver: Driver, timeout: float) -> None:
         report.take(training.train, strategy, answer["gpus"], timeout, report.redacted)
     left_out = ", ".join(name for name in catalogue.names() if name not in strategies)
     if left_out:
-        report.add(Line("training", "warning", f"not tried, because of what is said above: {left_out}"))
+        report.add(Finding("training", "warning", f"not tried, because of what is said above: {left_out}"))

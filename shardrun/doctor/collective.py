@@ -8,12 +8,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from shardrun.doctor.report import Line
+from shardrun.doctor.report import Finding
 
 RANK = (sys.executable, "-m", "shardrun.doctor.collective_rank")
 
 
-def two_ranks(backend: str, timeout: float, rank_command: tuple[str, ...] = RANK) -> Iterator[Line]:
+def two_ranks(backend: str, timeout: float, rank_command: tuple[str, ...] = RANK) -> Iterator[Finding]:
     """Start two ranks that sum 1 MiB and wait for them; all of them have ended afterwards.
 
     backend: 'gloo' on CPU, or 'nccl' on two GPUs. rank_command gets BACKEND RANK WORLD_SIZE PORT as arguments.
@@ -36,13 +36,13 @@ def two_ranks(backend: str, timeout: float, rank_command: tuple[str, ...] = RANK
         said = [output.read_text(encoding="utf-8", errors="replace").splitlines() for output in outputs]
     if any(states):
         errors = (f"rank {i} {_ending(state, said[i])}" for i, state in enumerate(states) if state)
-        yield Line(name, "failure", "; ".join(errors), _remedy(backend))
+        yield Finding(name, "failure", "; ".join(errors), _remedy(backend))
     elif None in states:
         where = "; ".join(f"rank {i} while {_reached(lines)}" for i, lines in enumerate(said))
-        yield Line(name, "failure", f"they hung, and were ended after {timeout:.0f} s: {where}", _remedy(backend))
+        yield Finding(name, "failure", f"they hung, and were ended after {timeout:.0f} s: {where}", _remedy(backend))
     else:
         milliseconds = next(line.split()[1] for line in said[0] if line.startswith("done "))
-        yield Line(name, "ok", f"1 MiB summed in {milliseconds} ms")
+        yield Finding(name, "ok", f"1 MiB summed in {milliseconds} ms")
 
 
 def _wait(processes: list[subprocess.Popen[bytes]], timeout: float) -> list[int | None]:

@@ -13,14 +13,14 @@ from pathlib import Path
 
 from shardrun.doctor import shell, topology
 from shardrun.doctor.python import ROOT, requirements
-from shardrun.doctor.report import Line
+from shardrun.doctor.report import Finding
 
 OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
 """Major version of CUDA → the oldest driver branch that runs all of it (NVIDIA's minor version compatibility)."""
 
 
 @dataclass(frozen=True)
-class Gpu:
+class FoundGpu:
     """One GPU as nvidia-smi lists it; memory in MiB, 0 where it does not say."""
 
     index: int
@@ -34,7 +34,7 @@ class Driver:
     """What nvidia-smi says. `error` is its complaint where it fails; neither GPUs nor error: there is no driver."""
 
     version: str = ""
-    gpus: tuple[Gpu, ...] = ()
+    gpus: tuple[FoundGpu, ...] = ()
     error: str = ""
     topology: str = ""
 
@@ -58,7 +58,7 @@ def read_driver(timeout: float = 30) -> Driver:
         gpus, version = [], ""
         for row in listed.strip().splitlines():
             index, version, memory, used, name = (word.strip() for word in row.split(",", 4))
-            gpus.append(Gpu(int(index), name, *(int(n) if n.isdigit() else 0 for n in (memory, used))))
+            gpus.append(FoundGpu(int(index), name, *(int(n) if n.isdigit() else 0 for n in (memory, used))))
         matrix = _smi("topo", "-m", timeout=timeout)[1] if len(gpus) > 1 else ""
     except FileNotFoundError:
         return Driver()
@@ -89,26 +89,26 @@ def installed_torch() -> Torch | None:
     return Torch(values["__version__"], cuda, "hip" in values)
 
 
-def driver(found: Driver, torch: Torch | None) -> Iterator[Line]:
+def driver(found: Driver, torch: Torch | None) -> Iterator[Finding]:
     """Whether the driver answers, and whether torch is built for what it can do."""
     if torch is None:
         return  # said under packages
     for_what = f"torch {torch.version}"
     if found.error:
-        yield Line("driver", "failure", f"nvidia-smi fails: {found.error}", _repair(found.error))
+        yield Finding("driver", "failure", f"nvidia-smi fails: {found.error}", _repair(found.error))
     elif not found.gpus and os.path.exists("/proc/driver/nvidia/version") and shutil.which("nvidia-smi") is None:
         said = "the NVIDIA driver is loaded, but nvidia-smi is not on the PATH (in a container: it was started without)"
-        yield Line("driver", "warning", said, "docker run --gpus all …")
+        yield Finding("driver", "warning", said, "docker run --gpus all …")
     elif not found.gpus:
-        yield Line(
+        yield Finding(
             "torch", "ok", f"{torch.version}; no NVIDIA GPU here: everything runs on CPU over gloo (configs cpu/)"
         )
     elif torch.rocm:
         said = f"{for_what} is built for AMD GPUs, and this machine has an NVIDIA driver ({found.version})"
-        yield Line("torch", "failure", said, other_torch())
+        yield Finding("torch", "failure", said, other_torch())
     elif not torch.cuda:
         said = f"{for_what} is a build without CUDA, and there are {len(found.gpus)} GPUs (driver {found.version})"
-        yield Line("torch", "failure", said, other_torch())
+        yield Finding("torch", "failure", said, other_torch())
     else:
         built = ".".join(map(str, torch.cuda))
         needed = OLDEST_DRIVER.get(torch.cuda[0], 0)
@@ -119,14 +119,14 @@ def driver(found: Driver, torch: Torch | None) -> Iterator[Line]:
             said = (
                 f"{for_what} is built for CUDA {built}, which needs driver {needed} or newer; this is {found.version}"
             )
-            yield Line(
+            yield Finding(
                 "torch",
                 "failure",
                 f"{said}. Update the driver{other}",
                 f"sudo apt install nvidia-driver-{needed}  # on Ubuntu",
             )
         else:
-            yield Line("torch", "ok", f"{torch.version}, built for CUDA {built}; driver {found.version} runs it")
+            yield Finding("torch", "ok", f"{torch.version}, built for CUDA {built}; driver {found.version} runs it")
 
 
 def _repair(error: str) -> str:
@@ -150,7 +150,7 @@ def other_torch() -> str:
     )
 
 
-def gpus(found: Driver) -> Iterator[Line]:
+def gpus(found: Driver) -> Iterator[Finding]:
     """Which GPUs, all of a kind or not, what others hold on them, what hides them, and how they are joined."""
     if not found.gpus:
         return
@@ -161,46 +161,48 @@ def gpus(found: Driver) -> Iterator[Line]:
     if len(kinds) > 1:
         said += "; the slowest sets the pace and the smallest the size"
         same = ",".join(str(g.index) for g in found.gpus if g.name == found.gpus[0].name)
-        yield Line("GPUs", "warning", said, f"accelerate launch --gpu_ids {same} …")
+        yield Finding("GPUs", "warning", said, f"accelerate launch --gpu_ids {same} …")
     else:
-        yield Line("GPUs", "ok", said)
+        yield Finding("GPUs", "ok", said)
     busy = [gpu for gpu in found.gpus if gpu.memory and gpu.used > gpu.memory / 10]
     if busy:
         held = ", ".join(f"GPU {gpu.index}: {gpu.used / 1024:.1f} GiB" for gpu in busy)
         fix = "nvidia-smi --query-compute-apps=pid,name,used_memory --format=csv"
-        yield Line("GPU memory", "warning", f"other programs hold some of it ({held})", fix)
+        yield Finding("GPU memory", "warning", f"other programs hold some of it ({held})", fix)
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     if hidden is not None:
         said = f"CUDA_VISIBLE_DEVICES is {hidden!r}: programs see only these of the {len(found.gpus)} GPUs"
-        yield Line("visible GPUs", "warning", said, shell.unset(["CUDA_VISIBLE_DEVICES"], shell.current()))
+        yield Finding("visible GPUs", "warning", said, shell.unset(["CUDA_VISIBLE_DEVICES"], shell.current()))
     if len(found.gpus) > 1:
         yield from topology.links(found.topology)
 
 
-def loaded_torch(answer: dict, found: Driver) -> Iterator[Line]:  # type: ignore[type-arg]
+def loaded_torch(answer: dict, found: Driver) -> Iterator[Finding]:  # type: ignore[type-arg]
     """What the loaded torch sees (`probe.TORCH`) beside what the driver sees, and which NCCL it got."""
     expected = len(found.gpus)
     if answer["gpus"] < expected and "CUDA_VISIBLE_DEVICES" not in os.environ:
         said = f"loaded, it sees {answer['gpus']} of {expected} GPUs"
         complain = shell.command([sys.executable, "-c", "import torch; torch.zeros(1).cuda()"], shell.current())
-        yield Line("torch", "failure", said, f"{complain}  # says why")
+        yield Finding("torch", "failure", said, f"{complain}  # says why")
     elif answer["gpus"]:
         old = {tuple(c) for c in answer["capabilities"] if not _compiled_for(tuple(c), answer["architectures"])}
         if old:
             shown = ", ".join(f"{major}.{minor}" for major, minor in sorted(old))
             said = f"has no code for GPUs of compute capability {shown}, only for {' '.join(answer['architectures'])}"
-            yield Line("torch", "failure", said, other_torch())
+            yield Finding("torch", "failure", said, other_torch())
         elif not answer["bf16"]:
             said = "these GPUs have no bf16, in which the shipped configs compute"
-            yield Line("bf16", "failure", said, "accelerate launch --mixed_precision no --config_file …")
+            yield Finding("bf16", "failure", said, "accelerate launch --mixed_precision no --config_file …")
         else:
-            yield Line("torch", "ok", f"loaded, it sees {answer['gpus']} GPUs")
+            yield Finding("torch", "ok", f"loaded, it sees {answer['gpus']} GPUs")
     else:
-        yield Line("torch", "ok", "loads")
+        yield Finding("torch", "ok", "loads")
     if answer["nccl"]:
         yield from _nccl(".".join(map(str, answer["nccl"])))
     if not answer["gloo"]:
-        yield Line("gloo", "failure", "this torch is built without gloo, which every run on CPU needs", other_torch())
+        yield Finding(
+            "gloo", "failure", "this torch is built without gloo, which every run on CPU needs", other_torch()
+        )
 
 
 def _compiled_for(capability: tuple[int, ...], architectures: list[str]) -> bool:
@@ -215,7 +217,7 @@ def _compiled_for(capability: tuple[int, ...], architectures: list[str]) -> bool
     return False
 
 
-def _nccl(loaded: str) -> Iterator[Line]:
+def _nccl(loaded: str) -> Iterator[Finding]:
     """The NCCL that was loaded beside the one that torch was built with."""
     wanted = re.search(r"(nvidia-nccl-\w+)==([\d.]+)", " ".join(metadata.requires("torch") or []))
     if wanted and wanted[2] != loaded:
@@ -225,6 +227,6 @@ def _nccl(loaded: str) -> Iterator[Line]:
             said += "; LD_LIBRARY_PATH leads to another one"
         else:
             fix = shell.command([sys.executable, "-m", "pip", "install", wanted[0]], shell.current())
-        yield Line("NCCL", "warning", said, fix)
+        yield Finding("NCCL", "warning", said, fix)
     else:
-        yield Line("NCCL", "ok", loaded)
+        yield Finding("NCCL", "ok", loaded)

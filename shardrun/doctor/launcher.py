@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from shardrun.doctor import shell
-from shardrun.doctor.report import Line
+from shardrun.doctor.report import Finding
 
 STRATEGY_VARIABLES = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_CPU")
 """accelerate sets each where its config asks for it and leaves it alone where not, so what is there already stays."""
@@ -13,21 +13,21 @@ STRATEGY_VARIABLES = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP", "ACCELE
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 
 
-def default_config() -> Iterator[Line]:
+def default_config() -> Iterator[Finding]:
     """`accelerate config` writes a file that `accelerate launch` takes wherever no --config_file is given."""
     path = default_config_path()
     if not path.is_file():
-        yield Line("default config", "ok", "none: accelerate takes the config that it is given")
+        yield Finding("default config", "ok", "none: accelerate takes the config that it is given")
         return
-    from shardrun.configs import resolve
+    from shardrun.configs import resolve_config
 
     try:
-        config = resolve(path)
+        config = resolve_config(path)
         means = f"{config.strategy} on {config.world_size} ranks in {config.precision}"
     except (ValueError, OSError) as error:
         means = f"which Shardrun refuses ({str(error).replace(f'{path}: ', '').rstrip('.')})"
     said = f"{path} stands in wherever --config_file is forgotten: {means}"
-    yield Line("default config", "warning", said, shell.move_away(str(path), shell.current()))
+    yield Finding("default config", "warning", said, shell.move_away(str(path), shell.current()))
 
 
 def default_config_path() -> Path:
@@ -37,7 +37,7 @@ def default_config_path() -> Path:
     return Path(home) / "accelerate" / "default_config.yaml"
 
 
-def environment_variables() -> Iterator[Line]:
+def environment_variables() -> Iterator[Finding]:
     """Variables of an earlier launch, exported in this shell, that a config file does not take back."""
     left = [name for name in STRATEGY_VARIABLES if os.environ.get(name, "").lower() in ("true", "1", "yes")]
     others = [
@@ -47,10 +47,10 @@ def environment_variables() -> Iterator[Line]:
     ]
     if left:
         said = f"{', '.join(left)}: a run is then not what its config file says"
-        yield Line("variables", "failure", said, shell.unset(left, shell.current()))
+        yield Finding("variables", "failure", said, shell.unset(left, shell.current()))
     if others:
         shown = ", ".join(others[:6]) + (" …" if len(others) > 6 else "")
         said = f"{shown} are set, and some go before a config file"
-        yield Line("variables", "warning", said, shell.unset(others, shell.current()))
+        yield Finding("variables", "warning", said, shell.unset(others, shell.current()))
     if not left and not others:
-        yield Line("variables", "ok", "none of accelerate's is set in this shell")
+        yield Finding("variables", "ok", "none of accelerate's is set in this shell")

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from shardrun.doctor.report import Line
+from shardrun.doctor.report import Finding
 
 GIB = 2**30
 
@@ -17,27 +17,29 @@ LAUNCH_PORT = 29500
 """Where accelerate's ranks meet if nothing else is said; the shipped configs say 0, any free port."""
 
 
-def shared_memory(gpus: int, folder: str = "/dev/shm") -> Iterator[Line]:
+def shared_memory(gpus: int, folder: str = "/dev/shm") -> Iterator[Finding]:
     """NCCL's ranks exchange data through it, in segments of some MiB for each pair of GPUs; containers get 64 MiB."""
     if not sys.platform.startswith("linux"):
         return
     name = "/dev/shm"
     if not os.path.isdir(folder) or not os.access(folder, os.W_OK):
-        yield Line(name, "failure", f"{folder} is not there or may not be written", f"sudo chmod 1777 {folder}")
+        yield Finding(name, "failure", f"{folder} is not there or may not be written", f"sudo chmod 1777 {folder}")
         return
     space = shutil.disk_usage(folder)
     if space.total < GIB:
         said = f"{space.total / 2**20:.0f} MiB in all; NCCL on several GPUs needs more, 1 GiB is safe"
         fix = f"sudo mount -o remount,size=8G {folder}  # in a container: docker run --shm-size=8g …"
-        yield Line(name, "failure" if gpus > 1 else "warning", said, fix)
+        yield Finding(name, "failure" if gpus > 1 else "warning", said, fix)
     elif space.free < GIB / 4:
         said = f"{space.free / 2**20:.0f} MiB of {space.total / GIB:.1f} GiB are free: what runs have left behind?"
-        yield Line(name, "failure" if gpus > 1 else "warning", said, f"ls -lS {folder}  # and remove what nothing uses")
+        yield Finding(
+            name, "failure" if gpus > 1 else "warning", said, f"ls -lS {folder}  # and remove what nothing uses"
+        )
     else:
-        yield Line(name, "ok", f"{space.free / GIB:.1f} of {space.total / GIB:.1f} GiB free")
+        yield Finding(name, "ok", f"{space.free / GIB:.1f} of {space.total / GIB:.1f} GiB free")
 
 
-def ports(port: int = LAUNCH_PORT) -> Iterator[Line]:
+def ports(port: int = LAUNCH_PORT) -> Iterator[Finding]:
     """Whether ranks can meet on this machine's loopback, and whether accelerate's own port is free."""
     try:
         with socket.create_server(("127.0.0.1", 0)) as server:
@@ -50,16 +52,18 @@ def ports(port: int = LAUNCH_PORT) -> Iterator[Line]:
     except OSError as error:
         said = f"a connection of this machine to itself (127.0.0.1) fails: {error}; a firewall or a sandbox forbids it"
         loopback = "lo0" if sys.platform == "darwin" else "lo"
-        yield Line("loopback", "failure", said, f"sudo ifconfig {loopback} up  # and let the firewall pass 127.0.0.1")
+        yield Finding(
+            "loopback", "failure", said, f"sudo ifconfig {loopback} up  # and let the firewall pass 127.0.0.1"
+        )
         return
-    yield Line("loopback", "ok", "ranks on this machine can reach each other")
+    yield Finding("loopback", "ok", "ranks on this machine can reach each other")
     try:
         socket.create_server(("127.0.0.1", port)).close()
     except OSError:
         said = f"{port} is taken{_by_whom(port)}; configs without main_process_port: 0 fail there"
-        yield Line("port", "warning", said, "accelerate launch --main_process_port 0 …")
+        yield Finding("port", "warning", said, "accelerate launch --main_process_port 0 …")
     else:
-        yield Line("port", "ok", f"{port} is free")
+        yield Finding("port", "ok", f"{port} is free")
 
 
 def _by_whom(port: int) -> str:
@@ -73,7 +77,7 @@ def _by_whom(port: int) -> str:
     return ""
 
 
-def disk() -> Iterator[Line]:
+def disk() -> Iterator[Finding]:
     """Room where runs, downloads and temporary files go; each disk once."""
     cache = os.environ.get("HF_HOME") or os.path.expanduser("~/.cache/huggingface")
     seen = set()
@@ -87,7 +91,7 @@ def disk() -> Iterator[Line]:
                 if path == "."
                 else f"sudo chown $USER {folder}"
             )
-            yield Line(name, "failure" if path != cache else "warning", f"{folder} may not be written", fix)
+            yield Finding(name, "failure" if path != cache else "warning", f"{folder} may not be written", fix)
             continue
         device = folder.stat().st_dev
         if device in seen:
@@ -98,7 +102,7 @@ def disk() -> Iterator[Line]:
         said = f"{free:.1f} GiB free in {folder}"
         if status != "ok":
             said += "; a checkpoint of a 124M model takes 1.5 GiB, FineWeb 20"
-        yield Line(name, status, said, "" if status == "ok" else _largest(folder))
+        yield Finding(name, status, said, "" if status == "ok" else _largest(folder))
 
 
 def _largest(folder: Path) -> str:
@@ -107,7 +111,7 @@ def _largest(folder: Path) -> str:
     return f"du -xh -d 2 '{folder}' | sort -h | tail -n 20"
 
 
-def memory(cgroup: str = "/sys/fs/cgroup") -> Iterator[Line]:
+def memory(cgroup: str = "/sys/fs/cgroup") -> Iterator[Finding]:
     """Main memory that can still be had, in a container within its limit."""
     import psutil
 
@@ -124,8 +128,8 @@ def memory(cgroup: str = "/sys/fs/cgroup") -> Iterator[Line]:
     )
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
     said = f"{free:.1f} GiB {whose}" + ("; two ranks of the smallest run need about 2" if fix else "")
-    yield Line("memory", status, said, fix)
-    yield Line("processors", "ok", f"{cores} cores")
+    yield Finding("memory", status, said, fix)
+    yield Finding("processors", "ok", f"{cores} cores")
 
 
 def container_room(cgroup: Path) -> int | None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from shardrun.doctor import shell
-from shardrun.doctor.report import Line
+from shardrun.doctor.report import Finding
 
 OLDEST, NEWEST = (3, 11), (3, 13)
 """As in pyproject.toml."""
@@ -19,18 +19,18 @@ ROOT = Path(__file__).resolve().parents[2]
 """The checkout, or the folder of installed packages."""
 
 
-def version(found: tuple[int, ...] = sys.version_info[:3], is_64_bit: bool = sys.maxsize > 2**32) -> Iterator[Line]:
+def version(found: tuple[int, ...] = sys.version_info[:3], is_64_bit: bool = sys.maxsize > 2**32) -> Iterator[Finding]:
     """Whether Shardrun and torch exist for this Python."""
     shown = ".".join(map(str, found))
     oldest, newest = (".".join(map(str, pair)) for pair in (OLDEST, NEWEST))
     if not OLDEST <= found[:2] <= NEWEST:
         said = f"{shown} ({sys.executable}); Shardrun needs {oldest} to {newest}"
-        yield Line("Python", "failure", said, _new_environment(newest, shell.current()))
+        yield Finding("Python", "failure", said, _new_environment(newest, shell.current()))
     elif not is_64_bit:
         said = f"{shown} is a 32-bit build ({sys.executable}), for which there is no torch; install a 64-bit one"
-        yield Line("Python", "failure", said, _new_environment(newest, shell.current()))
+        yield Finding("Python", "failure", said, _new_environment(newest, shell.current()))
     else:
-        yield Line("Python", "ok", f"{shown}, {sys.executable}")
+        yield Finding("Python", "ok", f"{shown}, {sys.executable}")
 
 
 def _new_environment(version: str, name: str) -> str:
@@ -41,7 +41,7 @@ def _new_environment(version: str, name: str) -> str:
     return f"python{version} -m venv .venv\n" + shell.activate(".venv", name)
 
 
-def which_python() -> Iterator[Line]:
+def which_python() -> Iterator[Finding]:
     """Whether `python` in this shell is the Python that is running: with several, pip and python are easily two."""
     ours = os.path.dirname(sys.executable)
     pythons: list[str] = []
@@ -59,10 +59,10 @@ def which_python() -> Iterator[Line]:
                 "switch python.exe off); this is"
             )
         fix = shell.activate(sys.prefix, name) if _in_venv() else shell.add_to_path(ours, name)
-        yield Line("which Python", "warning", f"{meant} {sys.executable}", fix)
+        yield Finding("which Python", "warning", f"{meant} {sys.executable}", fix)
     else:
         several = f", the first of {len(pythons)} on the PATH" if len(pythons) > 1 else ""
-        yield Line("which Python", "ok", f"`python` is this one{several}")
+        yield Finding("which Python", "ok", f"`python` is this one{several}")
 
 
 def _same_folder(one: str, other: str) -> bool:
@@ -70,7 +70,7 @@ def _same_folder(one: str, other: str) -> bool:
     return os.path.realpath(os.path.dirname(one)) == os.path.realpath(os.path.dirname(other))
 
 
-def scripts() -> Iterator[Line]:
+def scripts() -> Iterator[Finding]:
     """Whether the scripts `shardrun` and `accelerate` are found, and are those of this Python."""
     name = shell.current()
     python = shell.command([sys.executable], name)
@@ -81,15 +81,17 @@ def scripts() -> Iterator[Line]:
         if installed is None:
             target = ["--editable", str(ROOT)] if (ROOT / "pyproject.toml").is_file() else [script]
             said = f"no script is installed for this Python; from this folder {works}"
-            yield Line(script, "warning", said, shell.command([sys.executable, "-m", "pip", "install", *target], name))
+            yield Finding(
+                script, "warning", said, shell.command([sys.executable, "-m", "pip", "install", *target], name)
+            )
         elif found is None or not _same_folder(found, installed):
             where = "which is not on the PATH" if found is None else f"but the PATH leads to {found}, of another Python"
             fix = (
                 shell.activate(sys.prefix, name) if _in_venv() else shell.add_to_path(os.path.dirname(installed), name)
             )
-            yield Line(script, "warning", f"the script is {installed}, {where}; {works}", fix)
+            yield Finding(script, "warning", f"the script is {installed}, {where}; {works}", fix)
         else:
-            yield Line(script, "ok", found)
+            yield Finding(script, "ok", found)
 
 
 def _script_folders() -> list[str]:
@@ -102,23 +104,25 @@ def _in_venv() -> bool:
     return sys.prefix != sys.base_prefix
 
 
-def virtual_environment() -> Iterator[Line]:
+def virtual_environment() -> Iterator[Finding]:
     """Whether packages are installed for this project alone."""
     name = "environment"
     active = os.environ.get("VIRTUAL_ENV")
     if _in_venv() and active and os.path.realpath(active) != os.path.realpath(sys.prefix):
         said = f"{active} is active, but this Python is that of {sys.prefix}: pip and python work on different ones"
-        yield Line(name, "warning", said, shell.activate(sys.prefix, shell.current()))
+        yield Finding(name, "warning", said, shell.activate(sys.prefix, shell.current()))
     elif _in_venv():
-        yield Line(name, "ok", f"virtual environment {sys.prefix}")
+        yield Finding(name, "ok", f"virtual environment {sys.prefix}")
     elif (Path(sys.prefix) / "conda-meta").is_dir():
-        yield Line(name, "ok", f"conda environment {sys.prefix}")
+        yield Finding(name, "ok", f"conda environment {sys.prefix}")
     else:
         said = f"none: packages go into {sys.prefix}, which other programs use too"
-        yield Line(name, "warning", said, _new_environment(".".join(map(str, sys.version_info[:2])), shell.current()))
+        yield Finding(
+            name, "warning", said, _new_environment(".".join(map(str, sys.version_info[:2])), shell.current())
+        )
 
 
-def packages() -> Iterator[Line]:
+def packages() -> Iterator[Finding]:
     """Whether everything that Shardrun needs is installed, in a version that it works with."""
     from importlib import metadata
 
@@ -134,16 +138,16 @@ def packages() -> Iterator[Line]:
         try:
             installed = metadata.version(requirement.name)
         except metadata.PackageNotFoundError:
-            yield Line(requirement.name, "failure", "is not installed", fix)
+            yield Finding(requirement.name, "failure", "is not installed", fix)
             sound = False
             continue
         found.append(f"{requirement.name} {installed}")
         if not requirement.specifier.contains(installed, prereleases=True):
             said = f"{installed} is installed; Shardrun works with {requirement.specifier}"
-            yield Line(requirement.name, "failure", said, fix)
+            yield Finding(requirement.name, "failure", said, fix)
             sound = False
     if sound:
-        yield Line("packages", "ok", ", ".join(found))
+        yield Finding("packages", "ok", ", ".join(found))
 
 
 def requirements() -> list[str]:

@@ -21,7 +21,7 @@ COLOURS = {"ok": "32", "warning": "33", "failure": "31;1"}
 
 
 @dataclass(frozen=True)
-class Line:
+class Finding:
     """One thing that was looked at."""
 
     name: str
@@ -36,7 +36,7 @@ class Report:
     """Collects lines and shows each at once, unless `silent` (for JSON)."""
 
     def __init__(self, silent: bool = False):
-        self.lines: list[tuple[str, Line]] = []
+        self.lines: list[tuple[str, Finding]] = []
         """Section and line."""
         self._secrets: list[str] = []
         self._silent = silent
@@ -57,7 +57,7 @@ class Report:
         if self._live:
             print(f"  {what} …", end="", flush=True)
 
-    def take(self, check: Callable[..., Iterable[Line]], *arguments: Any) -> bool:
+    def take(self, check: Callable[..., Iterable[Finding]], *arguments: Any) -> bool:
         """Run a check and show its lines; returns whether none is a failure. A check that breaks is one itself."""
         failures = self.count("failure")
         try:
@@ -65,12 +65,12 @@ class Report:
                 self.add(line)
         except Exception as error:  # whatever it is: an examination that ends at its first find is of no use
             name = check.__name__.replace("_", " ")
-            self.add(Line(name, "failure", f"could not be examined: {type(error).__name__}: {error}"))
+            self.add(Finding(name, "failure", f"could not be examined: {type(error).__name__}: {error}"))
         return self.count("failure") == failures
 
-    def add(self, line: Line) -> None:
+    def add(self, line: Finding) -> None:
         """Record a line and show it."""
-        line = Line(line.name, line.status, self.redacted(line.said), self.redacted(line.fix))
+        line = Finding(line.name, line.status, self.redacted(line.said), self.redacted(line.fix))
         self.lines.append((self._section, line))
         self._print("\n".join(layout(line, colour=self._live)))
 
@@ -102,7 +102,7 @@ class Report:
             print(("\r\x1b[K" if self._live else "") + text, flush=True)
 
 
-def layout(line: Line, colour: bool = False) -> list[str]:
+def layout(line: Finding, colour: bool = False) -> list[str]:
     """A line as text: status, name, what was found, and below it the fix."""
     status = f"{line.status:<9}"
     if colour:

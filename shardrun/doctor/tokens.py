@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 from shardrun.doctor import shell
-from shardrun.doctor.report import Line
+from shardrun.doctor.report import Finding
 
 HF_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 WANDB_VARIABLE = "WANDB_API_KEY"
@@ -23,42 +23,44 @@ def secrets() -> list[str]:
     return [part for value in found for part in {value, value.strip(), value.strip("\"' \n")} if len(part) >= 4]
 
 
-def hugging_face() -> Iterator[Line]:
+def hugging_face() -> Iterator[Finding]:
     """In the environment first, then where `hf auth login` keeps it, as the library looks for it."""
     name = "Hugging Face token"
     variable = next((v for v in HF_VARIABLES if os.environ.get(v)), "")
     where, token = (variable, os.environ[variable]) if variable else _hf_from_file()
     if token is None:
-        yield Line(name, "ok", "none; public data needs none (`hf auth login` stores one)")
+        yield Finding(name, "ok", "none; public data needs none (`hf auth login` stores one)")
         return
     wrong = "" if re.fullmatch(r"(hf_|api_)[A-Za-z0-9_.\-]{20,}", token.strip()) else _wrong(token, "begins with hf_")
     if wrong:  # even public files are refused to a wrong token
-        yield Line(name, "failure", f"{where} {wrong}", _login(variable, "hf auth login"))
+        yield Finding(name, "failure", f"{where} {wrong}", _login(variable, "hf auth login"))
     else:
-        yield Line(name, "ok", f"{where} has one of valid form")
+        yield Finding(name, "ok", f"{where} has one of valid form")
 
 
-def weights_and_biases() -> Iterator[Line]:
+def weights_and_biases() -> Iterator[Finding]:
     """In the environment first, then where `wandb login` keeps it. A run goes on offline without."""
     name = "W&B key"
     value = os.environ.get(WANDB_VARIABLE)
     where, key = (WANDB_VARIABLE, value) if value else _wandb_from_file()
     if key is None:
-        yield Line(name, "ok", "none; runs log to their folder, and `--log wandb` offline (`wandb login` stores one)")
+        yield Finding(
+            name, "ok", "none; runs log to their folder, and `--log wandb` offline (`wandb login` stores one)"
+        )
         return
     variable = WANDB_VARIABLE if value else ""
     if key.startswith("hf_"):
         said = f"{where} holds a Hugging Face token"
-        yield Line(name, "warning", said, _login(variable, "wandb login --relogin"))
+        yield Finding(name, "warning", said, _login(variable, "wandb login --relogin"))
     elif not re.fullmatch(rf"(\w+-)?\w{{{OLD_WANDB_KEY},}}", key):
         wrong = _wrong(key, f"has {OLD_WANDB_KEY} characters or more, letters and digits")
         said = f"{where} {wrong}; a run with `--log wandb` would go on offline"
-        yield Line(name, "warning", said, _login(variable, "wandb login --relogin"))
+        yield Finding(name, "warning", said, _login(variable, "wandb login --relogin"))
     elif len(key) > OLD_WANDB_KEY and not _wandb_takes_long_keys():
         said = f"{where} has a new, longer one, which the installed wandb does not know"
-        yield Line(name, "warning", said, "python -m pip install 'wandb>=0.22.3'")
+        yield Finding(name, "warning", said, "python -m pip install 'wandb>=0.22.3'")
     else:
-        yield Line(name, "ok", f"{where} has one of valid form")
+        yield Finding(name, "ok", f"{where} has one of valid form")
 
 
 def _wrong(token: str, form: str) -> str:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 
-from shardrun.doctor.report import Line
+from shardrun.doctor.report import Finding
 
 PCIE = {
     "PIX": "one PCIe switch",
@@ -32,26 +32,26 @@ def parse(matrix: str) -> dict[tuple[int, int], str]:
     return paths
 
 
-def links(matrix: str) -> Iterator[Line]:
+def links(matrix: str) -> Iterator[Finding]:
     """What the GPUs talk over, and whether all pairs talk over the same."""
     paths = parse(matrix)
     codes = sorted(set(paths.values()))
     over_nvlink = [pair for pair, code in paths.items() if code.startswith("NV")]
     fix = "shardrun plan gpt2 --gpu rtx4090  # what a step costs over PCIe, under every strategy"
     if not paths:
-        yield Line("links", "warning", "`nvidia-smi topo -m` shows no pair of GPUs", "nvidia-smi topo -m")
+        yield Finding("links", "warning", "`nvidia-smi topo -m` shows no pair of GPUs", "nvidia-smi topo -m")
     elif len(over_nvlink) == len(paths):
-        yield Line("links", "ok", f"NVLink between all GPUs ({', '.join(codes)})")
+        yield Finding("links", "ok", f"NVLink between all GPUs ({', '.join(codes)})")
     elif over_nvlink:
         pairs = ", ".join(f"{a}–{b}" for a, b in over_nvlink[:4]) + (" …" if len(over_nvlink) > 4 else "")
         slowest = _slowest(codes)
         said = f"NVLink between GPUs {pairs}, but {slowest} between others, which sets the pace of all"
-        yield Line("links", "warning", said, fix)
+        yield Finding("links", "warning", said, fix)
     else:
         slowest = _slowest(codes)
         far = "SYS" in codes
         said = f"PCIe, no NVLink: {slowest}"
-        yield Line("links", "warning" if far else "ok", said, fix if far else "")
+        yield Finding("links", "warning" if far else "ok", said, fix if far else "")
 
 
 def _slowest(codes: list[str]) -> str:

@@ -9,13 +9,13 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from shardrun.doctor.report import Line
+from shardrun.doctor.report import Finding
 from shardrun.launch import launch, shipped_config, shown, what_went_wrong
 
 STEPS = 5
 
 
-def train(strategy: str, gpus: int, timeout: float, redacted: Callable[[str], str] = str) -> Iterator[Line]:
+def train(strategy: str, gpus: int, timeout: float, redacted: Callable[[str], str] = str) -> Iterator[Finding]:
     """Train the tiny preset, on all GPUs or on two CPU processes. What a failed run printed is kept, redacted."""
     ranks = 1 if strategy == "single" else gpus or 2
     config = shipped_config(strategy if gpus else f"cpu/{strategy}")
@@ -38,10 +38,10 @@ def train(strategy: str, gpus: int, timeout: float, redacted: Callable[[str], st
     where = f"{ranks} GPU{'s' * (ranks > 1)}" if gpus else f"{ranks} CPU process{'es' * (ranks > 1)}"
     if wrong:
         log.write_text(redacted(log.read_text(encoding="utf-8", errors="replace")), encoding="utf-8")
-        yield Line(strategy, "failure", f"{wrong} (on {where}; all it printed: {log})", command)
+        yield Finding(strategy, "failure", f"{wrong} (on {where}; all it printed: {log})", command)
     else:
         shutil.rmtree(folder)
-        yield Line(strategy, "ok", f"{STEPS} steps on {where} in {seconds:.0f} s")
+        yield Finding(strategy, "ok", f"{STEPS} steps on {where} in {seconds:.0f} s")
 
 
 def _check(run: Path) -> str:

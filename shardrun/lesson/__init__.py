@@ -10,7 +10,7 @@ from pathlib import Path
 
 from shardrun.help import add_parser
 from shardrun.lesson import show
-from shardrun.lesson.course import Exercise, Lesson, course, find
+from shardrun.lesson.course import Exercise, Lesson, course, find_lesson
 from shardrun.lesson.folder import Folder, open_folder, reset, start
 from shardrun.lesson.source import function_source
 
@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.action == "verify":
         from shardrun.lesson.verify import verify
 
-        return verify([find(n) for n in arguments.numbers] or course(), commands=not arguments.no_commands)
+        return verify([find_lesson(n) for n in arguments.numbers] or course(), commands=not arguments.no_commands)
     folder = open_folder(arguments.folder)
     if arguments.action in ("list", "progress"):
         lessons = course()
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
             (show.lessons if arguments.action == "list" else show.progress)(lessons, folder)
         return 0
     if arguments.action == "start":
-        lesson = find(arguments.number)
+        lesson = find_lesson(arguments.number)
         show.started(lesson, folder, start(folder, lesson), course())
         return 0
     lesson = _lesson(folder, arguments.number)
@@ -84,7 +84,7 @@ def _lesson(folder: Folder, number: int | None) -> Lesson:
         number = folder.current
     if number is None:
         raise ValueError("no lesson has been started here; begin with: shardrun lesson start 1")
-    return find(number)
+    return find_lesson(number)
 
 
 def _exercises(lesson: Lesson, name: str | None) -> list[Exercise]:

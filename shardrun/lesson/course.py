@@ -86,7 +86,7 @@ def _read(folder: Path) -> Lesson:
         raise ValueError(f"{path} is no description of a lesson: {error}.") from error
 
 
-def find(number: int) -> Lesson:
+def find_lesson(number: int) -> Lesson:
     """Raises ValueError for a lesson there is not."""
     lessons = course()
     for lesson in lessons:

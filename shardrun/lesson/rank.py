@@ -59,7 +59,7 @@ def _join(ranks: int, rank: int, scratch: Path) -> None:
 
 
 def _answer(job: Job) -> tuple[str, str]:
-    from lessons.checking import Wrong
+    from shardrun.lesson.wrong import Wrong
 
     try:
         learner = _load("exercise", job.attempt)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from shardrun.lesson.course import Exercise, Lesson
 from shardrun.lesson.folder import Folder
-from shardrun.plan import table
+from shardrun.tables import table
 
 if TYPE_CHECKING:
     from shardrun.lesson.judge import Outcome

@@ -11,7 +11,8 @@ import json
 import time
 from typing import TYPE_CHECKING, Any
 
-from shardrun.plan import Planned, fullest, kernels_for, kernels_line, planned, table, wrapped
+from shardrun.plan.estimate import Planned, fullest, kernels_for, kernels_line, planned
+from shardrun.tables import table, wrapped
 from speedrun.books.shapes import scenario_of
 from speedrun.config import Config, Kernels
 from speedrun.stages import number_of_steps

@@ -20,7 +20,7 @@ from types import FrameType
 
 from rich.text import Text
 
-from shardrun.lesson.course import Lesson, find
+from shardrun.lesson.course import Lesson, find_lesson
 from shardrun.present.figures import Training
 from shardrun.present.frame import command, live, tables
 from shardrun.present.page import write_page
@@ -57,14 +57,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    lesson = find(arguments.number)
+    lesson = find_lesson(arguments.number)
     if arguments.auto is not None and not 0 <= arguments.auto < float("inf"):
         raise ValueError(f"--auto is a number of seconds, not {arguments.auto}.")
     screen = Screen(f"Lesson {lesson.number}: {lesson.title}", arguments.auto)
     _end_ranks_when_killed()
     if arguments.replay:
         folder, events = _recorded(arguments, lesson)
-        show: Show = Replay(lesson, screen, folder, events)
+        show: Show = Replayed(lesson, screen, folder, events)
     else:
         how = launched(lesson, arguments.config, arguments.processes)
         show = Performance(lesson, screen, new_folder(arguments.out, lesson.name), how)
@@ -230,7 +230,7 @@ class Performance(Show):
         self.complete = True
 
 
-class Replay(Show):
+class Replayed(Show):
     """From a recording, at the pace at which it was made, but for the pauses."""
 
     def __init__(self, lesson: Lesson, screen: Screen, folder: Path, events: list[Event]):

@@ -104,7 +104,7 @@ def bars(ranks: list[dict[str, Any]], moments: tuple[str, ...] = IN_TIME) -> lis
 
 
 @dataclass(frozen=True)
-class Line:
+class LedgerLine:
     """A line of the books: predicted and measured, in bytes; `why` where a remainder is no surprise."""
 
     rank: int
@@ -115,13 +115,13 @@ class Line:
     why: str = ""
 
 
-def memory_lines(rank: dict[str, Any], moment: str = "after backward") -> list[Line]:
+def memory_lines(rank: dict[str, Any], moment: str = "after backward") -> list[LedgerLine]:
     """What a rank held at a moment, by category; categories of which there is nothing are left out."""
     held = rank["memory"].get(moment, {})
     return [_line(rank, name, entry) for name, entry in held.items() if entry["predicted"] or entry["measured"]]
 
 
-def summary_lines(rank: dict[str, Any]) -> list[Line]:
+def summary_lines(rank: dict[str, Any]) -> list[LedgerLine]:
     """By category just before the update; then the activations after the forward pass, and the peak as a whole."""
     lines = memory_lines(rank)
     if activations := rank["memory"].get("after forward", {}).get("activations"):
@@ -133,7 +133,7 @@ def summary_lines(rank: dict[str, Any]) -> list[Line]:
     return lines
 
 
-def traffic_lines(rank: dict[str, Any]) -> list[Line]:
+def traffic_lines(rank: dict[str, Any]) -> list[LedgerLine]:
     """What a rank handed to collectives in the counted step: payload, with its calls in the name."""
     return [_line(rank, collective_name(entry), entry) for entry in rank["traffic"]]
 
@@ -171,5 +171,7 @@ def mib(amount: float) -> str:
     return f"{amount / MIB:,.2f}"
 
 
-def _line(rank: dict[str, Any], what: str, entry: dict[str, Any]) -> Line:
-    return Line(rank["rank"], what, entry["predicted"], entry["measured"], entry["remainder"], entry.get("why", ""))
+def _line(rank: dict[str, Any], what: str, entry: dict[str, Any]) -> LedgerLine:
+    return LedgerLine(
+        rank["rank"], what, entry["predicted"], entry["measured"], entry["remainder"], entry.get("why", "")
+    )

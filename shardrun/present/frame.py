@@ -13,7 +13,7 @@ from shardrun.present.figures import (
     IN_TIME,
     MOMENTS,
     Bar,
-    Line,
+    LedgerLine,
     Training,
     bars,
     mib,
@@ -153,7 +153,7 @@ def tables(training: Training, height: int) -> list[list[Text]]:
     return pages
 
 
-def _table(title: str, groups: Sequence[Sequence[Line]], height: int) -> list[list[Text]]:
+def _table(title: str, groups: Sequence[Sequence[LedgerLine]], height: int) -> list[list[Text]]:
     """Whole ranks to a page, as many as there is room for."""
     head = [
         Text(f"{title}, in bytes", "bold"),
@@ -171,7 +171,7 @@ def _table(title: str, groups: Sequence[Sequence[Line]], height: int) -> list[li
     return pages
 
 
-def _row(line: Line, first: bool) -> list[Text]:
+def _row(line: LedgerLine, first: bool) -> list[Text]:
     remainder = f"{line.remainder:+,}" if line.remainder else "0"
     numbers = f"{line.predicted:>16,}{line.measured:>16,}{remainder:>14}"
     style = "" if not line.remainder else "dim" if line.why else "bold red"

@@ -15,7 +15,7 @@ from shardrun.present.figures import (
     CATEGORIES,
     IN_TIME,
     Bar,
-    Line,
+    LedgerLine,
     Training,
     bars,
     memory_lines,
@@ -183,7 +183,7 @@ def _books(training: Training) -> str:
     return "\n".join(parts)
 
 
-def _rows(lines: Sequence[Line]) -> tuple[list[list[str]], str]:
+def _rows(lines: Sequence[LedgerLine]) -> tuple[list[list[str]], str]:
     """A table's rows, and below it why some remainders are no surprise, marked by stars."""
     reasons = list(dict.fromkeys(line.why for line in lines if line.why))
     rows = []

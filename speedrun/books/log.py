@@ -11,7 +11,7 @@ from speedrun.config import ModelConfig
 from strategies.ledger.terms import ComputePrecision
 
 
-class Line(NamedTuple):
+class LiveTensor(NamedTuple):
     """One tensor that is alive."""
 
     module: str
@@ -24,9 +24,9 @@ class Line(NamedTuple):
 class PredictedActivations:
     """The counterpart of `strategies.ledger.activations.ActivationBook`, with the same names of parts."""
 
-    lines: tuple[Line, ...]
+    lines: tuple[LiveTensor, ...]
     """Kept between forward and backward."""
-    peak_lines: tuple[Line, ...]
+    peak_lines: tuple[LiveTensor, ...]
     """Alive when most bytes are."""
 
     @property
@@ -61,8 +61,8 @@ class Tensor:
     kept: bool = False
 
     @property
-    def line(self) -> Line:
-        return Line(self.module, self.part, self.what, self.elements * self.size)
+    def line(self) -> LiveTensor:
+        return LiveTensor(self.module, self.part, self.what, self.elements * self.size)
 
 
 class Log:
@@ -203,7 +203,7 @@ class Log:
         return y
 
 
-def _alive(log: list[tuple[bool, Tensor]]) -> tuple[Line, ...]:
+def _alive(log: list[tuple[bool, Tensor]]) -> tuple[LiveTensor, ...]:
     alive: dict[int, Tensor] = {}
     for allocated, tensor in log:
         if allocated:

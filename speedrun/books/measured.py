@@ -32,7 +32,6 @@ from speedrun.books.stand_ins import inside
 from speedrun.config import Config, ModelConfig
 from speedrun.model.attend import where
 from speedrun.model.compiling import uncompiled
-from speedrun.run.faults import loss_comes_first
 from speedrun.stages import Stage
 from strategies import catalogue
 from strategies.base import Strategy
@@ -81,13 +80,13 @@ class Books:
     books.note("after step")
     """
 
-    def __init__(self, config: Config, launch: Launch, strategy: Strategy, stage: Stage):
-        """stage: that the counted step belongs to."""
+    def __init__(self, config: Config, launch: Launch, strategy: Strategy, stage: Stage, loss_comes_first: bool):
+        """stage: that the counted step belongs to; loss_comes_first: whether the ranks agree on it before an update."""
         accumulation, rows = stage.batches.accumulation, stage.batches.micro_batch
         about = (launch.strategy, launch.world_size, launch.precision)
         self.run = scenario_of(config, *about, accumulation, launch.engine)
         self.rank, self.strategy = launch.rank, strategy
-        self.loss_comes_first = launch.world_size > 1 and loss_comes_first(config)
+        self.loss_comes_first = launch.world_size > 1 and loss_comes_first
         short, long = stage.windows[-1]
         model = replace(config.model, window_short=short, window_long=long)
         self.device = strategy.optimizer.place.device

@@ -14,7 +14,7 @@ from strategies.ledger.terms import Group, Scenario
 Shape = tuple[int, ...]
 
 
-def parameter_shapes(config: ModelConfig) -> dict[str, Shape]:
+def shapes_from(config: ModelConfig) -> dict[str, Shape]:
     """Name → shape of every parameter of `GPT(config)`; a tied head counts once, as the embedding."""
     width, hidden = config.width, config.mlp_width or 4 * config.width
     rows = padded_vocabulary(config)
@@ -91,7 +91,7 @@ def module_classes(config: ModelConfig) -> dict[str, str]:
         "skip": "GatedSkip" if config.block_skip else "Skip",
     }
     classes = {}
-    for name in parameter_shapes(config):
+    for name in shapes_from(config):
         path = name.rpartition(".")[0]
         while path:
             above, _, word = path.rpartition(".")
@@ -107,9 +107,9 @@ def module_classes(config: ModelConfig) -> dict[str, str]:
     return classes
 
 
-def parameter_groups(config: Config) -> list[Group]:
+def ledger_groups(config: Config) -> list[Group]:
     """Which parameters share a rule, as the books want to know it: the policy table without its rules."""
-    shapes = parameter_shapes(config.model)
+    shapes = shapes_from(config.model)
     groups = []
     options = config.optimizer
     for kind in KINDS:
@@ -131,5 +131,5 @@ def scenario_of(
     """What predictions need of a run. engine: settings as in an accelerate config; by default the shipped config's."""
     if engine is None:
         engine = catalogue.books(strategy).default_engine(world_size)
-    shapes, classes = parameter_shapes(config.model), module_classes(config.model)
-    return Scenario(strategy, shapes, parameter_groups(config), world_size, precision, accumulation, engine, classes)
+    shapes, classes = shapes_from(config.model), module_classes(config.model)
+    return Scenario(strategy, shapes, ledger_groups(config), world_size, precision, accumulation, engine, classes)

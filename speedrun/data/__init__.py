@@ -5,7 +5,7 @@ from pathlib import Path
 
 from speedrun.config import DataConfig
 from speedrun.data import corpus, shards, text
-from speedrun.data.batches import Data, Part, StageRows, Stream, batch_hash
+from speedrun.data.batches import Data, DocumentRun, StageRows, Stream, batch_hash
 from speedrun.data.prefetch import Prefetch, prefetch
 from speedrun.stages import Stage, tokens_before
 
@@ -90,7 +90,7 @@ def open_data(config: DataConfig, vocab_size: int, seed: int, stages: Sequence[S
 
 
 def _streams(
-    parts: list[Part], config: DataConfig, vocab_size: int, seed: int, stages: Sequence[Stage]
+    parts: list[DocumentRun], config: DataConfig, vocab_size: int, seed: int, stages: Sequence[Stage]
 ) -> list[StageRows]:
     """Each stage's rows, from where the stage before stops; the last one's never end."""
     if not stages:
@@ -104,13 +104,13 @@ def _streams(
     return result
 
 
-def _text_parts(documents: list[bytes]) -> tuple[list[Part], list[Part]]:
+def _text_parts(documents: list[bytes]) -> tuple[list[DocumentRun], list[DocumentRun]]:
     training, validation = text.hold_out(documents)
     return (
-        [Part("The training text", text.byte_tokens(training), text.BYTE_DOCUMENT_START)],
-        [Part("The validation text", text.byte_tokens(validation), text.BYTE_DOCUMENT_START)],
+        [DocumentRun("The training text", text.byte_tokens(training), text.BYTE_DOCUMENT_START)],
+        [DocumentRun("The validation text", text.byte_tokens(validation), text.BYTE_DOCUMENT_START)],
     )
 
 
-def _shard_parts(paths: list[Path]) -> list[Part]:
-    return [Part(f"Shard {path}", shards.open_shard(path), shards.GPT2_DOCUMENT_START) for path in paths]
+def _shard_parts(paths: list[Path]) -> list[DocumentRun]:
+    return [DocumentRun(f"Shard {path}", shards.open_shard(path), shards.GPT2_DOCUMENT_START) for path in paths]

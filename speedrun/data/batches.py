@@ -38,7 +38,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class DocumentRun:
     """A run of documents: all of a text source, or one shard."""
 
     name: str
@@ -76,7 +76,7 @@ class Part:
 class Visit:
     """One epoch's visit to one part: its place in the stream, the order of its documents and of its rows."""
 
-    part: Part
+    part: DocumentRun
     begin: int  # position in the stream of its first token
     order: np.ndarray  # int64 [documents]: the document that stands i-th
     ends: np.ndarray  # int64 [documents]: where the i-th one ends, relative to `begin`
@@ -110,7 +110,7 @@ class Stream:
 
     def __init__(
         self,
-        parts: Sequence[Part],
+        parts: Sequence[DocumentRun],
         sequence_length: int,
         vocab_size: int,
         seed: int,
@@ -201,7 +201,7 @@ class Data:
     """A token stands for a byte of text, except the document start."""
     stream: Stream
     """The training rows of the first stage."""
-    validation_parts: Sequence[Part]
+    validation_parts: Sequence[DocumentRun]
     """The held-out tokens."""
     later: Sequence[StageRows] = ()
     """The stages after the first, in order."""

@@ -70,7 +70,7 @@ def open_shard(path: Path) -> np.ndarray:
     return np.memmap(path, dtype="<u2", mode="r", offset=HEADER_BYTES, shape=(count,))
 
 
-def write_shard(path: Path, tokens: np.ndarray) -> None:
+def write_tokens(path: Path, tokens: np.ndarray) -> None:
     """Write integer tokens [count] as a shard.
 
     Raises:

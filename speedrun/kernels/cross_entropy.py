@@ -17,7 +17,8 @@ from torch import Tensor
 
 from speedrun.config import SIGMOID_MIDDLE, SIGMOID_SCALE
 from speedrun.kernels import compute_dtype
-from speedrun.kernels.fp8 import E4M3, E5M2, product, quantize, way
+from speedrun.kernels.fp8 import product, quantize, way
+from speedrun.kernels.fp8_formats import E4M3, E5M2
 from speedrun.kernels.fp8_linear import HEAD_INPUT_SCALE, HEAD_WEIGHT_SCALE, fp8_gradients
 
 ROWS = 4096

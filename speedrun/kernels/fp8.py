@@ -28,18 +28,12 @@ from torch import Tensor
 
 from speedrun.config import Kernels
 from speedrun.kernels import INTERPRETED
+from speedrun.kernels.fp8_formats import LARGEST, SMALLEST_SCALE, Quantized, transposed
 
 Way = Literal["emulated", "scaled_mm", "triton"]
 
-E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
-LARGEST = {E4M3: 448.0, E5M2: 57344.0}
-SMALLEST_SCALE = 1e-30
-"""Keeps 1 / scale finite for a tensor of zeros, or of numbers so small that FP8 is not for them."""
 MULTIPLE = 16
 """torch._scaled_mm wants as many columns of the result, and terms of the sum, as a multiple of this."""
-
-Quantized = tuple[Tensor, Tensor, Tensor]
-"""q [rows, columns]; its transpose [columns, rows], contiguous (empty where not asked for); the scale, a scalar."""
 
 
 def way(kernels: Kernels, device: torch.device) -> Way:
@@ -74,12 +68,6 @@ def quantize_reference(x: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     """x / scale, saturated, rounded to the nearest (ties to even) number of the format."""
     limit = LARGEST[dtype]
     return (x.float() * (1.0 / scale)).clamp(-limit, limit).to(dtype)
-
-
-def transposed(q: Tensor, wanted: bool) -> Tensor:
-    """qᵀ, contiguous, or an empty tensor where it is not wanted. A copy even of a single row, whose transpose is the
-    same memory: an operator's outputs share none."""
-    return q.mT.clone(memory_format=torch.contiguous_format) if wanted else q.new_empty(0)
 
 
 def product_reference(a: Tensor, b: Tensor, scale_a: Tensor, scale_b: Tensor, dtype: torch.dtype) -> Tensor:

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from speedrun.config import Kernels
 from speedrun.kernels import compute_dtype
-from speedrun.kernels.fp8 import E4M3, E5M2, Quantized, product, quantize, quantize_delayed
+from speedrun.kernels.fp8 import product, quantize, quantize_delayed
 from speedrun.kernels.fp8 import way as choose_way
+from speedrun.kernels.fp8_formats import E4M3, E5M2, Quantized
 
 HEAD_INPUT_SCALE, HEAD_WEIGHT_SCALE = 100 / 448, 1.6 / 448
 INPUT_HEADROOM, WEIGHT_HEADROOM = 1.80, 1.12

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from speedrun.kernels.fp8 import LARGEST, SMALLEST_SCALE, Quantized, transposed
+from speedrun.kernels.fp8_formats import LARGEST, SMALLEST_SCALE, Quantized, transposed
 from speedrun.kernels.tiles import Tiles, first_of_tile, tile_of_product
 
 TILES = Tiles(m=128, n=256, k=128, warps=8, stages=4)

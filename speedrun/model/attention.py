@@ -10,7 +10,7 @@ from speedrun.model.attend import attend
 from speedrun.model.linear import Linear
 from speedrun.model.masks import Mask, View, Yarn
 from speedrun.model.norm import rms_norm
-from speedrun.model.rope import rope_frequencies, rotate, tables, yarn_scale
+from speedrun.model.rope import rope_frequencies, rotate, rotations, yarn_scale
 from speedrun.wiring import check_attention
 
 
@@ -92,7 +92,7 @@ class Attention(nn.Module):
             q, k, v = pair(q), pair(k), pair(v)
         stretched = None if mask is None else mask.yarn
         if self.rotated_channels:
-            cos, sin = tables(
+            cos, sin = rotations(
                 q.shape[1], self.frequencies(x.device, q.dtype) if stretched is None else stretched.frequencies
             )
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)

@@ -12,21 +12,17 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from speedrun.config import Config, ModelConfig
-from speedrun.model import GPT
-from strategies import catalogue
-from strategies.select import Launch
+from speedrun.config import ModelConfig
+from speedrun.model.gpt import GPT
 
 
-def compile_blocks(model: GPT, config: Config, launch: Launch) -> None:
+def compile_blocks(model: GPT, cpu: bool) -> None:
     """Compile in place, at the first forward pass. Call it before the strategy takes the model.
 
     Raises ValueError where that cannot work.
     """
-    if why := catalogue.books(launch.strategy).refuses_compile:
-        raise ValueError(why)
     compiler = os.environ.get("CXX", "g++")
-    if launch.cpu and not (shutil.which(compiler) or shutil.which("clang++")):
+    if cpu and not (shutil.which(compiler) or shutil.which("clang++")):
         raise ValueError(
             f"compile = True needs a C++ compiler on a CPU, and there is no {compiler}: install g++, or --no-compile"
         )

@@ -19,7 +19,7 @@ from torch.utils import _python_dispatch
 from torch.utils._pytree import tree_leaves
 
 from speedrun.model.masks import Mask
-from strategies.ledger.unseen import made_unseen
+from speedrun.model.unseen import made_unseen
 
 UNFUSED = (
     "FlexAttention would run uncompiled here, and hold all scores at once: {}; use --model.attention sdpa or varlen"

@@ -23,7 +23,7 @@ from speedrun.model.mlp import MLP
 from speedrun.model.norm import make_norm, rms_norm
 from speedrun.model.skips import EmbeddingSkip, GatedSkip, Skip
 from speedrun.model.untying import UntyingEmbedding
-from speedrun.wiring import check, ngram_tables, padded_vocabulary, skip_sources
+from speedrun.wiring import check_model, ngram_tables, padded_vocabulary, skip_sources
 
 
 class Block(nn.Module):
@@ -149,7 +149,7 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.document_start = document_start
-        check(config)
+        check_model(config)
         rows = padded_vocabulary(config)
         self.embed: nn.Module = nn.Embedding(rows, config.width)
         if config.untie_at:

@@ -39,10 +39,10 @@ def rope_tables(
     windows: Sequence[int] = (),
 ) -> tuple[Tensor, Tensor]:
     """`tables` with `rope_frequencies`."""
-    return tables(length, rope_frequencies(channels, base, device, dtype, windows))
+    return rotations(length, rope_frequencies(channels, base, device, dtype, windows))
 
 
-def tables(length: int, frequencies: Tensor) -> tuple[Tensor, Tensor]:
+def rotations(length: int, frequencies: Tensor) -> tuple[Tensor, Tensor]:
     """Cosine and sine of position × frequency, each [length, channels / 2] in the frequencies' dtype.
 
     Attention makes these tables anew in every forward, which costs next to nothing beside one matrix product. Kept as

@@ -47,7 +47,7 @@ def kind_of(name: str, shape: Shape) -> str:
     return "head" if name.startswith("head.") else "embedding"
 
 
-def check(config: OptimizerConfig) -> None:
+def check_optimizer(config: OptimizerConfig) -> None:
     """Raise ValueError where two fields contradict each other, or one has no meaning."""
     if config.normuon and config.name != "muon":
         raise ValueError(
@@ -72,7 +72,7 @@ def parameter_groups(
     """
     from speedrun.optim.rules import AdamW, Muon, NorMuon  # here, so that the books can ask `kind_of` without torch
 
-    check(config)
+    check_optimizer(config)
     cautious = {"cautious": True} if config.cautious_weight_decay else {}
     adamw = {"betas": config.betas, "eps": config.eps, **cautious}
     muon = {

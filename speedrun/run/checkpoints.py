@@ -16,7 +16,7 @@ from typing import Any, Literal
 from speedrun.config import Config
 from speedrun.run.ending import Stopped
 from strategies.base import Strategy
-from strategies.checkpoint.folder import checkpoints, find
+from strategies.checkpoint.folder import checkpoints, find_checkpoint
 from strategies.checkpoint.format import Index, read_index
 from strategies.checkpoint.load import check_weights, load
 from strategies.checkpoint.save import Saver
@@ -85,7 +85,7 @@ class Resumed:
         say(f"resumed from {self.folder} (step {self.step}, {by['strategy']} on {by['world_size']}){changed}")
 
 
-def find_checkpoint(config: Config, shapes: Mapping[str, Shape], data_hash: str) -> Resumed | None:
+def asked_to_resume(config: Config, shapes: Mapping[str, Shape], data_hash: str) -> Resumed | None:
     """What `config.resume` asks for, checked against this run; None for a run from the beginning.
 
     Raises ValueError or FileNotFoundError, before anything is started, for a checkpoint that is not there, damaged, of
@@ -110,9 +110,9 @@ def find_checkpoint(config: Config, shapes: Mapping[str, Shape], data_hash: str)
             raise ValueError("resume auto looks for the run by its name: give it one with --name.")
         if not checkpoints(own / "checkpoints"):
             return Resumed(None, None, continues=-1)
-        folder = find(own / "checkpoints")
+        folder = find_checkpoint(own / "checkpoints")
     else:
-        folder = find(Path(config.resume))
+        folder = find_checkpoint(Path(config.resume))
     index = read_index(folder)
     check_weights(folder, index, shapes)
     changed = _compare(folder, index, config, data_hash)

@@ -14,10 +14,11 @@ from speedrun.kernels.fp8 import in_words as fp8_in_words
 from speedrun.model import GPT, parameter_shapes
 from speedrun.model.attend import activate_flash
 from speedrun.model.compiling import allow_variants
-from speedrun.optim.policy import check as check_optimizer
+from speedrun.optim.policy import check_optimizer as check_optimizer
 from speedrun.optim.precision import emulated_bf16, settle
-from speedrun.run.checkpoints import Resumed, find_checkpoint
-from speedrun.stages import Stage, check_engine, number_of_steps, resolve
+from speedrun.run.checkpoints import Resumed, asked_to_resume
+from speedrun.stages import Stage, check_engine, number_of_steps, resolve_stages
+from strategies import catalogue
 from strategies.select import Launch
 
 
@@ -53,7 +54,9 @@ def check(config: Config, launch: Launch) -> Checked:
 
     Raises ValueError or FileNotFoundError, in one sentence.
     """
-    stages = resolve(config, number_of_steps(config), launch.world_size)
+    if config.compile and (why := catalogue.books(launch.strategy).refuses_compile):
+        raise ValueError(why)
+    stages = resolve_stages(config, number_of_steps(config), launch.world_size)
     for stage in stages:
         check_engine(config, stage, launch.engine)
     data = open_data(config.data, config.model.vocab_size, config.seed, stages)
@@ -74,7 +77,7 @@ def check(config: Config, launch: Launch) -> Checked:
     resolved += lines
     shapes = parameter_shapes(config.model)
     check_optimizer(config.optimizer)
-    resumed = find_checkpoint(config, shapes, data.content_hash)
+    resumed = asked_to_resume(config, shapes, data.content_hash)
     optimizer, why = settle(config.optimizer, resumed.orthogonalization_dtype if resumed else "auto", device)
     config = dataclasses.replace(config, optimizer=optimizer)
     if optimizer.name == "muon":

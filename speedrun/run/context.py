@@ -21,7 +21,7 @@ from speedrun.evaluate import evaluate
 from speedrun.run.checkpoints import Checkpoints
 from speedrun.run.checks import Checked, switch_on
 from speedrun.run.ending import Interruptible, as_exception, outcome
-from speedrun.run.faults import Faults, first_nonfinite
+from speedrun.run.faults import Faults, first_nonfinite, loss_comes_first
 from speedrun.run.folder import RunFolder
 from speedrun.run.progress import Progress
 from speedrun.stages import Stage, stage_at, tokens_before, validation_rows
@@ -105,7 +105,7 @@ class Run:
         counted = counted_step(self.total_steps, config.eval_every, self.start)
         stage = stage_at(self.stages, counted)
         self.counted_steps = further_steps(counted, stage.last, config.eval_every, config.books_every)
-        self.books = Books(config, self.launch, strategy, stage)
+        self.books = Books(config, self.launch, strategy, stage, loss_comes_first(config))
         self.books.note("after prepare")
 
     @property

@@ -31,7 +31,7 @@ def checkpoints(folder: Path) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
-def find(path: Path) -> Path:
+def find_checkpoint(path: Path) -> Path:
     """A checkpoint by its own path, or the newest one of a run's folder or of a folder of checkpoints.
 
     Raises FileNotFoundError where there is none.

@@ -42,7 +42,7 @@ def check_weights(folder: Path, index: Index, shapes: Mapping[str, Shape]) -> No
             )
 
 
-def verify(folder: Path, index: Index, files: Iterable[str] | None = None) -> None:
+def verify_files(folder: Path, index: Index, files: Iterable[str] | None = None) -> None:
     """Compare these files (None: all) with their hashes. Raises ValueError that names the first one that differs."""
     hashes = read_sums(folder)
     for name in files if files is not None else [*index.files, INDEX]:
@@ -64,7 +64,7 @@ def load(folder: Path, index: Index, strategy: Strategy) -> None:
     staged: list[tuple[Tensor, Tensor]] = []
 
     def examine() -> None:
-        verify(folder, index, files[place.global_rank :: place.ranks])
+        verify_files(folder, index, files[place.global_rank :: place.ranks])
         _check_names(folder, index, expected(optimizer))
 
     _together(place, examine)

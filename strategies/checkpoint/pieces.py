@@ -20,7 +20,7 @@ from strategies.optimizer import IntervalOptimizer
 
 
 @dataclass(frozen=True)
-class Part:
+class HeldPart:
     """A rank's part of a tensor: `local` are the elements `held[rank]`, flat, as a view of what the optimizer uses."""
 
     name: str
@@ -37,7 +37,7 @@ class Part:
         return Interval(here.start + start, here.start + stop), self.local[start:stop]
 
 
-def parts(optimizer: IntervalOptimizer) -> Iterator[Part]:
+def parts(optimizer: IntervalOptimizer) -> Iterator[HeldPart]:
     """What this rank holds of every tensor of the run, the ones of which it holds nothing left out.
 
     Raises RuntimeError where there is no optimizer state yet.
@@ -47,22 +47,22 @@ def parts(optimizer: IntervalOptimizer) -> Iterator[Part]:
         shape, held = piece.shape, piece.state
         weight = everywhere(shape, world_size) if piece.replicated else held
         if weight[rank].numel:
-            yield Part(f"weight/{piece.name}", shape, weight, optimizer.weight(piece))
+            yield HeldPart(f"weight/{piece.name}", shape, weight, optimizer.weight(piece))
         if not held[rank].numel:
             continue
         if not optimizer.state.get(piece.holder):
             raise RuntimeError(f"{piece.name} has no optimizer state yet: a checkpoint needs a step, or `initialize`.")
         rule = optimizer.rules[piece.name]
         for buffer in rule.buffers:
-            yield Part(f"{buffer}/{piece.name}", shape, held, optimizer.state_of(piece, buffer))
+            yield HeldPart(f"{buffer}/{piece.name}", shape, held, optimizer.state_of(piece, buffer))
         if not rule.whole_matrix:
             having = tuple(Interval(0, int(other.numel > 0)) for other in held)
-            yield Part(f"step/{piece.name}", (), having, optimizer.state[piece.holder]["step"].view(1))
+            yield HeldPart(f"step/{piece.name}", (), having, optimizer.state[piece.holder]["step"].view(1))
         if rule.matrix_buffers and optimizer.owners[piece.name] == rank:
             whole = (max(shape),)
             owned = on_rank(whole, rank, world_size)
             for buffer, state in optimizer.matrix_state(piece).items():
-                yield Part(f"{buffer}/{piece.name}", whole, owned, state)
+                yield HeldPart(f"{buffer}/{piece.name}", whole, owned, state)
 
 
 def expected(optimizer: IntervalOptimizer) -> dict[str, Shape]:

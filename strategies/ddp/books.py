@@ -5,20 +5,20 @@ from collections.abc import Sequence
 from strategies.layout import on_rank
 from strategies.ledger.terms import (
     FP32,
-    Books,
     ComputePrecision,
     Entry,
     Held,
     Modules,
     Moments,
     Scenario,
+    StrategyBooks,
     entry,
     moments,
 )
 from strategies.owners import Matrix, assign_owners, rounds
 
 
-class DDPBooks(Books):
+class DDPBooks(StrategyBooks):
     """See strategies.ledger.terms.Books."""
 
     computes_bf16: ComputePrecision = "autocast"
@@ -127,6 +127,6 @@ def buckets(sizes: Sequence[int]) -> int:
     return closed + (filled > 0)
 
 
-def books(name: str) -> Books:
+def books(name: str) -> StrategyBooks:
     """For strategies.catalogue."""
     return DDPBooks()

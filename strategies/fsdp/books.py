@@ -7,10 +7,10 @@ from typing import Any
 
 from strategies.layout import row_blocks
 from strategies.ledger.exchange import exchange, owners_of
-from strategies.ledger.terms import FP32, Books, Entry, Held, Modules, Moments, Names, Scenario, entry, moments
+from strategies.ledger.terms import FP32, Entry, Held, Modules, Moments, Names, Scenario, StrategyBooks, entry, moments
 
 
-class FSDPBooks(Books):
+class FSDPBooks(StrategyBooks):
     """See strategies.ledger.terms.Books."""
 
     precision_in_words = "float32 shards, gathered in bf16, gradients reduced in float32"
@@ -206,6 +206,6 @@ def _padded(scenario: Scenario, names: Names) -> int:
     return sum(rows[name] * math.prod(scenario.shapes[name][1:]) for name in names)
 
 
-def books(name: str) -> Books:
+def books(name: str) -> StrategyBooks:
     """For strategies.catalogue."""
     return HSDPBooks() if name == "hsdp" else FSDPBooks()

@@ -30,14 +30,14 @@ from torch.utils import checkpoint
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from strategies.ledger.unseen import NAME as UNSEEN
+from strategies.ledger.tracer import UNSEEN
 
 WEIGHT_CASTS = "weight casts"
 """The part under which copies of parameters in another dtype stand (autocast makes them and keeps them)."""
 
 
 @dataclass(frozen=True)
-class Row:
+class SavedTensor:
     """One storage."""
 
     module: str
@@ -57,9 +57,9 @@ class Row:
 class ActivationBook:
     """What one forward pass left behind, and what was alive at its peak."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[SavedTensor, ...]
     """Held between forward and backward, in the order in which they were allocated."""
-    peak_rows: tuple[Row, ...]
+    peak_rows: tuple[SavedTensor, ...]
     """Alive when most bytes were: what is held by then, and temporaries. Only what the forward pass allocated."""
 
     @property
@@ -215,13 +215,13 @@ class _Recorder:
     def _bytes(self, index: int) -> int:
         return 0 if self.storages[index].parameter else self.storages[index].bytes
 
-    def _rows(self, indices: set[int], part_of: Callable[[str, str, str], str]) -> tuple[Row, ...]:
+    def _rows(self, indices: set[int], part_of: Callable[[str, str, str], str]) -> tuple[SavedTensor, ...]:
         rows = []
         for index in sorted(indices):
             s = self.storages[index]
             if self._bytes(index):
                 part = WEIGHT_CASTS if s.weight_cast else part_of(s.module, s.operator, s.kernel)
-                rows.append(Row(s.module, s.operator, s.kernel, part, s.shape, s.dtype, s.bytes))
+                rows.append(SavedTensor(s.module, s.operator, s.kernel, part, s.shape, s.dtype, s.bytes))
         return tuple(rows)
 
 
@@ -300,7 +300,7 @@ def _path(module: str, operator: str, kernel: str) -> str:
     return re.sub(r"\.\d+\b", "", module) or operator
 
 
-def _grouped(rows: tuple[Row, ...], group: Callable[[Row], str]) -> dict[str, int]:
+def _grouped(rows: tuple[SavedTensor, ...], group: Callable[[SavedTensor], str]) -> dict[str, int]:
     sums: dict[str, int] = {}
     for row in rows:
         sums[group(row)] = sums.get(group(row), 0) + row.bytes

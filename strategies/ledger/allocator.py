@@ -47,15 +47,15 @@ def _segment(size: int) -> int:
 
 
 @dataclass(eq=False)
-class Block:
+class AllocatorBlock:
     """A part of a segment; before and after are its neighbours there."""
 
     segment: int
     offset: int
     size: int
     pool: tuple[str, bool]
-    before: "Block | None" = None
-    after: "Block | None" = None
+    before: "AllocatorBlock | None" = None
+    after: "AllocatorBlock | None" = None
     free: bool = False
 
     @property
@@ -72,10 +72,10 @@ class Allocator:
     reserved: int = 0
     peak: int = 0
     segments: int = 0
-    pools: dict[tuple[str, bool], list[Block]] = field(default_factory=dict)
+    pools: dict[tuple[str, bool], list[AllocatorBlock]] = field(default_factory=dict)
     """The free blocks of each, in order."""
 
-    def allocate(self, bytes: int, stream: str = "compute") -> Block:
+    def allocate(self, bytes: int, stream: str = "compute") -> AllocatorBlock:
         size = max(512, -(-bytes // 512) * 512)
         pool = (stream, size <= SMALL)
         free = self.pools.setdefault(pool, [])
@@ -85,11 +85,11 @@ class Allocator:
             taken.free = False
         else:
             self.segments += 1
-            taken = Block(self.segments, 0, _segment(size), pool)
+            taken = AllocatorBlock(self.segments, 0, _segment(size), pool)
             self.reserved += taken.size
         rest = taken.size - size
         if rest >= 512 if size <= SMALL else rest > MIB:
-            split = Block(taken.segment, taken.offset + size, rest, pool, taken, taken.after, free=True)
+            split = AllocatorBlock(taken.segment, taken.offset + size, rest, pool, taken, taken.after, free=True)
             if taken.after:
                 taken.after.before = split
             taken.after, taken.size = split, size
@@ -98,7 +98,7 @@ class Allocator:
         self.peak = max(self.peak, self.allocated)
         return taken
 
-    def release(self, block: Block) -> None:
+    def release(self, block: AllocatorBlock) -> None:
         """Free neighbours become one block."""
         self.allocated -= block.size
         block.free = True
@@ -117,10 +117,10 @@ class Allocator:
                 last.after.before = block
         self._add(block)
 
-    def _add(self, block: Block) -> None:
+    def _add(self, block: AllocatorBlock) -> None:
         bisect.insort(self.pools[block.pool], block, key=lambda block: block.order)
 
-    def _remove(self, block: Block) -> None:
+    def _remove(self, block: AllocatorBlock) -> None:
         free = self.pools[block.pool]
         del free[bisect.bisect_left(free, block.order, key=lambda block: block.order)]
 
@@ -158,7 +158,7 @@ def allocated(events: Iterable[Logged], step: int, capability: tuple[int, int]) 
     events: from phase prepare to the end; step: the one that the result is about.
     """
     allocator, moments = Allocator(), {}
-    alive: dict[int, Block] = {}
+    alive: dict[int, AllocatorBlock] = {}
     phase, started = "prepare", set[str]()
     for event in events:
         if event.phase not in (phase, "recompute"):

@@ -148,7 +148,7 @@ def moments(
     }
 
 
-class Books:
+class StrategyBooks:
     """What a strategy's `books.py` says of a scenario. What stands here is true where nothing is said.
 
     All bytes are of one rank. Nothing here has ever seen a live tensor: shapes, dtypes, settings and the number of

@@ -27,10 +27,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from strategies.ledger.unseen import NAME as UNSEEN
 from strategies.ledger.wire import read_call
 
 Storage = torch.UntypedStorage
+
+UNSEEN = "shardrun::made_unseen"
+"""An operator by which a model says that tensors are there which no dispatch mode has seen being made."""
 
 Inside = Callable[[str, Sequence[Any]], Sequence[int]]
 """(operator, its arguments) → bytes of every tensor that it holds inside."""

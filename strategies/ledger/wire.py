@@ -90,7 +90,7 @@ class Sent:
 
 
 @dataclass(frozen=True)
-class Line:
+class SentLine:
     """All calls of one collective for one purpose: "payload" or "bookkeeping" (see `Sent`)."""
 
     collective: str
@@ -140,7 +140,7 @@ class Meter:
 
         return note_and_pass_on
 
-    def lines(self) -> list[Line]:
+    def lines(self) -> list[SentLine]:
         """By collective, purpose and axis, in the order of their first calls."""
         together: dict[tuple[str, str, str], list[Sent]] = {}
         for sent in self.sent:
@@ -148,7 +148,7 @@ class Meter:
             axis = self.axes.get(sent.group, "all")
             together.setdefault((sent.collective, purpose, axis), []).append(sent)
         return [
-            Line(
+            SentLine(
                 collective,
                 purpose,
                 len(calls),

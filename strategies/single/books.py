@@ -1,10 +1,10 @@
 """single: everything, in float32; under bf16 too, because autocast casts a weight for the moment of its use."""
 
-from strategies.ledger.terms import FP32, Books, ComputePrecision, Held, Moments, Scenario, moments
+from strategies.ledger.terms import FP32, ComputePrecision, Held, Moments, Scenario, StrategyBooks, moments
 from strategies.owners import assign_owners
 
 
-class SingleBooks(Books):
+class SingleBooks(StrategyBooks):
     """See strategies.ledger.terms.Books."""
 
     computes_bf16: ComputePrecision = "autocast"
@@ -34,6 +34,6 @@ class SingleBooks(Books):
         return {"gradients": moments["after backward"]["gradients"]}
 
 
-def books(name: str) -> Books:
+def books(name: str) -> StrategyBooks:
     """For strategies.catalogue."""
     return SingleBooks()

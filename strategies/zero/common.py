@@ -6,11 +6,11 @@ The places named are those in DeepSpeed 0.19.8.
 from collections.abc import Sequence
 from typing import Any
 
-from strategies.ledger.terms import BF16, FP32, Books, Entry, Modules, Scenario
+from strategies.ledger.terms import BF16, FP32, Entry, Modules, Scenario, StrategyBooks
 from strategies.zero.defaults import DEFAULTS, replaced_defaults
 
 
-class ZeroBooks(Books):
+class ZeroBooks(StrategyBooks):
     """What the stages have in common. See strategies.ledger.terms.Books."""
 
     needs = "deepspeed"

@@ -231,12 +231,12 @@ def test_a_peers_model_is_timed_beside_ours(tmp_path: Path) -> None:
     from benchmarks.gpu import steps
     from benchmarks.gpu.sizes import config_of, with_tokens
     from benchmarks.train_step_loop import alone
-    from speedrun.stages import resolve
+    from speedrun.stages import resolve_stages
     from strategies.select import Launch
 
     (tmp_path / "model.py").write_text(PEER)
     config = with_tokens(config_of("gpt2", tiny=True), "pydocs", tiny=True)
-    stages = [alone(config, stage, 8) for stage in resolve(config, config.steps)]
+    stages = [alone(config, stage, 8) for stage in resolve_stages(config, config.steps)]
     result = Result(tmp_path / "result.json")
     launch = Launch("single", 0, 0, 1, 1, "fp32", True)
     steps.peer(steps.Bench("gpt2", config, launch, stages, 1, 1, result), tmp_path, compiled=False)

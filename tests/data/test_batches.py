@@ -9,15 +9,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speedrun.data.batches import Data, Part, StageRows, Stream, batch_hash, shuffled
+from speedrun.data.batches import Data, DocumentRun, StageRows, Stream, batch_hash, shuffled
 
 START = 9  # tokens of text are 0 … 8
 
 
 def make_data(parts: list[list[int]], length: int, global_batch: int, seed: int = 0) -> Data:
-    made = [Part(f"part {i}", np.array(tokens, dtype=np.uint16), START) for i, tokens in enumerate(parts)]
+    made = [DocumentRun(f"part {i}", np.array(tokens, dtype=np.uint16), START) for i, tokens in enumerate(parts)]
     stream = Stream(made, length, vocab_size=10, seed=seed)
-    validation = [Part("validation", np.arange(90, dtype=np.uint16) % 10, START)]
+    validation = [DocumentRun("validation", np.arange(90, dtype=np.uint16) % 10, START)]
     return Data(
         name="test",
         content_hash="",
@@ -114,7 +114,7 @@ def numbered(lengths: list[int]) -> tuple[list[list[int]], np.ndarray]:
 def test_document_boundaries(lengths: list[int], length: int) -> None:
     """Between two document starts of a row stands a piece of one document, in its order."""
     documents, tokens = numbered(lengths)
-    stream = Stream([Part("numbered", tokens, 0)], length, vocab_size=1000, seed=5)
+    stream = Stream([DocumentRun("numbered", tokens, 0)], length, vocab_size=1000, seed=5)
     follows = {(a, b) for document in documents for a, b in zip(document, document[1:], strict=False)}
     firsts = {document[0] for document in documents if document}
     lasts = {document[-1] for document in documents if document}
@@ -184,7 +184,7 @@ def test_epochs_and_seeds_have_different_orders() -> None:
     _, tokens = numbered([3] * 50)
 
     def epoch(seed: int, number: int) -> list[int]:
-        rows = Stream([Part("numbered", tokens, 0)], 200, 1000, seed).rows(number, number + 1)
+        rows = Stream([DocumentRun("numbered", tokens, 0)], 200, 1000, seed).rows(number, number + 1)
         return [int(token) for token in rows[0] if token]
 
     assert sorted(epoch(1, 0)) == sorted(epoch(1, 1)) == sorted(epoch(2, 0)) == list(range(1, 151))
@@ -194,7 +194,7 @@ def test_epochs_and_seeds_have_different_orders() -> None:
 def test_a_batch_mixes_documents() -> None:
     """One document of 40 rows among 40 short ones: no batch of 8 rows comes from it alone."""
     _, tokens = numbered([400] + [9] * 40)
-    stream = Stream([Part("numbered", tokens, 0)], 10, 1000, seed=0)
+    stream = Stream([DocumentRun("numbered", tokens, 0)], 10, 1000, seed=0)
     for first in range(0, 72, 8):
         rows = stream.rows(first, first + 8)
         assert 0 < (rows[:, 2] <= 400).sum() < 8
@@ -254,7 +254,7 @@ def test_a_single_stage_is_no_stage() -> None:
 
 def test_rows_of_stages_are_pieces_of_the_stream_that_do_not_overlap() -> None:
     """In a stream of tokens that are all different, and within one visit that three stages share."""
-    part = Part("one", np.arange(1, 400, dtype=np.uint16), 0)
+    part = DocumentRun("one", np.arange(1, 400, dtype=np.uint16), 0)
     taken: list[int] = []
     for length, begin, end, count in ((10, 0, 120, 12), (7, 120, 190, 10), (30, 190, 370, 6)):
         rows = Stream([part], length, 1000, 3, begin, end).rows(0, count).tolist()

@@ -21,7 +21,7 @@ import pytest
 from shardrun.__main__ import main
 from speedrun.data import fineweb
 from speedrun.data.fineweb import DownloadError, fetch
-from speedrun.data.shards import write_shard
+from speedrun.data.shards import write_tokens
 from tests.data.hub import COMMIT, Hub
 
 VAL, FIRST, SECOND = "fineweb_val_000000.bin", "fineweb_train_000001.bin", "fineweb_train_000002.bin"
@@ -32,7 +32,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """Three small shards, in the order in which the hub lists them: sorted, so validation comes last."""
     folder, rng = tmp_path_factory.mktemp("shards"), np.random.default_rng(0)
     for name in (FIRST, SECOND, VAL):
-        write_shard(folder / name, rng.integers(0, 50257, int(rng.integers(2000, 3000))))
+        write_tokens(folder / name, rng.integers(0, 50257, int(rng.integers(2000, 3000))))
     return {name: (folder / name).read_bytes() for name in (FIRST, SECOND, VAL)}
 
 
@@ -313,7 +313,7 @@ def test_a_killed_command_is_gone_on_with(files: dict[str, bytes], tmp_path: Pat
         }
         # Pieces of 10 MB are the smallest that reach the disk: a shard of 24 MB, of which 21 MB come at once.
         tokens = np.random.default_rng(0).integers(0, 50257, 12_000_000)
-        write_shard(tmp_path / "large.bin", tokens)
+        write_tokens(tmp_path / "large.bin", tokens)
         hub.files[VAL] = (tmp_path / "large.bin").read_bytes()
         hub.cuts = [21_000_000, *[0] * 6]
         running = subprocess.Popen(

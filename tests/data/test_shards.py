@@ -8,7 +8,7 @@ import pytest
 
 from speedrun.config import DataConfig
 from speedrun.data import Data, open_data
-from speedrun.data.shards import open_shard, write_shard
+from speedrun.data.shards import open_shard, write_tokens
 
 EOT = 50256
 
@@ -30,7 +30,7 @@ def test_reads_the_format(tmp_path: Path) -> None:
 
 def test_writes_the_format(tmp_path: Path) -> None:
     path = tmp_path / "x_train_0.bin"
-    write_shard(path, np.array([EOT, 1, 2, EOT, 50000, 4], dtype=np.int64))
+    write_tokens(path, np.array([EOT, 1, 2, EOT, 50000, 4], dtype=np.int64))
     assert path.read_bytes() == header() + BODY
 
 
@@ -51,7 +51,7 @@ def test_writes_the_format(tmp_path: Path) -> None:
 def test_damage_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "x_train_0.bin"
     path.write_bytes(content)
-    write_shard(tmp_path / "x_val_0.bin", np.arange(100))
+    write_tokens(tmp_path / "x_val_0.bin", np.arange(100))
     config = DataConfig(source=str(tmp_path), sequence_length=4, global_batch=2, eval_tokens=8)
     with pytest.raises(ValueError, match=message) as error:
         open_data(config, vocab_size=50257, seed=0)
@@ -64,7 +64,7 @@ def test_damage_is_refused(tmp_path: Path, content: bytes, message: str) -> None
 )
 def test_unwritable_tokens(tmp_path: Path, tokens: list[int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        write_shard(tmp_path / "x.bin", np.array(tokens, dtype=None if tokens else np.int64))
+        write_tokens(tmp_path / "x.bin", np.array(tokens, dtype=None if tokens else np.int64))
 
 
 def open_folder(folder: Path, vocab_size: int = 50257, **values: int) -> Data:
@@ -73,12 +73,12 @@ def open_folder(folder: Path, vocab_size: int = 50257, **values: int) -> Data:
 
 
 def test_shards_are_found_by_name(tmp_path: Path) -> None:
-    write_shard(tmp_path / "f_train_000002.bin", np.array([EOT, 21, 22]))
+    write_tokens(tmp_path / "f_train_000002.bin", np.array([EOT, 21, 22]))
     with pytest.raises(ValueError, match=r"1 shards named \*_train_\*.bin and 0 named \*_val_\*.bin"):
         open_folder(tmp_path)
-    write_shard(tmp_path / "f_train_000001.bin", np.array([11, 12, EOT, 13]))  # begins in mid-document
-    write_shard(tmp_path / "f_val_000000.bin", np.arange(9))
-    write_shard(tmp_path / "f_val_000001.bin", np.arange(9, 20))
+    write_tokens(tmp_path / "f_train_000001.bin", np.array([11, 12, EOT, 13]))  # begins in mid-document
+    write_tokens(tmp_path / "f_val_000000.bin", np.arange(9))
+    write_tokens(tmp_path / "f_val_000001.bin", np.arange(9, 20))
     data = open_folder(tmp_path)
     assert [part.tokens.tolist()[0] for part in data.stream.parts] == [11, EOT]
     assert (data.train_tokens, data.val_tokens, data.document_start) == (4 + 1 + 3, 20, EOT)
@@ -90,11 +90,11 @@ def test_shards_are_found_by_name(tmp_path: Path) -> None:
 
 
 def test_the_hash_sees_names_sizes_and_headers(tmp_path: Path) -> None:
-    write_shard(tmp_path / "f_train_0.bin", np.arange(10))
-    write_shard(tmp_path / "f_val_0.bin", np.arange(10))
+    write_tokens(tmp_path / "f_train_0.bin", np.arange(10))
+    write_tokens(tmp_path / "f_val_0.bin", np.arange(10))
     hashes = [open_folder(tmp_path).content_hash]
     assert open_folder(tmp_path).content_hash == hashes[0]
-    write_shard(tmp_path / "f_train_0.bin", np.arange(11))
+    write_tokens(tmp_path / "f_train_0.bin", np.arange(11))
     hashes.append(open_folder(tmp_path).content_hash)
     (tmp_path / "f_train_0.bin").rename(tmp_path / "f_train_1.bin")
     hashes.append(open_folder(tmp_path).content_hash)
@@ -102,9 +102,9 @@ def test_the_hash_sees_names_sizes_and_headers(tmp_path: Path) -> None:
 
 
 def test_tokens_outside_the_vocabulary(tmp_path: Path) -> None:
-    write_shard(tmp_path / "f_train_0.bin", np.array([EOT, 1, 2, 3]))
-    write_shard(tmp_path / "f_train_1.bin", np.array([EOT, 1, 2, 50300]))
-    write_shard(tmp_path / "f_val_0.bin", np.array([EOT, *range(20), 50257]))
+    write_tokens(tmp_path / "f_train_0.bin", np.array([EOT, 1, 2, 3]))
+    write_tokens(tmp_path / "f_train_1.bin", np.array([EOT, 1, 2, 50300]))
+    write_tokens(tmp_path / "f_val_0.bin", np.array([EOT, *range(20), 50257]))
     data = open_folder(tmp_path)
     with pytest.raises(ValueError, match="f_train_1.bin holds token 50300 at position 3, outside .* 50257"):
         for step in range(4):

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from speedrun.config import ModelConfig
 from speedrun.kernels import fp8, fp8_linear
-from speedrun.kernels.fp8 import E4M3, E5M2, quantize, quantize_delayed
+from speedrun.kernels.fp8 import quantize, quantize_delayed
+from speedrun.kernels.fp8_formats import E4M3, E5M2
 from speedrun.model import GPT
 
 CONFIG = ModelConfig(

@@ -11,7 +11,7 @@ import torch
 from lessons import kit
 from speedrun.books.korthikanti import korthikanti
 from speedrun.config import ScheduleConfig
-from speedrun.data.shards import open_shard, write_shard
+from speedrun.data.shards import open_shard, write_tokens
 from speedrun.model.masks import document_mask
 from speedrun.optim.schedule import learning_rate_multiplier
 from strategies.forecast.predict import predict_memory
@@ -81,7 +81,7 @@ def test_activations_of_a_layer() -> None:
 
 def test_reading_a_shard(tmp_path: Path) -> None:
     tokens = np.random.default_rng(0).integers(0, 50_257, 4000)
-    write_shard(tmp_path / "shard.bin", tokens)
+    write_tokens(tmp_path / "shard.bin", tokens)
     found = load("11_data", "solution").read_tokens(tmp_path / "shard.bin", 100, 2100)
     assert np.array_equal(found, open_shard(tmp_path / "shard.bin")[100:2100])
 

@@ -13,7 +13,7 @@ from lessons.kit import eval_tokens, steps
 from shardrun.__main__ import main
 from shardrun.launch import shipped_names
 from shardrun.lesson import show
-from shardrun.lesson.course import course, find
+from shardrun.lesson.course import course, find_lesson
 from shardrun.lesson.folder import open_folder
 from shardrun.lesson.judge import describe
 from shardrun.lesson.rank import Job
@@ -65,7 +65,7 @@ def test_reset_keeps_what_the_learner_wrote(here: Path) -> None:
         attempt.write_text(f"attempt {number}")
         assert lesson("reset") == 0
         assert attempt.with_name(f"exercise.{number}.py").read_text() == f"attempt {number}"
-        assert attempt.read_text() == (find(1).folder / "exercise.py").read_text()
+        assert attempt.read_text() == (find_lesson(1).folder / "exercise.py").read_text()
 
 
 def test_hints_come_one_by_one_and_progress_remembers(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -75,7 +75,7 @@ def test_hints_come_one_by_one_and_progress_remembers(here: Path, capsys: pytest
     first = capsys.readouterr().out
     lesson("hint")
     second = capsys.readouterr().out
-    hints = find(3).exercises[0].hints
+    hints = find_lesson(3).exercises[0].hints
     assert hints[1][:30] not in first
     assert hints[0][:30] in second and hints[1][:30] in second
     assert lesson("progress", "--json") == 0
@@ -165,7 +165,7 @@ def test_right_numbers_pass() -> None:
 def test_what_a_check_ends_with_fits_and_says_what_comes_next(
     here: Path, capsys: pytest.CaptureFixture[str], number: int
 ) -> None:
-    each = find(number)
+    each = find_lesson(number)
     lesson("start", str(number))
     folder = open_folder()
     for exercise in each.exercises:
@@ -225,7 +225,7 @@ def test_stacks_become_words(tmp_path: Path) -> None:
 def test_checks_tell_what_is_wrong_on_ranks_and_end_hangs(tmp_path: Path) -> None:
     in_a_process("start", "3", folder=tmp_path)
     attempt = tmp_path / "learning/03_collectives/exercise.py"
-    solution = (find(3).folder / "solution.py").read_text()
+    solution = (find_lesson(3).folder / "solution.py").read_text()
     attempt.write_text(
         solution.replace("request = dist.isend(outgoing.contiguous(), to)", "dist.send(outgoing.contiguous(), to)")
         .replace("    request.wait()\n", "")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from shardrun.lesson.course import Lesson, course, find
+from shardrun.lesson.course import Lesson, course, find_lesson
 from shardrun.lesson.source import Command, commands, wrong_attempts
 from shardrun.lesson.verify import run_commands
 from tests.warm import Warm
@@ -86,7 +86,7 @@ def warmed(number: int, warm_python: str) -> Iterator[str]:
 def test_verify(number: int, warm_python: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Unsolved at first, solutions pass, wrong attempts are told what they did, and commands of the README run."""
     monkeypatch.setenv("SHARDRUN_LESSON_STEPS", STEPS)
-    lesson = find(number)
+    lesson = find_lesson(number)
     wrong = wrong_attempts(lesson.folder / "wrong.py")
     attempts = sum(2 + len(wrong[exercise.name]) for exercise in lesson.exercises)
     chosen = [

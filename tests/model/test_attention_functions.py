@@ -29,14 +29,13 @@ from speedrun.model.compiling import allow_variants, compile_blocks, variants
 from speedrun.model.masks import View, block_mask, document_numbers, first_seen, layer_masks
 from speedrun.presets import PRESETS
 from speedrun.run.checks import attention_of_stages
-from speedrun.stages import resolve
+from speedrun.stages import resolve_stages
 from strategies.forecast.fake import GPUKernels, _convert_module
 from strategies.ledger.activations import measure_activations
 from strategies.ledger.tracer import Tracer
 from tests.model import attention_on_cpu
 from tests.model.attention_on_cpu import flex_on_cpu, needs_varlen, varlen_on_cpu
 from tests.ranks import RankPool
-from tests.speedrun.runs import launch_of, small
 
 CPU, H100 = Where("cpu", (0, 0), (2, 13), False), Where("cuda", (9, 0), (2, 11), True)
 START = 7
@@ -167,7 +166,7 @@ def test_a_newer_flash_attention_is_switched_on_where_there_is_one(monkeypatch: 
 def test_a_run_says_for_every_stage_what_computes_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     config = PRESETS["speedrun"][1]
     tiny = dataclasses.replace(config.model, vocab_size=64, pad_vocab_to=1, width=96, bigram_rows=64)
-    model, stages = GPT(tiny, document_start=START), resolve(config, 100)
+    model, stages = GPT(tiny, document_start=START), resolve_stages(config, 100)
     kinds, lines = attention_of_stages(model, stages, torch.device("cpu"), "bf16")
     first = lines[0]
     assert (
@@ -398,7 +397,7 @@ def runs_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     with torch._dynamo.config.patch(limits), counting("eager") as inside:
         counter = CompileCounterWithBackend("eager")
         monkeypatch.setattr(torch.nn.Module, "compile", lambda block: compiled(block, counter))
-        compile_blocks(model, small(model=config, compile=True), launch_of("single"))
+        compile_blocks(model, cpu=True)
         allow_variants(config, shapes)
         assert torch._dynamo.config.recompile_limit == 2 * variants(config, shapes)
         history = []

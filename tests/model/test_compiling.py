@@ -10,6 +10,7 @@ import torch
 from speedrun.config import ModelConfig
 from speedrun.model import GPT
 from speedrun.model.compiling import compile_blocks
+from speedrun.run.checks import check
 from tests.speedrun.runs import launch_of, small
 
 MODEL = ModelConfig(
@@ -28,14 +29,13 @@ MODEL = ModelConfig(
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
 def test_a_compiled_model_has_the_same_loss_and_gradients() -> None:
-    config = small(model=MODEL, compile=True)
     tokens = torch.randint(1, 257, (2, 17), generator=torch.Generator().manual_seed(0))
     results = []
     for compiled in (False, True):
         model = GPT(dataclasses.replace(MODEL, zero_init_projections=False), document_start=0)
         model.init_weights(1)
         if compiled:
-            compile_blocks(model, config, launch_of("single"))
+            compile_blocks(model, cpu=True)
         for windows in ([(5, 9)], [(5, 9), (7, 12)]):
             model.set_windows(windows)
             loss = model(tokens[:, :-1], tokens[:, 1:])
@@ -49,9 +49,8 @@ def test_a_compiled_model_has_the_same_loss_and_gradients() -> None:
 
 
 def test_what_cannot_be_compiled_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    config, model = small(model=MODEL, compile=True), GPT(MODEL)
     with pytest.raises(ValueError, match="compile = True does not go with ZeRO-3"):
-        compile_blocks(model, config, launch_of("zero3"))
+        check(small(model=MODEL, compile=True), launch_of("zero3"))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ValueError, match="compile = True needs a C.. compiler on a CPU, and there is no g.."):
-        compile_blocks(model, config, launch_of("ddp"))
+        compile_blocks(GPT(MODEL), cpu=True)

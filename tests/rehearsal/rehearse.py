@@ -18,9 +18,9 @@ from speedrun.run import context
 from speedrun.run.command_line import parse
 from speedrun.train import train
 from strategies.base import Precision
-from strategies.checkpoint.folder import find
+from strategies.checkpoint.folder import find_checkpoint
 from strategies.checkpoint.format import read_index
-from strategies.checkpoint.load import verify
+from strategies.checkpoint.load import verify_files
 from strategies.checkpoint.save import Saver
 from strategies.forecast import fake
 from strategies.select import Launch
@@ -181,8 +181,8 @@ def _check_run(folder: Path, config: Config, launch: Launch) -> None:
     assert (books["step"], len(books["ranks"])) == (3, launch.world_size)
     saved = folder / "checkpoints"
     if launch.world_size == 1:
-        found = find(saved)
-        verify(found, read_index(found))
+        found = find_checkpoint(saved)
+        verify_files(found, read_index(found))
     else:
         shards = list(saved.glob("**/rank_000.safetensors"))
         assert shards and shards[0].stat().st_size > 0

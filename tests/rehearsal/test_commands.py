@@ -18,8 +18,8 @@ import pytest
 from shardrun.__main__ import VERBS
 from shardrun.ablate.ideas import IDEAS
 from shardrun.launch import find_config, shipped_config
-from shardrun.lesson.course import course, find
-from speedrun.data.shards import HEADER_BYTES, write_shard
+from shardrun.lesson.course import course, find_lesson
+from speedrun.data.shards import HEADER_BYTES, write_tokens
 from speedrun.presets import PRESETS
 from speedrun.run.command_line import parse
 from tests.fake_cuda.process import FakeCUDAProcess
@@ -48,8 +48,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shards.mkdir(parents=True)
     tokens = np.full(100_000, 7, dtype=np.uint16)
     tokens[::500] = 50256
-    write_shard(shards / "fineweb_train_000001.bin", tokens)
-    write_shard(shards / "fineweb_val_000000.bin", tokens)
+    write_tokens(shards / "fineweb_train_000001.bin", tokens)
+    write_tokens(shards / "fineweb_val_000000.bin", tokens)
     with open(shards / "fineweb_val_000000.bin", "r+b") as file:
         file.seek(8)
         file.write(np.int32(100_000_000).tobytes())
@@ -123,7 +123,7 @@ def test_a_verb_takes_its_arguments_and_knows_what_they_name(
     for ideas in (parsed.get("drop"), parsed.get("add")):
         assert set((ideas or "").split(",")) - {""} <= set(IDEAS)
     if parsed.get("number"):
-        lesson = find(parsed["number"])
+        lesson = find_lesson(parsed["number"])
         assert not parsed.get("exercise") or parsed["exercise"] in {e.name for e in lesson.exercises}
     if parsed.get("trainer"):
         parse([parsed["preset"], *parsed["trainer"]])

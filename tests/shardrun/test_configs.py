@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from shardrun.configs import resolve
+from shardrun.configs import resolve_config
 from shardrun.launch import shipped_names
 from strategies.base import Settings
 from strategies.mesh import Place
@@ -15,7 +15,7 @@ from tests.test_accelerate_configs import CONFIGS
 @pytest.mark.parametrize("name", shipped_names())
 def test_resolved_from_the_file_is_launched(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Strategy, world size, precision, device and engine, for every shipped config."""
-    resolved = resolve(CONFIGS / f"{name}.yaml")
+    resolved = resolve_config(CONFIGS / f"{name}.yaml")
     if not resolved.cpu:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: resolved.world_size)

@@ -10,7 +10,7 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from shardrun.configs import Resolved, resolve
+from shardrun.configs import Resolved, resolve_config
 from strategies import catalogue
 from strategies.config_values import MAX_BYTES
 
@@ -54,7 +54,7 @@ VALUES = st.recursive(
 def resolve_or_say(path: Path) -> Resolved | None:
     """The only two ways: resolved, or a sentence with the file's name."""
     try:
-        resolved = resolve(path)
+        resolved = resolve_config(path)
     except (ValueError, FileNotFoundError) as error:
         assert str(path) in str(error) and len(str(error)) < 600 and "\n" not in str(error)
         return None

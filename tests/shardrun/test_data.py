@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from shardrun.__main__ import main
-from speedrun.data.shards import write_shard
+from speedrun.data.shards import write_tokens
 
 EOT = 50256
 
@@ -69,7 +69,7 @@ def test_tokenize_and_inspect(
 
 
 def test_inspect_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_shard(tmp_path / "a.bin", np.array([7, 8, EOT, 1, 2, 3, EOT, EOT, 4]))
+    write_tokens(tmp_path / "a.bin", np.array([7, 8, EOT, 1, 2, 3, EOT, EOT, 4]))
     code, out, _ = shardrun(capsys, "inspect", tmp_path / "a.bin", "--json")
     (shown,) = json.loads(out)["shards"]
     assert code == 0 and (shown["tokens"], shown["documents"], shown["largest_token"]) == (9, 3, EOT)
@@ -78,7 +78,7 @@ def test_inspect_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     _, out, _ = shardrun(capsys, "inspect", tmp_path / "a.bin")
     assert "3 documents begin in it" in out and "the rest of one of another shard" in out and "No tokenizer" in out
 
-    write_shard(tmp_path / "b.bin", np.array([7, 8]))  # the middle of a document
+    write_tokens(tmp_path / "b.bin", np.array([7, 8]))  # the middle of a document
     code, out, _ = shardrun(capsys, "inspect", tmp_path / "b.bin", tmp_path / "a.bin", "--json")
     both = json.loads(out)["shards"]
     assert [(shown["documents"], shown["first_document_tokens"]) for shown in both] == [(0, 2), (3, 3)]
@@ -116,7 +116,7 @@ def test_inspect_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str], con
 
 
 def test_vocabularies_of_another_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_shard(tmp_path / "a.bin", np.array([EOT, 50300]))
+    write_tokens(tmp_path / "a.bin", np.array([EOT, 50300]))
     assert shardrun(capsys, "inspect", tmp_path / "a.bin", "--vocab-size", 50304)[0] == 0
 
 
@@ -126,7 +126,7 @@ def test_without_tokenizers(
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     code, _, error = shardrun(capsys, "tokenize", tmp_path)
     assert code == 2 and "tokenizers is not installed" in error and "pip install 'shardrun[data]'" in error
-    write_shard(tmp_path / "a.bin", np.array([EOT, 1]))
+    write_tokens(tmp_path / "a.bin", np.array([EOT, 1]))
     (tmp_path / "tokenizer.json").write_text("{}")
     code, out, _ = shardrun(capsys, "inspect", tmp_path / "a.bin")  # says all that it can
     assert code == 0 and "No tokenizer at hand" in out

@@ -9,15 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from shardrun import plan
 from shardrun.__main__ import main
-from shardrun.configs import resolve
+from shardrun.configs import resolve_config
 from shardrun.launch import shipped_config, shipped_names
+from shardrun.plan import court, estimate
+from speedrun.books.flops import flops
 from speedrun.books.kernels import installed_torch, kernels_on_gpu
+from speedrun.books.shapes import scenario_of
 from speedrun.config import DataConfig
 from speedrun.presets import PRESETS
 from speedrun.stages import number_of_steps
-from speedrun.stages import resolve as stages_of
+from speedrun.stages import resolve_stages as stages_of
 from strategies import catalogue
 from strategies.ledger.hardware import GIB, find_gpu
 from tests.ranks import RankPool
@@ -46,7 +48,7 @@ def test_activations_are_those_that_a_run_measured(ranks: RankPool, tmp_path: Pa
     """In a run's ledger.json what the passes hold at the peak beside what lasts; but for a few numbers."""
     config = in_folder(small(data=DataConfig(sequence_length=32, global_batch=12, eval_tokens=320)), tmp_path)
     ranks.run(2, train_here, name, config)
-    planned = plan.memory_of(config, plan.scenario_of(config, name, 2, "fp32"), micro_batch=6)
+    planned = estimate.memory_of(config, scenario_of(config, name, 2, "fp32"), micro_batch=6)
     for rank in read(tmp_path / "run", "ledger.json")["ranks"]:
         peak = rank["memory"]["peak"]
         assert abs(planned["activations"] - peak["activations"]["measured"] - peak["other"]["measured"]) <= 32
@@ -73,10 +75,10 @@ def test_a_planned_preset_is_a_stage_of_the_trainer_s_run(preset: str, world: in
         if preset in ACCUMULATION:
             assert e["accumulation"] == ACCUMULATION[preset][e["stage"]] // world
         for stage in stages.values():
-            alone = plan.at_stage(config, stage)
-            books = plan.scenario_of(alone, e["strategy"], world, "bf16", stage.batches.accumulation)
+            alone = estimate.at_stage(config, stage)
+            books = scenario_of(alone, e["strategy"], world, "bf16", stage.batches.accumulation)
             kernels = kernels_on_gpu((9, 0), installed_torch(), alone.model, "bf16")
-            assert sum(plan.memory_of(alone, books, stage.batches.micro_batch, kernels).values()) <= e["total"]
+            assert sum(estimate.memory_of(alone, books, stage.batches.micro_batch, kernels).values()) <= e["total"]
 
 
 def test_a_plan_is_of_a_gpu_s_kernels_and_of_torch_s_version() -> None:
@@ -208,19 +210,19 @@ def test_plan_fits_a_terminal_of_100_columns(arguments: tuple[str, ...]) -> None
 def test_model_flops_follow_the_six_times_parameters_rule() -> None:
     config = PRESETS["gpt2"][1]
     tokens = 8 * config.data.sequence_length
-    per_token = plan.flops(config, 8) / tokens
+    per_token = flops(config, 8) / tokens
     assert per_token == pytest.approx(6 * 124e6, rel=0.12)  # attention on top, positions and norms not
     # torch's own counter gives 7.156e12 for this model and batch with attention not halved for being causal.
     attention = 6 * 12 * 768 * 1024 * tokens
-    assert plan.flops(config, 8) + attention == pytest.approx(7.156e12, rel=0.03)
+    assert flops(config, 8) + attention == pytest.approx(7.156e12, rel=0.03)
 
 
 @pytest.mark.parametrize(("text", "parameters"), [("124M", 124e6), ("1.3B", 1.3e9), ("7B", 7e9), ("1T", 1e12)])
 def test_a_shape_for_a_number_of_parameters(text: str, parameters: float) -> None:
-    from speedrun.books.shapes import parameter_shapes
+    from speedrun.books.shapes import shapes_from
 
-    shapes = parameter_shapes(plan.shape_of(plan.parse_count(text)))
-    assert sum(map(plan._numel, shapes.values())) == pytest.approx(parameters, rel=0.12)
+    shapes = shapes_from(estimate.shape_of(estimate.parse_count(text)))
+    assert sum(map(court._numel, shapes.values())) == pytest.approx(parameters, rel=0.12)
 
 
 def test_plan_is_quick_and_loads_no_torch() -> None:
@@ -277,7 +279,7 @@ def test_diff_tells_what_changes_within_ten_lines_of_figures() -> None:
 
 @pytest.mark.parametrize("name", shipped_names())
 def test_every_shipped_config_is_explained(name: str) -> None:
-    resolved = resolve(shipped_config(name))
+    resolved = resolve_config(shipped_config(name))
     expected = Path(name).name.removesuffix("_bf16").removesuffix("_no_reshard")
     assert resolved.strategy == expected
     assert not any("ignored" in effect for _, _, effect in resolved.lines)
@@ -300,13 +302,13 @@ def test_a_bad_config_gets_one_sentence(tmp_path: Path, text: str, sentence: str
     path = tmp_path / "mine.yaml"
     path.write_text(text)
     with pytest.raises(ValueError, match=sentence):
-        resolve(path)
+        resolve_config(path)
 
 
 def test_a_key_that_is_not_used_is_named(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("distributed_type: MULTI_GPU\nnum_processes: 2\ndowncast_bf16: 'no'\n")
-    assert ("downcast_bf16", "no", "ignored: Shardrun does not use it") in resolve(path).lines
+    assert ("downcast_bf16", "no", "ignored: Shardrun does not use it") in resolve_config(path).lines
 
 
 def test_court_hears_all_witnesses() -> None:

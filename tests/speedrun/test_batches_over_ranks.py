@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import torch
 
-from shardrun.configs import resolve as resolve_config
+from shardrun.configs import resolve_config as resolve_config
 from shardrun.launch import shipped_config
 from speedrun.config import Config, DataConfig, ScheduleConfig, StageConfig
 from speedrun.data import batch_hash, open_data
 from speedrun.presets import PRESETS
-from speedrun.stages import Batches, check_engine, cut_rows, number_of_steps, resolve, validation_rows
+from speedrun.stages import Batches, check_engine, cut_rows, number_of_steps, resolve_stages, validation_rows
 from tests.speedrun.runs import STRATEGIES
 
 DATA = DataConfig(sequence_length=32, global_batch=48, eval_tokens=320)
@@ -19,7 +19,7 @@ DATA = DataConfig(sequence_length=32, global_batch=48, eval_tokens=320)
 
 def cut(config: Config, world_size: int, engine: dict[str, Any] | None = None) -> Batches:
     """Of a run without stages."""
-    (stage,) = resolve(config, config.steps, world_size)
+    (stage,) = resolve_stages(config, config.steps, world_size)
     check_engine(config, stage, engine or {})
     return stage.batches
 
@@ -53,7 +53,7 @@ def test_a_micro_batch_has_at_most_so_many_rows(rows: int, at_most: int, micro_b
 def test_every_preset_can_be_cut_for_1_2_4_and_8_ranks_under_every_shipped_config(preset: str, world_size: int) -> None:
     """Stage by stage, with what the accelerate config of every strategy sets; no rank is left out, no row too much."""
     config = PRESETS[preset][1]
-    for stage in resolve(config, number_of_steps(config), world_size):
+    for stage in resolve_stages(config, number_of_steps(config), world_size):
         for strategy in STRATEGIES:
             check_engine(config, stage, resolve_config(shipped_config(strategy)).engine)
         pieces = [piece for rank in range(world_size) for piece in stage.batches.micro_batches(rank)]
@@ -79,14 +79,14 @@ def test_a_batch_that_does_not_divide_is_refused(world_size: int, data: dict[str
 def test_a_validation_takes_no_more_tokens_than_a_training_pass(world_size: int, rows: int) -> None:
     """speedrun: 32 rows of 1024 tokens in training at most, and validation rows of 2048."""
     config = PRESETS["speedrun"][1]
-    assert validation_rows(config, resolve(config, config.steps, world_size)) == rows
+    assert validation_rows(config, resolve_stages(config, config.steps, world_size)) == rows
 
 
 def test_a_validation_takes_a_row_at_least() -> None:
     config = Config(data=dataclasses.replace(DATA, micro_batch=1, eval_sequence_length=64))
-    assert validation_rows(config, resolve(config, 1, 2)) == 1
+    assert validation_rows(config, resolve_stages(config, 1, 2)) == 1
     config = Config(data=DATA)
-    assert validation_rows(config, resolve(config, 1, 2)) == 24
+    assert validation_rows(config, resolve_stages(config, 1, 2)) == 24
 
 
 def test_an_accelerate_config_that_contradicts_the_run_is_refused() -> None:
@@ -127,7 +127,7 @@ STAGED = Config(
 
 @pytest.mark.parametrize("world_size", (1, 2, 3, 4))
 def test_stages_are_the_same_global_batches_for_every_world_size(world_size: int) -> None:
-    stages = resolve(STAGED, 12, world_size)
+    stages = resolve_stages(STAGED, 12, world_size)
     data = open_data(STAGED.data, 257, 1, stages)
     assert [stage.batches.accumulation for stage in stages] == [1, 12 // world_size, 1]
     for stage in stages:
@@ -140,6 +140,6 @@ def test_stages_are_the_same_global_batches_for_every_world_size(world_size: int
 
 
 def test_a_stage_whose_batch_does_not_divide_is_named() -> None:
-    stage = resolve(STAGED, 12)[1]
+    stage = resolve_stages(STAGED, 12)[1]
     with pytest.raises(ValueError, match="schedule.stages.1.global_batch 24 does not divide over 5 ranks; use 25"):
         dataclasses.replace(stage, world_size=5)

@@ -9,7 +9,7 @@ import torch
 
 from speedrun.config import Config, DataConfig, ModelConfig
 from speedrun.data import open_data
-from speedrun.data.shards import write_shard
+from speedrun.data.shards import write_tokens
 from speedrun.evaluate import Validation, evaluate
 from speedrun.model import GPT
 from speedrun.optim.policy import parameter_groups
@@ -62,7 +62,7 @@ def test_validation_is_the_plain_mean_for_any_number_of_ranks(ranks: RankPool, n
 def test_no_bits_per_byte_where_the_tokenizer_is_unknown(ranks: RankPool, tmp_path: Path) -> None:
     tokens = np.random.default_rng(1).integers(0, 500, 2000)
     for name in ("fineweb_train_000001.bin", "fineweb_val_000000.bin"):
-        write_shard(tmp_path / name, tokens)
+        write_tokens(tmp_path / name, tokens)
     config = small(
         model=ModelConfig(vocab_size=50257, layers=1, heads=1, width=16, max_sequence_length=64, tied_head=True),
         data=DataConfig(source=str(tmp_path), sequence_length=32, global_batch=12, eval_tokens=96),

@@ -15,7 +15,7 @@ import psutil
 import pytest
 import yaml
 
-from speedrun.data.shards import write_shard
+from speedrun.data.shards import write_tokens
 from speedrun.run.command_line import parse
 from tests.ranks import RankPool
 from tests.speedrun.runs import in_folder, metrics, read, train_here
@@ -155,8 +155,8 @@ def test_a_bad_token_that_one_rank_meets_ends_all(tmp_path: Path, warm_python: s
     """One token, in one row of a step in mid-run: only its rank can know. The others wait for it in a collective."""
     tokens = np.random.default_rng(1).integers(0, 50256, 12 * 32 * 10)
     tokens[12 * 32 * 9] = 60_000
-    write_shard(tmp_path / "fineweb_train_000001.bin", tokens)
-    write_shard(tmp_path / "fineweb_val_000000.bin", tokens[:2000])
+    write_tokens(tmp_path / "fineweb_train_000001.bin", tokens)
+    write_tokens(tmp_path / "fineweb_val_000000.bin", tokens[:2000])
     small = ["--model.vocab-size", "50257", "--model.layers", "1", "--model.width", "16", "--model.heads", "1"]
     arguments = ["tiny", *small, "--data.source", str(tmp_path), *SMALL, "--data.sequence-length", "32"]
     with launch("ddp", tmp_path / "runs", *arguments, "--steps", "10", python=warm_python) as process:

@@ -13,7 +13,7 @@ import psutil
 import pytest
 import torch
 
-from shardrun.configs import resolve
+from shardrun.configs import resolve_config
 from strategies import catalogue, select
 from tests.test_accelerate_configs import CONFIGS, environment_of
 
@@ -144,7 +144,7 @@ def test_a_mesh_that_cannot_be_is_refused_by_the_file_and_by_the_launch(
     assert str(error.value).startswith(str(file)) and "\n" not in str(error.value)
     file.write_text(file.read_text().replace("num_processes: 4", f"num_processes: {processes}"))
     with pytest.raises(ValueError, match=sentence):
-        resolve(file)
+        resolve_config(file)
 
 
 def test_multi_cpu_is_refused_because_accelerate_starts_one_process(

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from speedrun.config import Config, DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig, StageConfig
-from speedrun.stages import number_of_steps, resolve, stage_at, tokens_before
+from speedrun.stages import number_of_steps, resolve_stages, stage_at, tokens_before
 from tests.ranks import RankPool
 from tests.speedrun.runs import STRATEGIES, in_folder, metrics, read, small, train_here
 
@@ -36,7 +36,7 @@ RECORD = (
 
 
 def test_fields_fall_back_and_windows_add_up() -> None:
-    first, second, third = resolve(config_of(*RECORD), 100)
+    first, second, third = resolve_stages(config_of(*RECORD), 100)
     assert [(s.first, s.last) for s in (first, second, third)] == [(0, 33), (33, 67), (67, 100)]
     assert (first.global_batch, first.sequence_length, first.micro_batch) == (4, 10, 4)
     assert (second.global_batch, second.sequence_length, second.micro_batch) == (8, 10, 2)
@@ -47,7 +47,7 @@ def test_fields_fall_back_and_windows_add_up() -> None:
 
 
 def test_no_table_is_one_stage() -> None:
-    (only,) = resolve(config_of(), 7)
+    (only,) = resolve_stages(config_of(), 7)
     assert (only.first, only.last, only.name, only.tokens_per_step) == (0, 7, "data", 40)
     assert only.windows == ((128, 384),) and only.lr == 1.0 and only.momentum == 0.95
 
@@ -64,7 +64,7 @@ def test_tokens_are_counted_step_by_step_and_the_budget_is_kept(steps: int, budg
     assert taken <= steps and total(taken) <= budget
     assert all(total(more) > budget for more in range(taken + 1, steps + 1))
     if taken >= 3:
-        stages = resolve(config, taken)
+        stages = resolve_stages(config, taken)
         counted = 0
         for step in range(taken):
             assert tokens_before(stages, step) == counted
@@ -84,13 +84,13 @@ def test_tokens_are_counted_step_by_step_and_the_budget_is_kept(steps: int, budg
 )
 def test_a_table_that_is_none_is_refused(stages: tuple[StageConfig, ...], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
-        resolve(config_of(*stages), 100)
+        resolve_stages(config_of(*stages), 100)
 
 
 def test_a_long_window_without_layers_is_refused() -> None:
     config = dataclasses.replace(config_of(StageConfig(window_long=9)), model=ModelConfig())
     with pytest.raises(ValueError, match="schedule.stages.0.window_long = 9 has no layer: .* model.long_layers"):
-        resolve(config, 100)
+        resolve_stages(config, 100)
 
 
 def test_it_needs_no_torch() -> None:

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from benchmarks.bf16_start import OPTIONS, distance
 from shardrun.certify.equivalence import Case
 from speedrun.run.command_line import parse
-from strategies.checkpoint.folder import find
+from strategies.checkpoint.folder import find_checkpoint
 from strategies.checkpoint.format import read_index
 from strategies.checkpoint.load import load
 from strategies.checkpoint.save import Saver
@@ -79,7 +79,10 @@ def resume(name: str, accumulate: bool, checkpoint: Path, weights: dict[str, tor
 def test_a_checkpoint_of_another_strategy_brings_exact_masters(ranks: RankPool, tmp_path: Path) -> None:
     weights = ranks.run(2, save, tmp_path, Case())[0]
     for name, accumulate in ZERO:
-        assert ranks.run(3, resume, name, accumulate, find(tmp_path), weights) == [[]] * 3, (name, accumulate)
+        assert ranks.run(3, resume, name, accumulate, find_checkpoint(tmp_path), weights) == [[]] * 3, (
+            name,
+            accumulate,
+        )
 
 
 @pytest.mark.ranks

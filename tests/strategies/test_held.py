@@ -15,7 +15,7 @@ from torch import Tensor
 from shardrun.certify.equivalence import Case
 from speedrun.train import untimed_steps
 from strategies.base import Precision
-from strategies.checkpoint.folder import find
+from strategies.checkpoint.folder import find_checkpoint
 from strategies.checkpoint.format import read_index
 from strategies.checkpoint.load import load
 from strategies.checkpoint.save import Saver
@@ -235,7 +235,7 @@ def after_a_warm_up(
     strategy: Any = prepared(make(name, precision, FLOAT32_ACCUMULATION if accumulate else None), case)
     untimed_steps(strategy, 2, partial(forward_backward, strategy, 0))  # type: ignore[arg-type]
     if resume:
-        load(find(folder), read_index(find(folder)), strategy)
+        load(find_checkpoint(folder), read_index(find_checkpoint(folder)), strategy)
     for group in strategy.optimizer.param_groups:
         group["lr"] = group["peak_lr"]
     for step in range(2):

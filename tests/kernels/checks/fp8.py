@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from speedrun.kernels import INTERPRETED, fp8, fp8_linear
-from speedrun.kernels.fp8 import E4M3, E5M2, LARGEST
+from speedrun.kernels.fp8_formats import E4M3, E5M2, LARGEST
 from tests.kernels.checks import DEVICE, DTYPES, assert_close, random
 
 UNIT_TERMS = 2**12

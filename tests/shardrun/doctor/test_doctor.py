@@ -10,7 +10,7 @@ import pytest
 
 from shardrun import doctor
 from shardrun.doctor import machine
-from shardrun.doctor.report import Line, Report, layout
+from shardrun.doctor.report import Finding, Report, layout
 from tests.shardrun.doctor.test_tokens import GOOD_HF, GOOD_WANDB
 
 ROOT = Path(__file__).parents[3]
@@ -96,14 +96,14 @@ def test_a_check_that_breaks_is_a_failure_and_the_others_go_on(
 
 
 def test_a_wrong_python_ends_the_examination(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor.python, "version", lambda: [Line("Python", "failure", "3.9.1")])
+    monkeypatch.setattr(doctor.python, "version", lambda: [Finding("Python", "failure", "3.9.1")])
     report = Report(silent=True)
     doctor.examine(report, quick=True, timeout=1)
     assert [line.name for _, line in report.lines] == ["Python"]
 
 
 def test_lines_fit_a_hundred_columns_and_commands_are_not_broken() -> None:
-    line = Line("a name", "warning", "word " * 60, "x" * 150 + "\nsecond")
+    line = Finding("a name", "warning", "word " * 60, "x" * 150 + "\nsecond")
     rows = layout(line)
     assert all(len(row) <= 100 for row in rows[:-2])
     assert rows[-2].endswith("x" * 150) and rows[-1].endswith("     second")

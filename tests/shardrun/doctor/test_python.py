@@ -12,7 +12,7 @@ import pytest
 from packaging.specifiers import SpecifierSet
 
 from shardrun.doctor import python, shell
-from shardrun.doctor.report import Line
+from shardrun.doctor.report import Finding
 
 ROOT = Path(__file__).parents[3]
 
@@ -25,7 +25,7 @@ def program(path: Path) -> Path:
     return path
 
 
-def by_name(lines: list[Line]) -> dict[str, Line]:
+def by_name(lines: list[Finding]) -> dict[str, Finding]:
     return {line.name: line for line in lines}
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shardrun.doctor import tokens
-from shardrun.doctor.report import Line, Report
+from shardrun.doctor.report import Finding, Report
 
 GOOD_HF = "hf_" + "aB3dE5gH7jK9mN1pQ3sT5vX7zA9cE1gI3k"
 GOOD_WANDB = "0123456789abcdef0123456789abcdef01234567"
@@ -27,12 +27,12 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def hugging_face() -> Line:
+def hugging_face() -> Finding:
     (line,) = tokens.hugging_face()
     return line
 
 
-def weights_and_biases() -> Line:
+def weights_and_biases() -> Finding:
     (line,) = tokens.weights_and_biases()
     return line
 
@@ -152,7 +152,7 @@ def test_no_token_is_ever_in_a_line(
 
 def test_a_token_that_something_else_prints_is_blotted_out(capsys: pytest.CaptureFixture[str]) -> None:
     def leaks(token: str):  # type: ignore[no-untyped-def]
-        yield Line("leak", "ok", f"the header was {token}", f"curl -H {token}")
+        yield Finding("leak", "ok", f"the header was {token}", f"curl -H {token}")
         raise RuntimeError(f"denied: {token}")
 
     for token, known in ((GOOD_WANDB, [GOOD_WANDB]), (GOOD_HF, [])):

@@ -11,7 +11,7 @@ import pytest
 
 import shardrun.present
 from shardrun.__main__ import main
-from shardrun.lesson.course import Lesson, Live, find
+from shardrun.lesson.course import Lesson, Live, find_lesson
 
 SMALL = (
     *("tiny", "--steps", "9", "--eval-every", "0", "--untimed-steps", "0", "--data.eval-tokens", "64"),
@@ -28,7 +28,7 @@ class Recorded:
 
 
 def small(number: int) -> Lesson:
-    return replace(find(number), live=Live("cpu/ddp", "cpu/ddp", SMALL))
+    return replace(find_lesson(number), live=Live("cpu/ddp", "cpu/ddp", SMALL))
 
 
 def show(*arguments: str) -> tuple[int, str, str]:
@@ -52,7 +52,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory, warm_python: str) -> Reco
     here = tmp_path_factory.mktemp("present")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(here)
-        patch.setattr(shardrun.present, "find", small)
+        patch.setattr(shardrun.present, "find_lesson", small)
         patch.setattr(sys, "stdin", io.StringIO())
         patch.setattr(sys, "executable", warm_python)
         patch.setenv("COLUMNS", "100")

@@ -9,8 +9,8 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from shardrun.lesson.course import course, find
-from shardrun.present import Replay
+from shardrun.lesson.course import course, find_lesson
+from shardrun.present import Replayed
 from shardrun.present.figures import CATEGORIES, IN_TIME, MOMENTS, Training, bars
 from shardrun.present.frame import live, tables
 from shardrun.present.readme import read_readme
@@ -64,7 +64,7 @@ def test_the_names_are_those_of_the_books() -> None:
 @pytest.mark.parametrize("number", [lesson.number for lesson in course()])
 def test_every_text_of_every_lesson_fits(number: int) -> None:
     screen = Screen("", auto=0, console=terminal())
-    readme = read_readme(find(number).folder / "README.md")
+    readme = read_readme(find_lesson(number).folder / "README.md")
     assert "```mermaid" not in readme.model, "a diagram that cannot be shown in a terminal"
     assert len(readme.questions) >= 3
     answers = [f"**{question.text}**\n\n{question.answer}" for question in readme.questions]
@@ -118,7 +118,7 @@ def test_the_screen_is_written_over_and_never_cleared(recorded: Recorded, monkey
     console = terminal()
     screen = Screen("Lesson 4: DDP", auto=0.0, console=console)
     with screen:
-        Replay(find(4), screen, recorded.folder, read_recording(recorded.folder)).play()
+        Replayed(find_lesson(4), screen, recorded.folder, read_recording(recorded.folder)).play()
     output = console.file.getvalue()  # type: ignore[attr-defined]
     assert output.startswith("\x1b[?1049h") and output.endswith("\x1b[?25h\x1b[?1049l"), (
         "the alternate screen, and back"

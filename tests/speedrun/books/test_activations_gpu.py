@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from speedrun.books.activations import predict_activations
 from speedrun.books.kernels import Kernels, kernels_on_gpu
-from speedrun.books.shapes import parameter_shapes
+from speedrun.books.shapes import shapes_from
 from speedrun.books.stand_ins import stand_ins
 from speedrun.config import ModelConfig
 from speedrun.model import GPT
@@ -28,7 +28,7 @@ from tests.model.attention_on_cpu import needs_varlen
 from tests.speedrun.books.test_activations import CONFIGS
 
 HOPPER = (9, 0)
-MEASURED = json.loads((Path(__file__).parents[2] / "benchmarks/gpu_books_measured.json").read_text())
+MEASURED = json.loads((Path(__file__).parents[3] / "benchmarks/gpu_books_measured.json").read_text())
 
 
 @pytest.mark.parametrize("precision", ("autocast", "bf16"))
@@ -38,7 +38,7 @@ def test_an_h100_kept_these_bytes(precision: Any) -> None:
         model, 8, 1024, precision, documents=True, kernels=kernels_on_gpu(HOPPER, (2, 11), model, "bf16")
     )
     # At that commit a linear layer added its bias inside the product, and autocast kept the casts of all biases.
-    biases = 2 * sum(math.prod(s) for n, s in parameter_shapes(model).items() if "blocks" in n and n.endswith("bias"))
+    biases = 2 * sum(math.prod(s) for n, s in shapes_from(model).items() if "blocks" in n and n.endswith("bias"))
     norms = 2 * model.layers * 2 * model.width
     casts = biases - norms if precision == "autocast" else 0
     assert predicted.total == MEASURED["gpt2"]["activations"][precision] - casts

@@ -27,7 +27,7 @@ def test_shapes_and_groups_are_those_of_the_model(config: Config) -> None:
     with torch.device("meta"):
         model = GPT(config.model)
     expected = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    assert list(shapes.parameter_shapes(config.model).items()) == list(expected.items())
+    assert list(shapes.shapes_from(config.model).items()) == list(expected.items())
     classes = {
         path: type(module).__name__ for path, module in model.named_modules() if path and len(list(module.parameters()))
     }
@@ -37,7 +37,7 @@ def test_shapes_and_groups_are_those_of_the_model(config: Config) -> None:
         normuon = config.optimizer.normuon and name == "muon"
         optimizer = dataclasses.replace(config.optimizer, name=name, normuon=normuon)
         expected_groups = policy.parameter_groups(expected, optimizer)
-        found = shapes.parameter_groups(dataclasses.replace(config, optimizer=optimizer))
+        found = shapes.ledger_groups(dataclasses.replace(config, optimizer=optimizer))
         assert [(g.name, g.parameters, g.whole_matrix) for g in found] == [
             (g.name, g.parameters, g.rule.whole_matrix) for g in expected_groups
         ]

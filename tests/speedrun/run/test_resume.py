@@ -11,7 +11,7 @@ import pytest
 import torch.distributed as dist
 
 from speedrun.config import CheckpointConfig, Config, DataConfig, StageConfig
-from speedrun.run.checkpoints import find_checkpoint
+from speedrun.run.checkpoints import asked_to_resume
 from speedrun.run.ending import LostRank, NotSaved
 from strategies.checkpoint import save as saving
 from strategies.checkpoint.folder import checkpoints
@@ -203,7 +203,7 @@ def refusal(saved: Path, data_hash: str | None = None, **fields: Any) -> str:
     if data_hash is None:
         data_hash = json.loads((saved / "run/config.json").read_text())["data_hash"]
     with pytest.raises((ValueError, FileNotFoundError)) as error:
-        find_checkpoint(config, SHAPES, data_hash)
+        asked_to_resume(config, SHAPES, data_hash)
     return str(error.value)
 
 
@@ -231,10 +231,10 @@ def test_what_may_change_is_said(saved: Path) -> None:
     data = DataConfig(**{**dataclasses.asdict(small().data), "micro_batch": 3})
     config = small(out=str(saved), steps=9, checkpoint=SAVE, resume="auto", data=data)
     data_hash = json.loads((saved / "run/config.json").read_text())["data_hash"]
-    resumed = find_checkpoint(config, SHAPES, data_hash)
+    resumed = asked_to_resume(config, SHAPES, data_hash)
     assert resumed and resumed.step == 2 and resumed.continues == 2
     assert {"steps 2 → 9", "data.micro_batch 0 → 3"} <= set(resumed.changed)
-    assert find_checkpoint(dataclasses.replace(config, resume="none"), SHAPES, data_hash) is None
+    assert asked_to_resume(dataclasses.replace(config, resume="none"), SHAPES, data_hash) is None
 
 
 @pytest.mark.ranks

@@ -11,7 +11,7 @@ from shardrun.certify.equivalence import Case, micro_batches
 from speedrun.data import open_data
 from speedrun.model import GPT
 from speedrun.optim.schedule import adamw_updates
-from speedrun.stages import resolve, stage_at
+from speedrun.stages import resolve_stages, stage_at
 from strategies import catalogue
 from strategies.base import Precision, Settings, Strategy
 from strategies.checkpoint.format import read_index
@@ -47,7 +47,7 @@ def start(name: str, precision: Precision = "fp32", case: Case = CASE, seed: int
 def train(strategy: Strategy, first: int, last: int, case: Case = CASE) -> list[float]:
     """Steps [first, last) of the case; returns the global batch's losses."""
     config = case.config()
-    stages = resolve(config, case.steps)
+    stages = resolve_stages(config, case.steps)
     data = open_data(config.data, config.model.vocab_size, config.seed, stages)
     place = strategy.optimizer.place
     (model,) = (module for module in strategy.model.modules() if isinstance(module, GPT))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from shardrun.certify.equivalence import WEIGHT_TOLERANCE, run_reference
-from strategies.checkpoint.folder import find
+from strategies.checkpoint.folder import find_checkpoint
 from strategies.checkpoint.format import read_index
 from strategies.checkpoint.shards import Shards
 from tests.ranks import RankPool
@@ -62,7 +62,7 @@ def test_a_run_goes_on_under_any_other_strategy(
     losses, weights = uninterrupted()
     for (name, saved_world), (loader, world_size) in PAIRS:
         if name == saver:
-            checkpoint = find(saved[name, saved_world][0])
+            checkpoint = find_checkpoint(saved[name, saved_world][0])
             assert checkpoint.name == f"step_{SAVED:08d}"
             after = ranks.run(world_size, load_and_train, loader, checkpoint)[0]
             where = f"{name} on {saved_world} → {loader} on {world_size}"
@@ -80,7 +80,7 @@ def test_under_the_same_strategy_and_world_size_every_bit_is_the_same(
     ranks: RankPool, saved: dict[tuple[str, int], tuple[Path, Half]], name: str, world_size: int
 ) -> None:
     folder, whole = saved[name, world_size]
-    check_bits(ranks.run(world_size, load_and_train, name, find(folder), "fp32", STEPS)[0], whole)
+    check_bits(ranks.run(world_size, load_and_train, name, find_checkpoint(folder), "fp32", STEPS)[0], whole)
 
 
 @pytest.mark.ranks
@@ -89,14 +89,16 @@ def test_state_per_row_and_sums_of_gradients_go_along(ranks: RankPool, tmp_path:
     """The record's optimizer and stages, saved within a stage and between two of AdamW's steps, along a chain."""
     weights = run_reference(RECORD).weights
     whole = ranks.run(4, train_and_save, "zero1", tmp_path, "fp32", RECORD.steps, RECORD, 3)[0]
-    check_bits(ranks.run(4, load_and_train, "zero1", find(tmp_path), "fp32", RECORD.steps, RECORD)[0], whole, 3)
-    state = read_index(find(tmp_path)).tensors
+    check_bits(
+        ranks.run(4, load_and_train, "zero1", find_checkpoint(tmp_path), "fp32", RECORD.steps, RECORD)[0], whole, 3
+    )
+    state = read_index(find_checkpoint(tmp_path)).tensors
     assert state["second_moment/blocks.0.mlp.up.weight"].shape == (101,) and "gradient_sum/embed.weight" in state
-    with Shards(find(tmp_path)) as shards:
+    with Shards(find_checkpoint(tmp_path)) as shards:
         for name in ("second_moment/blocks.0.mlp.up.weight", "gradient_sum/embed.weight"):
             assert shards.whole(name, state[name]).abs().max() > 0
     for name, world_size in (("single", 1), ("ddp", 3), ("fsdp", 4), ("zero2", 3), ("zero3", 2)):
-        after = ranks.run(world_size, load_and_train, name, find(tmp_path), "fp32", RECORD.steps, RECORD)[0]
+        after = ranks.run(world_size, load_and_train, name, find_checkpoint(tmp_path), "fp32", RECORD.steps, RECORD)[0]
         for parameter, weight in weights.items():
             difference = (after.weights[parameter] - weight).abs().max().item()
             assert difference < WEIGHT_TOLERANCE, f"{name} on {world_size}: {parameter} differs by {difference:.1e}"
@@ -111,7 +113,7 @@ def test_state_per_row_and_sums_of_gradients_go_along(ranks: RankPool, tmp_path:
 def test_in_bf16_too(ranks: RankPool, tmp_path: Path, name: str) -> None:
     """Masters are float32, the model's copies are made from them again: bit for bit."""
     whole = ranks.run(2, train_and_save, name, tmp_path, "bf16", STEPS)[0]
-    check_bits(ranks.run(2, load_and_train, name, find(tmp_path), "bf16", STEPS)[0], whole)
+    check_bits(ranks.run(2, load_and_train, name, find_checkpoint(tmp_path), "bf16", STEPS)[0], whole)
 
 
 def check_bits(after: Half, whole: Half, saved: int = SAVED) -> None:

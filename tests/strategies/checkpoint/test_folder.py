@@ -13,9 +13,9 @@ import torch
 
 from strategies.checkpoint import folder as folders
 from strategies.checkpoint import save as saving
-from strategies.checkpoint.folder import checkpoints, clear, find, name_of
+from strategies.checkpoint.folder import checkpoints, clear, find_checkpoint, name_of
 from strategies.checkpoint.format import SUMS, read_index
-from strategies.checkpoint.load import load, verify
+from strategies.checkpoint.load import load, verify_files
 from strategies.checkpoint.save import Saver
 from tests.ranks import RankPool, processes
 from tests.strategies.checkpoint.runs import CASE, STEPS, start, train
@@ -41,7 +41,7 @@ def test_the_newest_stay_and_the_best(tmp_path: Path) -> None:
     save(one, 6, 2.0)
     assert list(checkpoints(tmp_path)) == [5, 6]  # 2 is the best no more
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
-    assert find(tmp_path) == tmp_path / name_of(6)
+    assert find_checkpoint(tmp_path) == tmp_path / name_of(6)
 
 
 def test_a_run_needs_one_to_keep(tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_a_save_of_the_same_step_takes_the_others_place(tmp_path: Path) -> None:
     save(one, 3)
     (tmp_path / name_of(3) / "old").touch()
     save(one, 3)
-    verify(tmp_path / name_of(3), read_index(tmp_path / name_of(3)))
+    verify_files(tmp_path / name_of(3), read_index(tmp_path / name_of(3)))
     assert not (tmp_path / name_of(3) / "old").exists()
 
 
@@ -79,7 +79,7 @@ def test_training_goes_on_while_a_save_is_written_and_the_copy_is_of_its_moment(
     let_go.set()
     one.wait()
     other = start("single", seed=1)
-    load(find(tmp_path), read_index(find(tmp_path)), other)
+    load(find_checkpoint(tmp_path), read_index(find_checkpoint(tmp_path)), other)
     assert all(torch.equal(weight, before[name]) for name, weight in other.optimizer.full_weights().items())
     assert train(other, 2, STEPS) == losses
 
@@ -132,16 +132,16 @@ def test_what_a_killed_run_has_left_is_cleared_away(tmp_path: Path) -> None:
     (tmp_path / name_of(1)).rename(tmp_path / f"{folders.REPLACED}{name_of(1)}")  # killed between the two renames
     clear(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [name_of(1)]
-    verify(tmp_path / name_of(1), read_index(tmp_path / name_of(1)))
+    verify_files(tmp_path / name_of(1), read_index(tmp_path / name_of(1)))
 
 
 def test_a_folder_without_checkpoints_is_named(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "nowhere", tmp_path / name_of(7)):
         with pytest.raises(FileNotFoundError, match="there is no checkpoint"):
-            find(path)
+            find_checkpoint(path)
     (tmp_path / name_of(3)).mkdir()
     with pytest.raises(FileNotFoundError, match=f"{SUMS} is missing"):
-        read_index(find(tmp_path))
+        read_index(find_checkpoint(tmp_path))
 
 
 def save_for_ever(folder: Path, saved: Connection) -> None:
@@ -150,7 +150,7 @@ def save_for_ever(folder: Path, saved: Connection) -> None:
     strategy = start("single", case=endless)
     last = max(checkpoints(folder), default=0)
     if last:
-        load(find(folder), read_index(find(folder)), strategy)
+        load(find_checkpoint(folder), read_index(find_checkpoint(folder)), strategy)
         assert strategy.optimizer.full_state()["embed.weight"]["exp_avg"].abs().max() > 0
     one = Saver(folder, "single", "fp32", strategy.optimizer, keep=1)
     for step in range(last, endless.steps):
@@ -180,4 +180,4 @@ def test_a_kill_at_any_moment_leaves_a_loadable_checkpoint(tmp_path: Path) -> No
         assert found and max(found) > newest
         newest = max(found)
         for path in found.values():
-            verify(path, read_index(path))
+            verify_files(path, read_index(path))

@@ -7,7 +7,7 @@ import pytest
 
 from shardrun.certify.equivalence import Case
 from speedrun.books.activations import predict_activations
-from speedrun.books.shapes import parameter_groups, parameter_shapes
+from speedrun.books.shapes import ledger_groups, shapes_from
 from speedrun.config import Config
 from strategies.forecast.predict import predict_after_forward, predict_peak
 from strategies.ledger.terms import Scenario
@@ -30,9 +30,7 @@ def test_at_the_loss_the_closed_form_is_exact(name: str, accumulation: int) -> N
         settings = engine(strategy, stage3_param_persistence_threshold=2500)
     options: dict[str, Any] = {"precision": "fp32", "accumulation": accumulation, "emulate_gloo": True}
     replay = simulated(strategy, rank, world_size, WORDY, BATCH, engine=settings, steps=3, **options)
-    run = Scenario(
-        strategy, parameter_shapes(WORDY.model), parameter_groups(WORDY), world_size, "fp32", accumulation, settings
-    )
+    run = Scenario(strategy, shapes_from(WORDY.model), ledger_groups(WORDY), world_size, "fp32", accumulation, settings)
     rows, time = BATCH
     kept = predict_activations(WORDY.model, rows, time, "fp32")
     passing = 2 * 4 * rows * time * WORDY.model.vocab_size + 2 * 8 * rows * time
@@ -48,7 +46,7 @@ def test_at_the_end_zero2_holds_its_bucket_and_the_copy_that_is_sent(accumulatio
     settings = engine("zero2", overlap_comm=overlap)
     options: dict[str, Any] = {"precision": "fp32", "accumulation": accumulation, "emulate_gloo": True}
     replay = simulated("zero2", 0, 2, MODEL, (rows, time), engine=settings, **options)
-    run = Scenario("zero2", parameter_shapes(MODEL.model), parameter_groups(MODEL), 2, "fp32", accumulation, settings)
+    run = Scenario("zero2", shapes_from(MODEL.model), ledger_groups(MODEL), 2, "fp32", accumulation, settings)
     kept = predict_activations(MODEL.model, rows, time, "fp32")
     peak = predict_peak(run, kept.total, kept.by_part()["logits and loss"], 8 * rows * time * 257)[0]
     assert peak["communication buffers"] == (3 if overlap else 2) * 4 * run.parameters
@@ -58,7 +56,7 @@ def test_at_the_end_zero2_holds_its_bucket_and_the_copy_that_is_sent(accumulatio
 
 def test_ddp_holds_gradients_twice_between_micro_batches() -> None:
     """Under no_sync they are no views of the buckets."""
-    shapes, groups = parameter_shapes(MODEL.model), parameter_groups(dataclasses.replace(MODEL))
+    shapes, groups = shapes_from(MODEL.model), ledger_groups(dataclasses.replace(MODEL))
     buckets = 4 * sum(
         Scenario("ddp", shapes, groups, 2).numel(n) for g in groups if not g.whole_matrix for n in g.parameters
     )

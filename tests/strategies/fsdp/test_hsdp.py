@@ -9,7 +9,7 @@ import torch.distributed as dist
 from shardrun.certify.equivalence import WEIGHT_TOLERANCE, Case, compare, run_reference, run_strategy
 from speedrun.books.shapes import scenario_of
 from strategies.base import Precision, Strategy
-from strategies.checkpoint.folder import find
+from strategies.checkpoint.folder import find_checkpoint
 from strategies.checkpoint.format import read_index
 from strategies.forecast.predict import predict_memory
 from strategies.forecast.traffic import predict_traffic
@@ -105,7 +105,7 @@ def test_checkpoints_go_to_and_from_it(
     ranks: RankPool, tmp_path: Path, saver: str, saving: int, loader: str, loading: int
 ) -> None:
     ranks.run(saving, train_and_save, saver, tmp_path)
-    checkpoint = find(tmp_path)
+    checkpoint = find_checkpoint(tmp_path)
     pieces = [piece for tensor in read_index(checkpoint).tensors.values() for piece in tensor.pieces]
     assert len({piece[0] for piece in pieces}) == saving, "every rank saves a share of what replicas hold alike"
     after = ranks.run(loading, load_and_train, loader, checkpoint)[0]

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from speedrun.config import ModelConfig
 from speedrun.model import GPT
-from strategies.ledger.activations import WEIGHT_CASTS, Row, measure_activations
+from strategies.ledger.activations import WEIGHT_CASTS, SavedTensor, measure_activations
 
 N, WIDTH, HIDDEN = 10, 8, 32
 
@@ -27,7 +27,7 @@ class MLP(nn.Module):
         return self.down(F.relu(self.up(x)))
 
 
-def short(rows: tuple[Row, ...]) -> list[tuple[str, str, str, int]]:
+def short(rows: tuple[SavedTensor, ...]) -> list[tuple[str, str, str, int]]:
     return [(row.module, row.operator, row.kernel, row.bytes) for row in rows]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from strategies.ledger.allocator import MIB, Allocator, Block, allocated, block, workspaces
+from strategies.ledger.allocator import MIB, Allocator, AllocatorBlock, allocated, block, workspaces
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_streams_and_sizes_have_pools_of_their_own() -> None:
 def test_nothing_is_lost_or_given_twice() -> None:
     """A thousand random requests: blocks of a segment neither overlap nor leave holes."""
     allocator, chance = Allocator(), random.Random(1)
-    alive: list[Block] = []
+    alive: list[AllocatorBlock] = []
     for _ in range(1000):
         if alive and chance.random() < 0.5:
             allocator.release(alive.pop(chance.randrange(len(alive))))

@@ -11,13 +11,13 @@ import torch
 import torch.distributed as dist
 
 from shardrun.certify.equivalence import Case
-from speedrun.books.shapes import parameter_groups
+from speedrun.books.shapes import ledger_groups
 from strategies.base import Precision
 from strategies.forecast.predict import predict_after_forward, predict_memory
 from strategies.forecast.traffic import predict_traffic
 from strategies.ledger.memory import measure
 from strategies.ledger.terms import MOMENTS, Held, Modules, Scenario
-from strategies.ledger.wire import Line, Meter
+from strategies.ledger.wire import Meter, SentLine
 from tests.ranks import RankPool
 from tests.strategies.small import batch, build, make, prepared, shapes_of
 
@@ -44,7 +44,7 @@ class Setting:
             engine = {"reshard_after_forward": self.name == "fsdp", "wrap": ["Block"]}
         if self.name.startswith("zero"):
             engine = {**self.engine, "zero_optimization": {"stage": int(self.name[-1]), **self.zero}}
-        groups = parameter_groups(self.case.config())
+        groups = ledger_groups(self.case.config())
         strategy, accumulation = self.name.partition("_")[0], self.case.accumulation
         return Scenario(strategy, shapes_of(self.case), groups, world_size, self.precision, accumulation, engine)
 
@@ -70,7 +70,7 @@ def all_modules(case: Case) -> Modules:
     )
 
 
-def books(settings: list[Setting]) -> list[tuple[dict[str, Held], list[Line]]]:
+def books(settings: list[Setting]) -> list[tuple[dict[str, Held], list[SentLine]]]:
     """On a rank: what is held at every moment of a step and sent in it, after first steps (in the second DDP makes its
     buckets anew, ZeRO-3 agrees on modules)."""
     result = []

@@ -16,7 +16,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 from shardrun.certify.equivalence import Case
 from strategies.forecast.traffic import explain_volume, paper_volumes, predict_traffic
 from strategies.ledger.terms import Group, Scenario, ring_bytes
-from strategies.ledger.wire import Line, Meter
+from strategies.ledger.wire import Meter, SentLine
 from tests.ranks import RankPool
 from tests.strategies.ledger.test_books import STRATEGIES, Setting
 from tests.strategies.small import forward_backward, make, prepared
@@ -24,7 +24,7 @@ from tests.strategies.small import forward_backward, make, prepared
 # The meter itself.
 
 
-def every_collective() -> dict[str, tuple[list[Line], list[tuple[str, str, int, int]]]]:
+def every_collective() -> dict[str, tuple[list[SentLine], list[tuple[str, str, int, int]]]]:
     """On each of three ranks: what the meter saw of a call, and (collective, purpose, calls, payload) by hand."""
     rank, group = dist.get_rank(), dist.group.WORLD
     assert group is not None
@@ -198,7 +198,7 @@ def test_meters_do_not_nest() -> None:
     one_meter_at_a_time()
 
 
-def ddp_by_hand() -> list[Line]:
+def ddp_by_hand() -> list[SentLine]:
     """On a rank: DistributedDataParallel without anything of `strategies`, 6 MiB in two buckets, its third step."""
     model = torch.nn.Sequential(*(torch.nn.Linear(512, 512, bias=False) for _ in range(6)))
     ddp = torch.nn.parallel.DistributedDataParallel(model)

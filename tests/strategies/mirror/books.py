@@ -1,7 +1,7 @@
 """What the mirror holds and sends. Muon's matrices have owners, as under DDP."""
 
 from strategies.ddp.books import DDPBooks
-from strategies.ledger.terms import FP32, Books, Entry, Held, Modules, Moments, Scenario, entry
+from strategies.ledger.terms import FP32, Entry, Held, Modules, Moments, Scenario, StrategyBooks, entry
 from strategies.ledger.terms import moments as three
 
 
@@ -39,6 +39,6 @@ class MirrorBooks(DDPBooks):
         return ""
 
 
-def books(name: str) -> Books:
+def books(name: str) -> StrategyBooks:
     """For strategies.catalogue."""
     return MirrorBooks()

@@ -27,13 +27,13 @@ from speedrun.config import Config
 from speedrun.presets import PRESETS
 from speedrun.stages import number_of_steps, resolve_stages
 from strategies.ledger.hardware import GIB
+from strategies.ledger.terms import MOMENTS
 
 HERE = Path(__file__).parent
 MEASURED: dict[str, Any] = json.loads((HERE / "gpu_books_measured.json").read_text())
 RESULTS, TABLE = HERE / "gpu_books.json", HERE / "gpu_books.md"
 
 HOPPER = (9, 0)
-MOMENTS = ("after forward", "after backward", "after step", "peak")
 STRATEGIES = tuple(MEASURED["gpt2"]["allocated"])
 PARTS = ("h100", "speedrun", "apart")
 VERSIONS = ("2.11", "2.12")
@@ -73,7 +73,7 @@ def replayed(strategy: str) -> dict[str, int]:
     simulated = simulate_one(stage, strategy, 0, 1, "bf16")
     if simulated.replay is None:
         raise ValueError(simulated.refused)
-    return {moment: simulated.allocated[moment].allocated for moment in MOMENTS}
+    return {moment: simulated.allocated[moment].allocated for moment in MOMENTS[1:]}
 
 
 def speedrun(torch: str) -> dict[str, float]:

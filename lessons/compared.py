@@ -13,8 +13,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from lessons.kit import CONFIG, build, cut, held, mib, open_text, steps, table
+from lessons.kit import CONFIG, build, cut, held, open_text, steps, table
 from shardrun.colours import COLOURS
+from shardrun.tables import mib
 from speedrun.data import Data
 from speedrun.optim.policy import parameter_groups
 from strategies.base import Strategy

@@ -114,7 +114,7 @@ def run_steps(strategy: Strategy, launch: Launch, data: Data, steps: int) -> lis
     return losses
 
 
-def books_of(launch: Launch, config: Config = CONFIG, accumulation: int = 1) -> Scenario:
+def launched_scenario(launch: Launch, config: Config = CONFIG, accumulation: int = 1) -> Scenario:
     """What the predictions need to know: shapes, groups, world size, precision, settings. No live tensor."""
     return scenario_of(config, launch.strategy, launch.world_size, launch.precision, accumulation, launch.engine)
 
@@ -150,11 +150,6 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         "  " + "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
         for row in lines
     )
-
-
-def mib(amount: float) -> str:
-    """Bytes as MiB, or a dash for nothing."""
-    return f"{amount / 2**20:,.2f}" if amount else "–"
 
 
 def save_figure(name: str, draw: Callable[[Any], None], size: tuple[float, float] = (10, 4)) -> str:

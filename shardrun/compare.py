@@ -17,14 +17,16 @@ from typing import Any, Literal
 
 from shardrun.colours import COLOURS
 from shardrun.launch import launch, shipped_config, shown, what_went_wrong
+from shardrun.tables import mib
 from speedrun.run.record import step_times
 from strategies import catalogue
+from strategies.ledger.book import before_step, collective_name, fullest_rank, read_ranks, unexplained, verdict
+from strategies.ledger.terms import CATEGORIES
 
 AGREEMENT = 1e-3
 """Largest relative difference of a step's loss between two strategies. Rounding differs (sums in another order), and
 twenty to forty steps of training amplify it; a wrong strategy differs by far more."""
 
-CATEGORIES = ("parameters", "master parameters", "gradients", "optimizer states", "communication buffers")
 SHORT = ("params", "masters", "gradients", "optimizer", "buffers")
 
 Entries = dict[str, dict[str, int]]
@@ -98,8 +100,10 @@ def _run_all(arguments: argparse.Namespace) -> tuple[list[ComparedRun], bool]:
         config = shipped_config(name if arguments.configs == "." else f"{arguments.configs}/{name}")
         folder = together / name
         trainer = [
-            *(arguments.preset, "--steps", str(arguments.steps), "--eval-every", "0"),
-            *("--optimizer.orthogonalization-dtype", "float32"),
+            arguments.preset,
+            f"--steps={arguments.steps}",
+            "--eval-every=0",
+            "--optimizer.orthogonalization-dtype=float32",
             *arguments.trainer,
         ]
         options = ["--num_processes", str(arguments.processes)]
@@ -124,40 +128,21 @@ def read(strategy: str, folder: Path) -> ComparedRun:
     """Read a run's record."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if line["step"] > 0]
-    ranks = json.loads((folder / "ledger.json").read_text())["ranks"]
-    fullest = max(ranks, key=lambda rank: sum(entry["measured"] for entry in _before_step(rank).values()))
+    ranks = read_ranks(folder)
+    fullest = fullest_rank(ranks)
     return ComparedRun(
         strategy=strategy,
         folder=folder,
         losses=[line["train_loss"] for line in steps],
         val_loss=lines[-1]["val_loss"],
         step_ms=statistics.median(step_times(lines)),
-        memory=_before_step(fullest),
+        memory=before_step(fullest),
         activations=fullest["memory"].get("after forward", {}).get("activations", {}),
         peak=_added(fullest["memory"].get("peak", {})),
         predicted_for=fullest["predicted for"],
         traffic=fullest["traffic"],
-        remainders=[
-            *(
-                f"rank {rank['rank']}, {moment}, {category}: {entry['remainder']:+,} bytes"
-                for rank in ranks
-                for moment, entries in rank["memory"].items()
-                for category, entry in entries.items()
-                if entry["remainder"] and "why" not in entry
-            ),
-            *(
-                f"rank {rank['rank']}, {line['collective']} ({line['purpose']}): {line['remainder']:+,} bytes"
-                for rank in ranks
-                for line in rank["traffic"]
-                if line["remainder"]
-            ),
-        ],
+        remainders=unexplained(ranks),
     )
-
-
-def _before_step(rank: dict[str, Any]) -> Entries:
-    """A rank's memory with all gradients there (a run of one step has it only after its step)."""
-    return rank["memory"].get("after backward") or rank["memory"]["after step"]
 
 
 def _added(entries: Entries) -> dict[str, int]:
@@ -199,9 +184,6 @@ def _print_books(runs: list[ComparedRun], processes: int) -> None:
             made.add_column(Text(heading, colours.get(heading, "")), justify=justify, no_wrap=True)
         return made
 
-    def mib(amount: float) -> str:
-        return f"{amount / 2**20:.2f}" if amount else "–"
-
     books = table(
         f"What the fullest of {processes} ranks holds just before a step, measured from its live tensors (MiB)",
         ("strategy", *SHORT, "total", "val loss", "ms/step"),
@@ -223,10 +205,11 @@ def _print_books(runs: list[ComparedRun], processes: int) -> None:
             if entry:
                 lines.add_row("", what, *(f"{entry[key]:,}" for key in ("predicted", "measured", "remainder")))
         for line in run.traffic:
-            what = f"{line['collective']} ×{line['calls']}" + (
-                " (norm, flags)" if line["purpose"] == "bookkeeping" else ""
+            lines.add_row(
+                "",
+                f"sent: {collective_name(line)}",
+                *(f"{line[key]:,}" for key in ("predicted", "measured", "remainder")),
             )
-            lines.add_row("", f"sent: {what}", *(f"{line[key]:,}" for key in ("predicted", "measured", "remainder")))
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 100
@@ -241,11 +224,8 @@ def _print_books(runs: list[ComparedRun], processes: int) -> None:
         "optimizer updates · gradients: just before the step · optimizer: AdamW's moments, Muon's momentum\n"
         "buffers: what an engine keeps allocated for communication.\n"
     )
-    remainders = [f"{run.strategy}, {remainder}" for run in runs for remainder in run.remainders]
-    if remainders:
-        print("NOT EXPLAINED, a mistake in the code or in our understanding:\n  " + "\n  ".join(remainders))
-    else:
-        print(f"Every line of all {processes} ranks' books: predicted = measured, to the byte (peaks are estimates).")
+    left = [f"{run.strategy}, {remainder}" for run in runs for remainder in run.remainders]
+    print(textwrap.fill(verdict(left, processes), 98))
 
 
 def _predicted_for(run: ComparedRun) -> str:

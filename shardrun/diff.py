@@ -41,7 +41,10 @@ def run(arguments: argparse.Namespace) -> int:
     found = [
         fullest(
             planned(config, arguments, side.world_size, side.engine, _kernels(side, config)),
-            *(side.strategy, side.world_size, side.precision, side.engine),
+            side.strategy,
+            side.world_size,
+            side.precision,
+            side.engine,
         )
         for side in sides
     ]

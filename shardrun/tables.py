@@ -26,3 +26,13 @@ def wrapped(label: str, text: str) -> None:
     """A paragraph behind a label, within 100 columns."""
     start = f"  {label} " if label else "  "
     print(textwrap.fill(text, 98, initial_indent=start, subsequent_indent=" " * len(start)))
+
+
+def mib(amount: float, digits: int = 2) -> str:
+    """Bytes as MiB, a dash for none."""
+    return f"{amount / 2**20:,.{digits}f}" if amount else "–"
+
+
+def gib(amount: float) -> str:
+    """Bytes as GiB, a dash for none."""
+    return f"{amount / 2**30:,.2f}" if amount else "–"

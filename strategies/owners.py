@@ -43,13 +43,13 @@ def assign_owners(
     """
     load = [0] * world_size
     owners = {}
-    candidates: dict[int, Sequence[int]] = {}  # by the identity of the intervals: many matrices share theirs
+    candidates: dict[Intervals, Sequence[int]] = {}  # many matrices share their intervals
     for name in sorted(shapes, key=lambda name: (-math.prod(shapes[name]), shapes[name])):
         parts = held[name] if held else ()
-        if id(parts) not in candidates:
+        if parts not in candidates:
             most = max((part.numel for part in parts), default=0)
-            candidates[id(parts)] = [r for r, part in enumerate(parts) if part.numel == most] or range(world_size)
-        owner = min(candidates[id(parts)], key=load.__getitem__)
+            candidates[parts] = [r for r, part in enumerate(parts) if part.numel == most] or range(world_size)
+        owner = min(candidates[parts], key=load.__getitem__)
         owners[name] = owner
         load[owner] += math.prod(shapes[name]) * min(shapes[name])
     return owners
@@ -71,11 +71,11 @@ def rounds(matrices: Iterable[Matrix], world_size: int) -> list[list[list[Matrix
 
 def _pieces(queue: list[Matrix], limit: int) -> list[list[Matrix]]:
     pieces: list[list[Matrix]] = []
-    held = limit
+    filled = limit
     for matrix in queue:
-        if held + matrix.numel > limit:
+        if filled + matrix.numel > limit:
             pieces.append([])
-            held = 0
+            filled = 0
         pieces[-1].append(matrix)
-        held += matrix.numel
+        filled += matrix.numel
     return pieces

@@ -6,11 +6,10 @@ accelerate launch --config_file …/single.yaml demo.py           the same, as a
 
 from lessons.kit import (
     CONFIG,
-    books_of,
     headline,
     held,
     launched,
-    mib,
+    launched_scenario,
     open_text,
     prepare,
     rows_of,
@@ -20,6 +19,7 @@ from lessons.kit import (
     watched_forward,
 )
 from shardrun.colours import COLOURS
+from shardrun.tables import mib
 from speedrun.books.activations import predict_activations
 from speedrun.books.shapes import ledger_groups, shapes_from
 from speedrun.config import Config, ModelConfig, OptimizerConfig
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def report(launch, moments, losses) -> None:
-    run = books_of(launch)
+    run = launched_scenario(launch)
     print(headline(launch, f"One GPU, {run.parameters:,} parameters, AdamW"))
     print(f"Loss {losses[0]:.3f} → {losses[-1]:.3f} in {STEPS} steps\n")
 

@@ -13,7 +13,6 @@ from lessons.kit import (
     headline,
     held,
     launched,
-    mib,
     open_text,
     prepare,
     rows_of,
@@ -22,6 +21,7 @@ from lessons.kit import (
     table,
     watched_forward,
 )
+from shardrun.tables import mib
 from speedrun.kernels.fp8 import quantize_reference, scale_reference
 from speedrun.kernels.fp8_formats import E4M3, E5M2
 from speedrun.optim.precision import native_bf16

@@ -9,7 +9,7 @@ import time
 import torch
 import torch.distributed as dist
 
-from lessons.kit import books_of, headline, launched, open_text, prepare, rows_of, save_figure, table
+from lessons.kit import headline, launched, launched_scenario, open_text, prepare, rows_of, save_figure, table
 from speedrun.run.ending import guarded
 from strategies.forecast.traffic import predict_traffic
 from strategies.ledger.terms import ring_bytes
@@ -92,7 +92,7 @@ def one_step(launch, strategy) -> list[list[str]]:
                 strategy.backward(strategy.model(inputs, targets))
             strategy.step()
     predicted: dict[str, int] = {}
-    for entry in predict_traffic(books_of(launch), launch.rank):
+    for entry in predict_traffic(launched_scenario(launch), launch.rank):
         if entry.purpose != "bookkeeping":
             predicted[entry.collective] = predicted.get(entry.collective, 0) + entry.payload_bytes
     counted = {line.collective: line for line in meter.lines() if line.purpose == "payload"}

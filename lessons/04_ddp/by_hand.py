@@ -11,6 +11,7 @@
 A test trains with it and holds the weights against one process, and the bytes against the books.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -37,6 +38,9 @@ class HandDDP:
 
     def __init__(self, model: nn.Module, bucket_bytes: int = 25 * 2**20) -> None:
         self.model, self.sync = model, True
+        self.observe: Callable[[str, Bucket | None], None] = lambda event, bucket: (
+            None
+        )  # told of what happens, and when
         self.buckets: list[Bucket] = []
         for p in model.parameters():
             dist.broadcast(p.data, 0)
@@ -58,18 +62,22 @@ class HandDDP:
 
     def _arrived(self, bucket: Bucket) -> None:
         """A gradient of this bucket is complete; if it was the last one, send the bucket off and go on."""
+        self.observe("arrived", bucket)
         bucket.missing -= self.sync
         if self.sync and not bucket.missing:
             bucket.work = dist.all_reduce(bucket.flat, async_op=True)
+            self.observe("sent", bucket)
 
     def finish(self) -> None:
         """Wait for what is under way, and turn sums into means. Raises RuntimeError where a gradient is missing."""
+        self.observe("waiting", None)
         for bucket in self.buckets:
             if bucket.work is None:
                 raise RuntimeError(f"{bucket.missing} parameters of a bucket got no gradient in the last micro-batch.")
             bucket.work.wait()
             bucket.flat /= dist.get_world_size()
             bucket.missing, bucket.work = len(bucket.parameters), None
+        self.observe("finished", None)
 
     def zero_grad(self) -> None:
         """Clear the buckets. (Setting p.grad to None, as optimizers do, would cut it from its bucket.)"""

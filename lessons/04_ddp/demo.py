@@ -13,12 +13,12 @@ from torch import nn
 
 from lessons.kit import (
     CONFIG,
-    books_of,
     build,
     cut,
     headline,
     held,
     launched,
+    launched_scenario,
     open_text,
     prepare,
     save_figure,
@@ -121,22 +121,15 @@ def train_strategy(strategy, accumulation: int) -> dict:
 def watch(ddp) -> list[list[float]]:
     """Note when each bucket of a step is sent, in ms since its first gradient's; the last entry is the end."""
     steps: list[list[float]] = []
-    arrived, finish = ddp._arrived, ddp.finish
 
-    def note(bucket) -> None:
-        if ddp.sync:
-            if all(b.work is None and b.missing == len(b.parameters) for b in ddp.buckets):
+    def note(event, bucket) -> None:
+        if event == "arrived":
+            if ddp.sync and all(b.work is None and b.missing == len(b.parameters) for b in ddp.buckets):
                 steps.append([time.perf_counter()])
-            arrived(bucket)
-            if bucket.work is not None:
-                steps[-1].append(time.perf_counter())
-
-    def end() -> None:
-        steps[-1].append(time.perf_counter())
-        finish()
+            return
         steps[-1].append(time.perf_counter())
 
-    ddp._arrived, ddp.finish = note, end
+    ddp.observe = note
     return steps
 
 
@@ -164,7 +157,7 @@ def product_of_three(device: torch.device) -> None:
 
 
 def report(launch, alone, hand, torchs, sent_at) -> None:
-    run = books_of(launch, accumulation=ACCUMULATION)
+    run = launched_scenario(launch, accumulation=ACCUMULATION)
     print(headline(launch, "DDP"))
     print(f"\n{STEPS} steps of the same {CONFIG.data.global_batch} rows, {ACCUMULATION} micro-batches a rank:")
     names = {"by hand (by_hand.py)": hand, "torch's, as strategies/ddp/engine.py": torchs}

@@ -17,7 +17,7 @@ from lessons.compared import (
     load_beside,
     states_table,
 )
-from lessons.kit import CONFIG, books_of, build, headline, launched, prepare, save_figure, table
+from lessons.kit import CONFIG, build, headline, launched, launched_scenario, prepare, save_figure, table
 from speedrun.run.ending import guarded
 from strategies.forecast.predict import predict_memory
 
@@ -48,7 +48,7 @@ def by_hand(place):
 
 
 def report(launch, alone, hand, deepspeeds) -> None:
-    run = books_of(launch, accumulation=ACCUMULATION)
+    run = launched_scenario(launch, accumulation=ACCUMULATION)
     print(headline(launch, "ZeRO-1"))
     print(f"\n{STEPS} steps of {CONFIG.data.global_batch} rows, {ACCUMULATION} micro-batches a rank; bytes sent:")
     lines = []
@@ -71,7 +71,7 @@ def report(launch, alone, hand, deepspeeds) -> None:
 
 def books_alone(launch) -> None:
     """No ranks are needed to know what they would hold."""
-    run = replace(books_of(launch), strategy="zero1", engine={"zero_optimization": {"stage": 1}})
+    run = replace(launched_scenario(launch), strategy="zero1", engine={"zero_optimization": {"stage": 1}})
     text, rows = books_by_ranks({f"{n}": replace(run, world_size=n) for n in (1, 2, 4, 8, 64)})
     print(f"\nThe books for {run.parameters:,} parameters under ZeRO-1 in {run.precision} (MiB on rank 0):")
     print(text)

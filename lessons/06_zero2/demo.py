@@ -23,7 +23,8 @@ from lessons.compared import (
     traffic_line,
     traffic_table,
 )
-from lessons.kit import CONFIG, books_of, build, headline, launched, mib, open_text, prepare, save_figure, table
+from lessons.kit import CONFIG, build, headline, launched, launched_scenario, open_text, prepare, save_figure, table
+from shardrun.tables import mib
 from speedrun.run.ending import guarded
 from strategies.forecast.predict import predict_memory
 from strategies.ledger.memory import measure
@@ -74,7 +75,7 @@ def on_all_ranks(mine: list[int]) -> list[list[int]]:
 
 
 def report(launch, alone, hand, deepspeeds, alive) -> None:
-    books = books_of(launch, accumulation=ACCUMULATION)
+    books = launched_scenario(launch, accumulation=ACCUMULATION)
     hands = replace(books, engine=TO_OWNERS, precision="fp32")
     print(headline(launch, "ZeRO-2"))
     print(f"\n{STEPS} steps of {CONFIG.data.global_batch} rows, {ACCUMULATION} micro-batches a rank; bytes of a step:")
@@ -103,7 +104,7 @@ def report(launch, alone, hand, deepspeeds, alive) -> None:
 
 def books_alone(launch) -> None:
     """No ranks are needed to know what they would hold and send."""
-    run = books_of(launch)
+    run = launched_scenario(launch)
     run = replace(run, strategy="zero2", engine={"zero_optimization": {"stage": 2}})
     text, rows = books_by_ranks({f"{n}": replace(run, world_size=n) for n in (1, 2, 4, 8, 64)})
     print(f"\nThe books for {run.parameters:,} parameters under ZeRO-2 in {run.precision} (MiB, rank 0):")

@@ -12,6 +12,7 @@ copy of the cuts. A test holds the weights against one process, and the bytes ag
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +71,7 @@ class HandZero3:
         self.optimizer = torch.optim.AdamW(
             [{**group, "params": [master]} for group, master in zip(groups, self.masters, strict=True)]
         )
+        self.observe: Callable[[str, nn.Module], None] = lambda phase, module: None  # told when a module may run
         self.next_module: dict[tuple[str, nn.Module], nn.Module] = {}  # learned in the first pass
         self.previous: tuple[str, nn.Module] | None = None
         for module in model.modules():
@@ -116,6 +118,7 @@ class HandZero3:
             if work := self.cuts[p].work:
                 work.wait()
                 self.cuts[p].work = None
+        self.observe(phase, module)
 
     def _after_forward(self, module: nn.Module, output: Tensor) -> None:
         output.register_hook(lambda _: self._gather("backward", module))  # its gradient has come: now backward enters

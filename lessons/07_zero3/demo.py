@@ -21,7 +21,8 @@ from lessons.compared import (
     traffic_line,
     traffic_table,
 )
-from lessons.kit import CONFIG, books_of, build, headline, launched, mib, open_text, prepare, save_figure, table
+from lessons.kit import CONFIG, build, headline, launched, launched_scenario, open_text, prepare, save_figure, table
+from shardrun.tables import mib
 from speedrun.run.ending import guarded
 from strategies.forecast.predict import predict_memory
 from strategies.forecast.traffic import predict_traffic
@@ -62,13 +63,11 @@ def by_hand(place, **options):
 def gathered_bytes(zero, place) -> list[int]:
     """Bytes of whole parameters whenever a module begins, in a forward and a backward pass, the second of two."""
     found: list[int] = []
-    gather = zero._gather
 
-    def gather_and_note(phase, module) -> None:
-        gather(phase, module)
+    def note(phase, module) -> None:
         found.append(sum(cut.whole.untyped_storage().nbytes() for cut in zero.cuts.values()))
 
-    zero._gather = gather_and_note
+    zero.observe = note
     _, inputs, targets = next(iter(compared.micro_batches(open_text(), place, step=0)))
     for _ in range(2):  # in the first pass it learns which module comes next
         found.clear()
@@ -77,7 +76,7 @@ def gathered_bytes(zero, place) -> list[int]:
 
 
 def report(launch, alone, hand, kept, deepspeeds, gathered) -> None:
-    books = books_of(launch, accumulation=ACCUMULATION)
+    books = launched_scenario(launch, accumulation=ACCUMULATION)
     by_hands = replace(books, engine=LET_GO, precision="fp32")
     keeping = replace(by_hands, engine={"zero_optimization": {"stage": 3}})
     print(headline(launch, "ZeRO-3"))
@@ -108,7 +107,7 @@ def report(launch, alone, hand, kept, deepspeeds, gathered) -> None:
 
 def books_alone(launch) -> None:
     """No ranks are needed to know what they would hold and send."""
-    run = books_of(launch)
+    run = launched_scenario(launch)
     run = replace(run, strategy="zero3", engine={"zero_optimization": {"stage": 3}})
     text, rows = books_by_ranks({f"{n}": replace(run, world_size=n) for n in (1, 2, 4, 8, 64)})
     print(f"\nThe books for {run.parameters:,} parameters under ZeRO-3 in {run.precision} (MiB, rank 0):")

@@ -23,7 +23,8 @@ from lessons.compared import (
     traffic_line,
     traffic_table,
 )
-from lessons.kit import CONFIG, books_of, build, headline, launched, mib, prepare, save_figure, table
+from lessons.kit import CONFIG, build, headline, launched, launched_scenario, prepare, save_figure, table
+from shardrun.tables import mib
 from speedrun.run.ending import guarded
 from strategies.forecast.predict import predict_after_forward, predict_memory
 from strategies.layout import equal_cuts, row_blocks
@@ -61,7 +62,7 @@ def by_hand(place, **options):
 
 
 def report(launch, alone, hand, kept, torchs) -> None:
-    books = books_of(launch, accumulation=ACCUMULATION)
+    books = launched_scenario(launch, accumulation=ACCUMULATION)
     print(headline(launch, "FSDP"))
     print(f"\n{STEPS} steps of {CONFIG.data.global_batch} rows, {ACCUMULATION} micro-batches a rank; bytes of a step:")
     lines = []
@@ -97,7 +98,7 @@ def show_shards(strategy) -> None:
 
 def books_alone(launch) -> None:
     """No ranks are needed to know what they would hold and send."""
-    run = replace(books_of(launch), strategy="fsdp", engine=FSDP)
+    run = replace(launched_scenario(launch), strategy="fsdp", engine=FSDP)
     text, rows = books_by_ranks({f"{n}": replace(run, world_size=n) for n in (1, 2, 4, 8, 64)})
     print(f"\nThe books for {run.parameters:,} parameters under FSDP in {run.precision} (MiB, rank 0):")
     print(text)

@@ -11,8 +11,9 @@ import sys
 import time
 from dataclasses import replace
 
-from lessons.kit import CONFIG, headline, launched, mib, open_text, prepare, rows_of, save_figure, table
+from lessons.kit import CONFIG, headline, launched, open_text, prepare, rows_of, save_figure, table
 from shardrun.colours import COLOURS, SENT
+from shardrun.tables import mib
 from speedrun.books.shapes import ledger_groups, shapes_from
 from speedrun.config import Config, ModelConfig, OptimizerConfig
 from speedrun.run.ending import guarded

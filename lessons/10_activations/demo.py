@@ -18,7 +18,6 @@ from lessons.kit import (
     build,
     headline,
     launched,
-    mib,
     open_text,
     prepare,
     rows_of,
@@ -27,6 +26,7 @@ from lessons.kit import (
     watched_forward,
     with_model,
 )
+from shardrun.tables import mib
 from speedrun.books.activations import predict_activations
 from speedrun.config import ModelConfig
 from speedrun.presets import PRESETS

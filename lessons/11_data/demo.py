@@ -15,7 +15,8 @@ import psutil
 import torch
 import torch.distributed as dist
 
-from lessons.kit import CONFIG, headline, launched, mib, open_text, prepare, rows_of, save_figure, steps, table
+from lessons.kit import CONFIG, headline, launched, open_text, prepare, rows_of, save_figure, steps, table
+from shardrun.tables import mib
 from speedrun.data import batch_hash, prefetch
 from speedrun.data.shards import HEADER_BYTES, open_shard, write_tokens
 from speedrun.run.ending import guarded

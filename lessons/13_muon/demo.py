@@ -11,9 +11,9 @@ import torch
 
 from lessons.kit import (
     CONFIG,
-    books_of,
     headline,
     launched,
+    launched_scenario,
     open_text,
     prepare,
     rows_of,
@@ -192,7 +192,7 @@ def sharded(launch, settings) -> None:
     sums = {name: {kind: payload(run["sent"], kind) for kind in kinds} for name, run in ours.items()}
     lines = [[name, *(f"{total[kind]:,}" for kind in kinds)] for name, total in sums.items()]
     for name in sums:
-        booked = predict_traffic(books_of(launch, configured(name, 0.02)), 0)
+        booked = predict_traffic(launched_scenario(launch, configured(name, 0.02)), 0)
         total = {kind: payload(booked, kind) for kind in kinds}
         lines.append([f"the books: {name}", *(f"{total[kind]:,}" for kind in kinds)])
     print(table(["", *kinds], lines))

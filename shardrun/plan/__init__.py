@@ -21,7 +21,7 @@ from shardrun.plan.estimate import (
     planned,
     preset_of,
 )
-from shardrun.tables import table, wrapped
+from shardrun.tables import gib, table, wrapped
 from speedrun.books.forward_pass import compute_precision
 from speedrun.books.shapes import scenario_of
 from speedrun.config import Config
@@ -160,10 +160,6 @@ def _headline(config: Config, gpu: Gpu, arguments: argparse.Namespace, estimates
     print()
 
 
-def _gib(amount: float) -> str:
-    return f"{amount / GIB:,.2f}" if amount else "–"
-
-
 def _print_memory(estimates: list[Estimate], gpu: Gpu) -> None:
     headings = [
         "GiB per GPU",
@@ -183,7 +179,7 @@ def _print_memory(estimates: list[Estimate], gpu: Gpu) -> None:
         filled = min(8, round(8 * e.total / gpu.memory))
         bar = "█" * filled + "·" * (8 - filled)
         spare = f"{e.spare / GIB:+,.1f}" if e.fits else f"{e.spare / GIB:,.1f} no"
-        rows.append([e.strategy, *(_gib(e.memory.get(c, 0)) for c in COLUMNS), _gib(e.total), bar, spare])
+        rows.append([e.strategy, *(gib(e.memory.get(c, 0)) for c in COLUMNS), gib(e.total), bar, spare])
     table("What the fullest GPU holds at its peak (predicted)", headings, rows)
     for precision in dict.fromkeys(compute_precision(e.books) for e in estimates):
         names = [e.strategy for e in estimates if compute_precision(e.books) == precision]
@@ -202,7 +198,7 @@ def _print_traffic(estimates: list[Estimate]) -> None:
         wire = sum(entry.ring_bytes for entry in e.traffic)
         times = [f"{seconds * 1e3:,.1f} ms" for seconds in (e.compute_s, e.communication_s, e.exposed_s, e.step_s)]
         volume = f"{e.volumes.get('total', 0):.2f}"
-        rows.append([e.strategy, _gib(payload), _gib(wire), volume, *times, f"{tokens / e.step_s:,.0f}"])
+        rows.append([e.strategy, gib(payload), gib(wire), volume, *times, f"{tokens / e.step_s:,.0f}"])
     table("What it sends (GiB per rank), and how long a step takes", headings, rows)
     for e in estimates:
         if e.books.world_size > 1:
@@ -230,7 +226,7 @@ def _sweep(config: Config, gpu: Gpu, arguments: argparse.Namespace) -> int:
         return 0
     _headline(config, gpu, arguments, [])
     rows = [
-        [str(world), *(f"{_gib(held[s])}{' ' if held[s] <= gpu.memory else '!'}" for s in catalogue.spread())]
+        [str(world), *(f"{gib(held[s])}{' ' if held[s] <= gpu.memory else '!'}" for s in catalogue.spread())]
         for world, held in totals.items()
     ]
     table("GiB of the fullest GPU by number of ranks (! does not fit)", ["ranks", *catalogue.spread()], rows)

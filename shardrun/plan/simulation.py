@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from shardrun.plan.estimate import Planned, fullest, kernels_for, kernels_line, planned
-from shardrun.tables import table, wrapped
+from shardrun.tables import mib, table, wrapped
 from speedrun.books.shapes import scenario_of
 from speedrun.config import Config, Kernels
 from speedrun.stages import number_of_steps
@@ -162,8 +162,10 @@ def _print(simulated: list[Simulated], gpu: Gpu, arguments: argparse.Namespace) 
         if s.replay:
             most = s.allocated["peak"]
             fits = "yes" if most.reserved <= gpu.memory else "no"
-            held = [_mib(s.replay.peak.get(category, 0)) for category in CATEGORIES]
-            rows.append([s.strategy, *held, _mib(s.replay.peak_total), _mib(most.allocated), _mib(most.reserved), fits])
+            held = [mib(s.replay.peak.get(category, 0), 1) for category in CATEGORIES]
+            rows.append(
+                [s.strategy, *held, mib(s.replay.peak_total, 1), mib(most.allocated, 1), mib(most.reserved, 1), fits]
+            )
     headings = ["", *CATEGORIES.values(), "total", "alloc.", "reserved", "fits"]
     table("The peak of forward and backward (MiB)", headings, rows)
     for s in simulated:
@@ -173,12 +175,8 @@ def _print(simulated: list[Simulated], gpu: Gpu, arguments: argparse.Namespace) 
         print(f"{s.strategy}, {s.planned}")
         print(f"At its peak: who allocated what was alive, in MiB (simulated in {s.seconds:.1f} s)")
         for what, size in s.replay.largest[: arguments.largest]:
-            print(f"  {_mib(size):>10}  {what[:86]}")
-        sent = (f"{name} ×{calls} {_mib(size)} MiB" for name, (calls, size) in s.replay.collectives.items())
+            print(f"  {mib(size, 1):>10}  {what[:86]}")
+        sent = (f"{name} ×{calls} {mib(size, 1)} MiB" for name, (calls, size) in s.replay.collectives.items())
         wrapped("sends per step:", ", ".join(sent) or "nothing")
         print()
     wrapped("", NOT_SIMULATED)
-
-
-def _mib(amount: float) -> str:
-    return f"{amount / MIB:,.1f}" if amount else "–"

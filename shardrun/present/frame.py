@@ -8,19 +8,9 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
-from shardrun.present.figures import (
-    CATEGORIES,
-    IN_TIME,
-    MOMENTS,
-    Bar,
-    LedgerLine,
-    Training,
-    bars,
-    mib,
-    summary_lines,
-    traffic_lines,
-    verdict,
-)
+from shardrun.present.figures import CATEGORIES, IN_TIME, MOMENTS, Bar, Training, bars
+from shardrun.tables import mib
+from strategies.ledger.book import LedgerLine, summary_lines, traffic_lines, unexplained, verdict
 
 BAR_ROWS = 10
 """Lines that the bars take at most."""
@@ -149,7 +139,7 @@ def tables(training: Training, height: int) -> list[list[Text]]:
     if any(rank["traffic"] for rank in ranks):
         sent = "What every rank hands to collectives in a step"
         pages += _table(sent, [traffic_lines(rank) for rank in ranks], height)
-    pages[-1] += [Text(""), Text(verdict(ranks))]
+    pages[-1] += [Text(""), Text(verdict(unexplained(ranks), len(ranks)))]
     return pages
 
 

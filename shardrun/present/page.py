@@ -11,20 +11,11 @@ from html import escape
 from pathlib import Path
 
 from shardrun.lesson.course import Lesson
-from shardrun.present.figures import (
-    CATEGORIES,
-    IN_TIME,
-    Bar,
-    LedgerLine,
-    Training,
-    bars,
-    memory_lines,
-    mib,
-    traffic_lines,
-    verdict,
-)
+from shardrun.present.figures import CATEGORIES, IN_TIME, Bar, Training, bars
 from shardrun.present.readme import Readme
 from shardrun.present.record import Event
+from shardrun.tables import mib
+from strategies.ledger.book import LedgerLine, memory_lines, traffic_lines, unexplained, verdict
 
 NAME = "page.html"
 
@@ -168,7 +159,7 @@ def _bar(bar: Bar, most: int) -> str:
 def _books(training: Training) -> str:
     """Every line of every rank's books, a table for each moment and one for what is sent."""
     headings = ["rank", "what", "predicted", "measured", "remainder"]
-    parts = [f"<p>{escape(verdict(training.ranks))} In bytes.</p>"]
+    parts = [f"<p>{escape(verdict(unexplained(training.ranks), len(training.ranks)))} In bytes.</p>"]
     for moment in IN_TIME:
         lines = [line for rank in training.ranks for line in memory_lines(rank, moment)]
         if lines:

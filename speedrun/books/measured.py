@@ -40,14 +40,10 @@ from strategies.forecast.traffic import predict_traffic
 from strategies.ledger.activations import ActivationBook, measure_activations
 from strategies.ledger.memory import measure
 from strategies.ledger.replay import Replay, replay
-from strategies.ledger.terms import CATEGORIES, Held
+from strategies.ledger.terms import CATEGORIES, MOMENTS, Held
 from strategies.ledger.tracer import Tracer
 from strategies.ledger.wire import Meter
 from strategies.select import Launch
-
-MOMENTS = ("after prepare", "after forward", "after backward", "after step", "peak")
-"""Before the first step; in the counted step after the last micro-batch's forward pass, before the update, after it;
-and when most bytes were allocated in a forward or backward pass of it."""
 
 BESIDE = {"after forward": ("activations",), "peak": ("activations", "other")}
 """Moment → what is measured then beside the categories that a strategy holds; "other" is what passes: temporaries,

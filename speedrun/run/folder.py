@@ -32,6 +32,7 @@ import torch
 
 from speedrun.config import Config
 from speedrun.run.record import write_record
+from strategies.ledger import book
 from strategies.select import Launch
 
 SCHEMA = 1
@@ -116,7 +117,7 @@ class RunFolder:
 
     def ledger(self, step: int, ranks: list[dict[str, Any]]) -> None:
         """Write what every rank held and sent in that step, in the place of what an earlier one did."""
-        self._write("ledger.json", {"step": step, "ranks": ranks})
+        self._write(book.NAME, book.content(step, ranks))
 
     def finish(self, status: str, error: BaseException | None = None) -> None:
         """Write how the run stands; called at its start too, so that a killed run says 'running'."""

@@ -7,7 +7,7 @@ say (strategies/*/books.py); here is what is alike for all.
 from dataclasses import replace
 
 from strategies import catalogue
-from strategies.ledger.terms import FP32, MOMENTS, Group, Held, Moments, Scenario
+from strategies.ledger.terms import FP32, STATE_MOMENTS, Group, Held, Moments, Scenario
 
 
 def predict_memory(scenario: Scenario) -> list[Moments]:
@@ -15,7 +15,7 @@ def predict_memory(scenario: Scenario) -> list[Moments]:
     ranks = catalogue.books(scenario.strategy).states(scenario)
     for group in scenario.groups:
         for rank, size in zip(ranks, second_moments(scenario, group), strict=True):
-            for moment in MOMENTS[1:]:
+            for moment in STATE_MOMENTS[1:]:
                 rank[moment]["optimizer states"] += size
     return ranks
 

@@ -127,7 +127,7 @@ class _Storage:
 
 
 class _Recorder:
-    """A log of allocations (+index) and releases (−index − 1), and who allocated and kept each storage."""
+    """A log of allocations and releases, and who allocated and kept each storage."""
 
     def __init__(self, model: nn.Module) -> None:
         self.names = {module: name for name, module in model.named_modules()}
@@ -139,7 +139,7 @@ class _Recorder:
         self.parameters = {storage._cdata for storage in self.given}
         self.storages: list[_Storage] = []
         self.live: dict[int, int] = {}  # storage → index
-        self.log: list[int] = []
+        self.log: list[tuple[bool, int]] = []  # (allocated, else released; index of the storage)
 
     @property
     def module(self) -> str:
@@ -154,7 +154,7 @@ class _Recorder:
 
         def release(_: Any) -> None:
             del self.live[key]
-            self.log.append(-index - 1)
+            self.log.append((False, index))
 
         cast = kernel == "_to_copy" and isinstance(sources[0], Tensor) and self._is_parameter(sources[0])
         self.storages.append(
@@ -170,7 +170,7 @@ class _Recorder:
             )
         )
         self.live[key] = index
-        self.log.append(index)
+        self.log.append((True, index))
 
     def save(self, tensor: Tensor) -> Tensor:
         """The pack hook. A detached tensor goes back: the tensor itself could hold the graph that holds it.
@@ -202,8 +202,8 @@ class _Recorder:
     def book(self, results: set[int], part_of: Callable[[str, str, str], str]) -> ActivationBook:
         log = list(self.log)
         total = peak = end = 0
-        for i, entry in enumerate(log):
-            total += self._bytes(entry) if entry >= 0 else -self._bytes(-entry - 1)
+        for i, (allocated, index) in enumerate(log):
+            total += self._bytes(index) if allocated else -self._bytes(index)
             if total > peak:
                 peak, end = total, i + 1
         held = _alive(log) - {self.live[key] for key in results if key in self.live}
@@ -262,9 +262,11 @@ class _Functions(TorchFunctionMode):
 @contextmanager
 def _module_hooks(recorder: _Recorder) -> Iterator[None]:
     enter = register_module_forward_pre_hook(lambda module, args: recorder.modules.append(module))
-    leave = register_module_forward_hook(
-        lambda module, args, output: (recorder.modules.pop(), None)[1], always_call=True
-    )
+
+    def left(module: nn.Module, args: Any, output: Any) -> None:
+        recorder.modules.pop()
+
+    leave = register_module_forward_hook(left, always_call=True)
     try:
         yield
     finally:
@@ -272,13 +274,13 @@ def _module_hooks(recorder: _Recorder) -> Iterator[None]:
         leave.remove()
 
 
-def _alive(log: list[int]) -> set[int]:
+def _alive(log: list[tuple[bool, int]]) -> set[int]:
     alive: set[int] = set()
-    for entry in log:
-        if entry >= 0:
-            alive.add(entry)
+    for allocated, index in log:
+        if allocated:
+            alive.add(index)
         else:
-            alive.remove(-entry - 1)
+            alive.remove(index)
     return alive
 
 

@@ -17,8 +17,11 @@ FP32, BF16 = 4, 2
 CATEGORIES = ("parameters", "master parameters", "gradients", "optimizer states", "communication buffers")
 """What a rank's tensors are held for (activations are counted elsewhere: no strategy owns them)."""
 MODEL_STATES = CATEGORIES[:4]
-MOMENTS = ("after prepare", "after backward", "after step")
-"""When: before the first step; before an optimizer step, all gradients there; after one, gradients cleared."""
+MOMENTS = ("after prepare", "after forward", "after backward", "after step", "peak")
+"""When a step is looked at: before the first one; once the last forward pass is done; before the update, with all
+gradients there; after it, gradients cleared; and whenever it holds most."""
+STATE_MOMENTS = ("after prepare", "after backward", "after step")
+"""When no pass runs, and only what lasts is there."""
 
 Held = dict[str, int]
 """Bytes by category."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from strategies.layout import Intervals, equal_cuts
 from strategies.ledger.exchange import exchange, owners_of
-from strategies.ledger.terms import FP32, MOMENTS, Entry, Group, Modules, Moments, Scenario, entry, moments
+from strategies.ledger.terms import FP32, STATE_MOMENTS, Entry, Group, Modules, Moments, Scenario, entry, moments
 from strategies.zero.common import ZeroBooks, deepspeed_live, fill_buckets, reduce_bucket, reduce_width, setting
 from strategies.zero.defaults import accumulates_float32
 from strategies.zero.gathers import gathers, modules_of
@@ -53,7 +53,7 @@ class PartitionedBooks(ZeroBooks):
             numels = [scenario.numel(name) for name in persistent_parameters(scenario)]
             kept = width * sum(math.ceil(numel / ranks) * ranks for numel in numels)
             for each in found:
-                for moment in MOMENTS[1:]:
+                for moment in STATE_MOMENTS[1:]:
                     each[moment]["parameters"] += kept
         return found
 

@@ -18,7 +18,7 @@ WITHIN = 0.02
 def test_plan_is_within_two_percent_of_the_gpu_while_activations_are_there(strategy: str) -> None:
     """And between the passes within three, where it knows nothing of the blocks that AdamW's moments lie in."""
     predicted, found = gpu_books.closed_form(strategy), gpu_books.measured(strategy)
-    for moment in gpu_books.MOMENTS:
+    for moment in gpu_books.MOMENTS[1:]:
         within = WITHIN if moment in ("after forward", "peak") else 0.03
         assert predicted[moment] == pytest.approx(found[moment], rel=within), moment
 

@@ -83,7 +83,7 @@ def worst(a: dict[str, Any], b: dict[str, Any]) -> float:
 
 def test_it_is_one_process_in_weights_and_the_books_in_bytes(ranks: RankPool) -> None:
     alone = train(Place(0, 1, torch.device("cpu")))
-    books: Scenario = kit.scenario_of(launch_of("ddp", 0, 2), accumulation=ACCUMULATION)
+    books: Scenario = kit.launched_scenario(launch_of("ddp", 0, 2), accumulation=ACCUMULATION)
     predicted = predict_memory(books)[0]["after backward"]
     gradients = [entry for entry in predict_traffic(books) if entry.purpose == "gradients"]
     for rank in ranks.run(2, on_rank):

@@ -41,7 +41,7 @@ def beside_torchs() -> tuple[compared.Trained, compared.Trained]:
 def scenario_of(reshard: bool, precision: Precision) -> Scenario:
     launch = launch_of("fsdp", 0, 2, precision)
     launch = replace(launch, engine={**launch.engine, "reshard_after_forward": reshard})
-    return kit.scenario_of(launch, accumulation=compared.ACCUMULATION)
+    return kit.launched_scenario(launch, accumulation=compared.ACCUMULATION)
 
 
 @pytest.mark.parametrize("reshard", [True, False])

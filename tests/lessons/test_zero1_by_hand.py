@@ -24,7 +24,7 @@ def on_rank(broken: bool = False) -> compared.Trained:
 
 def test_it_is_one_process_in_weights_and_the_books_in_bytes(ranks: RankPool) -> None:
     reference = alone()
-    books = kit.scenario_of(launch_of("zero1", 0, 2), accumulation=compared.ACCUMULATION)
+    books = kit.launched_scenario(launch_of("zero1", 0, 2), accumulation=compared.ACCUMULATION)
     for rank, found in enumerate(ranks.run(2, on_rank)):
         assert found.away_from(reference) < 1e-5
         assert_is_the_books(found, books, rank)

@@ -45,7 +45,9 @@ def most_alive(bucket: int) -> tuple[int, int]:
 
 def test_it_is_one_process_in_weights_and_the_books_in_bytes(ranks: RankPool) -> None:
     reference = alone()
-    books = replace(kit.scenario_of(launch_of("zero2", 0, 2), accumulation=compared.ACCUMULATION), engine=TO_OWNERS)
+    books = replace(
+        kit.launched_scenario(launch_of("zero2", 0, 2), accumulation=compared.ACCUMULATION), engine=TO_OWNERS
+    )
     for rank, found in enumerate(ranks.run(2, on_rank)):
         assert found.away_from(reference) < 1e-5
         assert_is_the_books(found, books, rank)

@@ -37,16 +37,12 @@ def most_gathered(**options: Any) -> int:
     """Parameters that are whole at most at the same time, in elements, over two steps of five layers."""
     model = nn.Sequential(*(nn.Linear(9, 9, bias=False) for _ in range(5)))
     zero = by_hand("07_zero3").HandZero3(model, [{"params": list(model.parameters())}], 1.0, **options)
-    found, gather = [], zero._gather
-
-    def gather_and_count(phase: str, module: nn.Module) -> None:
-        gather(phase, module)
-        found.append(count())
+    found: list[int] = []
 
     def count() -> int:
         return sum(p.numel() for p, cut in zero.cuts.items() if cut.gathered)
 
-    zero._gather = gather_and_count
+    zero.observe = lambda phase, module: found.append(count())
     for _ in range(2):
         zero.backward(model(torch.ones(1, 9)).sum(), last=True)
         assert count() == 0
@@ -59,7 +55,7 @@ def test_it_is_one_process_in_weights_and_the_books_in_bytes(
     ranks: RankPool, keep: bool, engine: dict[str, Any]
 ) -> None:
     reference = alone()
-    books = replace(kit.scenario_of(launch_of("zero3", 0, 2), accumulation=compared.ACCUMULATION), engine=engine)
+    books = replace(kit.launched_scenario(launch_of("zero3", 0, 2), accumulation=compared.ACCUMULATION), engine=engine)
     for rank, found in enumerate(ranks.run(2, on_rank, keep)):
         assert found.away_from(reference) < 1e-5
         assert_is_the_books(found, books, rank)

@@ -17,8 +17,8 @@ from shardrun.present.readme import read_readme
 from shardrun.present.record import read_recording
 from shardrun.present.screen import FOOT, HEAD, Screen, text
 from speedrun.books.measured import BESIDE
-from speedrun.books.measured import MOMENTS as OF_THE_BOOKS
 from strategies.ledger.terms import CATEGORIES as OF_STRATEGIES
+from strategies.ledger.terms import MOMENTS as OF_THE_BOOKS
 from tests.shardrun.present.conftest import Recorded
 
 WIDTH, HEIGHT = 100, 30

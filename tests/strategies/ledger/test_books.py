@@ -16,13 +16,13 @@ from strategies.base import Precision
 from strategies.forecast.predict import predict_after_forward, predict_memory
 from strategies.forecast.traffic import predict_traffic
 from strategies.ledger.memory import measure
-from strategies.ledger.terms import MOMENTS, Held, Modules, Scenario
+from strategies.ledger.terms import CATEGORIES, STATE_MOMENTS, Held, Modules, Scenario
 from strategies.ledger.wire import Meter, SentLine
 from tests.ranks import RankPool
 from tests.strategies.small import batch, build, make, prepared, shapes_of
 
 STRATEGIES = ("ddp", "fsdp", "fsdp_no_reshard", "zero1", "zero2", "zero3")
-CATEGORIES = ("parameters", "master parameters", "gradients", "optimizer states", "communication buffers")
+
 Totals = dict[tuple[str, bool], tuple[int, int]]
 """(collective, bookkeeping) → (calls, payload bytes)."""
 
@@ -109,7 +109,7 @@ def check(
 
 
 def assert_equal(predicted: dict[str, Held], measured: dict[str, Held], what: str) -> None:
-    for moment, category in itertools.product((*MOMENTS, "after forward"), CATEGORIES):
+    for moment, category in itertools.product((*STATE_MOMENTS, "after forward"), CATEGORIES):
         expected, found = (side[moment].get(category, 0) for side in (predicted, measured))
         if (moment, category) == ("after prepare", "gradients") and "'ddp'" in what:
             continue  # DDP's buckets are there, but only C++ can see them before the first step

@@ -1,0 +1,106 @@
+"""ledger.json: what every rank of a run holds and sends. What is in it, and how it is read and judged. Plain Python.
+
+    {"schema": 1, "step": 3, "ranks": [
+        {"rank": 0, "memory": {MOMENT: {CATEGORY: LINE}},
+         "traffic": [{"collective": …, "purpose": …, "axis": …, "calls": …, LINE}], …}]}
+
+A LINE is {"predicted", "measured", "remainder"} in bytes, and "why" where a remainder is no surprise.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+NAME = "ledger.json"
+
+
+def content(step: int, ranks: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the file holds, beside its schema. step: the one that was counted."""
+    return {"step": step, "ranks": ranks}
+
+
+def read_ranks(run: Path) -> list[dict[str, Any]]:
+    """Every rank's books out of a run's folder. Raises FileNotFoundError where none were kept."""
+    return json.loads((run / NAME).read_text(encoding="utf-8"))["ranks"]  # type: ignore[no-any-return]
+
+
+def before_step(rank: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """A rank's memory with all gradients there (a run of one step has it only after its step)."""
+    return rank["memory"].get("after backward") or rank["memory"]["after step"]  # type: ignore[no-any-return]
+
+
+def fullest_rank(ranks: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The one that holds most just before a step."""
+    return max(ranks, key=lambda rank: sum(line["measured"] for line in before_step(rank).values()))
+
+
+@dataclass(frozen=True)
+class LedgerLine:
+    """A line of the books: predicted and measured, in bytes; `why` where a remainder is no surprise."""
+
+    rank: int
+    what: str
+    predicted: int
+    measured: int
+    remainder: int
+    why: str = ""
+
+
+def memory_lines(rank: dict[str, Any], moment: str = "after backward") -> list[LedgerLine]:
+    """What a rank held at a moment, by category; categories of which there is nothing are left out."""
+    held = rank["memory"].get(moment, {})
+    return [_line(rank, name, entry) for name, entry in held.items() if entry["predicted"] or entry["measured"]]
+
+
+def summary_lines(rank: dict[str, Any]) -> list[LedgerLine]:
+    """By category just before the update; then the activations after the forward pass, and the peak as a whole."""
+    lines = memory_lines(rank)
+    if activations := rank["memory"].get("after forward", {}).get("activations"):
+        lines.append(_line(rank, "activations, after forward", activations))
+    if peak := rank["memory"].get("peak"):
+        whole = {key: sum(entry[key] for entry in peak.values()) for key in ("predicted", "measured", "remainder")}
+        why = next((entry["why"] for entry in peak.values() if "why" in entry), "")
+        lines.append(_line(rank, "everything, at the peak", {**whole, "why": why if whole["remainder"] else ""}))
+    return lines
+
+
+def traffic_lines(rank: dict[str, Any]) -> list[LedgerLine]:
+    """What a rank handed to collectives in the counted step: payload, with its calls in the name."""
+    return [_line(rank, collective_name(entry), entry) for entry in rank["traffic"]]
+
+
+def collective_name(entry: dict[str, Any]) -> str:
+    small = " (norm, flags)" if entry["purpose"] == "bookkeeping" else ""
+    axis = "" if entry.get("axis", "all") == "all" else f" along {entry['axis']}"
+    return f"{entry['collective']} ×{entry['calls']}{axis}{small}"
+
+
+def unexplained(ranks: list[dict[str, Any]]) -> list[str]:
+    """Every line of the books whose prediction is not what was measured, and that does not say why."""
+    lines = [
+        (f"{moment}, {line.what}", line)
+        for rank in ranks
+        for moment in rank["memory"]
+        for line in memory_lines(rank, moment)
+    ]
+    lines += [(f"sent: {line.what}", line) for rank in ranks for line in traffic_lines(rank)]
+    return [
+        f"rank {line.rank}, {what}: {line.remainder:+,} bytes"
+        for what, line in lines
+        if line.remainder and not line.why
+    ]
+
+
+def verdict(left: Sequence[str], ranks: int) -> str:
+    """What the remainders come to, in a sentence. left: `unexplained`."""
+    if left:
+        return "NOT EXPLAINED, a mistake in the code or in our understanding: " + "; ".join(left)
+    return f"Every line of all {ranks} ranks' books: predicted = measured, to the byte, but for those that say why."
+
+
+def _line(rank: dict[str, Any], what: str, entry: dict[str, Any]) -> LedgerLine:
+    return LedgerLine(
+        rank["rank"], what, entry["predicted"], entry["measured"], entry["remainder"], entry.get("why", "")
+    )

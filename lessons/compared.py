@@ -1,4 +1,4 @@
-"""What the demos of lessons 5 to 8 share: the same steps in one process, sharded by hand, and under a strategy.
+"""What the demos of lessons 4 to 8 share: the same steps in one process, sharded by hand, and under a strategy.
 
 Each training returns what it ended with, what a rank held before the last update, and what it sent in the last step.
 """
@@ -73,22 +73,24 @@ def groups_of(model: nn.Module) -> list[dict[str, Any]]:
     return [{**group.options, "params": [named[name] for name in group.parameters]} for group in recipe]
 
 
-def micro_batches(data: Data, place: Place, step: int) -> Iterator[tuple[bool, Tensor, Tensor]]:
+def micro_batches(
+    data: Data, place: Place, step: int, accumulation: int = ACCUMULATION
+) -> Iterator[tuple[bool, Tensor, Tensor]]:
     """This rank's rows of a step's global batch in micro-batches: (whether it is the last one, tokens, targets)."""
-    pieces = cut(data, place.world_size, ACCUMULATION).micro_batches(place.rank)
+    pieces = cut(data, place.world_size, accumulation).micro_batches(place.rank)
     for first, last in pieces:
         inputs, targets = data.batch(step, first, last)
         yield (first, last) == pieces[-1], inputs.to(place.device), targets.to(place.device)
 
 
-def train_alone(device: torch.device, steps: int = STEPS) -> Trained:
+def train_alone(device: torch.device, steps: int = STEPS, accumulation: int = ACCUMULATION) -> Trained:
     """One process, all rows, torch's AdamW over whole parameters: the reference."""
     data, model = open_text(), build().to(device)
     optimizer = torch.optim.AdamW(groups_of(model))
     memory: dict[str, int] = {}
     for step in range(steps):
-        for _, inputs, targets in micro_batches(data, Place(0, 1, device), step):
-            (model(inputs, targets) / ACCUMULATION).backward()
+        for _, inputs, targets in micro_batches(data, Place(0, 1, device), step, accumulation):
+            (model(inputs, targets) / accumulation).backward()
         nn.utils.clip_grad_norm_(model.parameters(), CONFIG.optimizer.clip)
         memory = measure(
             {

@@ -4,37 +4,19 @@ accelerate launch --config_file …/cpu/ddp.yaml demo.py          two ranks (--n
 python demo.py                                                  one process: global = local × ranks × accumulation
 """
 
-import importlib.util
 import time
-from pathlib import Path
 
 import torch
 from torch import nn
 
-from lessons.kit import (
-    CONFIG,
-    build,
-    cut,
-    headline,
-    held,
-    launched,
-    launched_scenario,
-    open_text,
-    prepare,
-    save_figure,
-    steps,
-    table,
-)
+from lessons import compared
+from lessons.compared import ACCUMULATION, STEPS
+from lessons.kit import CONFIG, build, headline, launched, launched_scenario, prepare, save_figure, table
 from shardrun.colours import COLOURS
-from speedrun.optim.policy import parameter_groups
 from speedrun.run.ending import guarded
 from strategies.forecast.predict import predict_memory
 from strategies.forecast.traffic import predict_traffic
-from strategies.ledger.memory import measure
-from strategies.ledger.wire import Meter
-from strategies.mesh import Place
 
-STEPS, ACCUMULATION = steps(10), 2
 BUCKET = 2**19
 """Bytes of a bucket of the hand-written DDP: small, so that this small model has several."""
 
@@ -50,72 +32,44 @@ def main() -> None:
         raise ValueError(f"this demo compares with DDP, not with {launch.strategy}; launch it with cpu/ddp.yaml.")
     if launch.precision != "fp32":
         raise ValueError("this demo compares weights, and bf16 would hide its answer; add --mixed_precision no.")
-    alone = train_plain(Place(0, 1, device), ACCUMULATION)
-    by_hand = load("by_hand")
-    ddp = by_hand.HandDDP(build().to(device), BUCKET)
+    alone = compared.train_alone(device)
+    ddp = compared.load_beside(__file__, "by_hand").HandDDP(build().to(device), BUCKET)
     sent_at = watch(ddp)
-    hand = train_plain(strategy.settings.place, ACCUMULATION, ddp)
+    hand = compared.train_by_hand(ByHand(ddp), strategy.settings.place)
     prepare(strategy, accumulation=ACCUMULATION)
-    torchs = train_strategy(strategy, ACCUMULATION)
+    torchs = compared.train_strategy(strategy)
     if launch.rank == 0:
         report(launch, alone, hand, torchs, sent_at)
 
 
-def load(name: str):
-    """A file beside this one (a folder whose name begins with a digit is no package)."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+class ByHand:
+    """The hand-written DDP beside torch's AdamW, as `compared.train_by_hand` trains it."""
 
+    def __init__(self, ddp) -> None:
+        self.ddp, self.model = ddp, ddp.model
+        self.optimizer = torch.optim.AdamW(compared.groups_of(ddp.model))
+        self.ddp.sync = False
 
-def micro_batches(data, place: Place, step: int, accumulation: int):
-    """This rank's rows of a step's global batch, in micro-batches, on its device."""
-    for first, last in cut(data, place.world_size, accumulation).micro_batches(place.rank):
-        yield tuple(tensor.to(place.device) for tensor in data.batch(step, first, last))
+    def backward(self, loss, last: bool) -> None:
+        self.ddp.sync = last
+        loss.backward()
+        if last:
+            self.ddp.finish()
 
+    def step(self) -> None:
+        nn.utils.clip_grad_norm_(self.model.parameters(), CONFIG.optimizer.clip)
+        self.optimizer.step()
+        self.ddp.zero_grad()
 
-def train_plain(place: Place, accumulation: int, ddp=None) -> dict:
-    """A plain training loop with torch's AdamW; ddp: the hand-written one, or None for a single process."""
-    data, model = open_text(), ddp.model if ddp else build().to(place.device)
-    named = dict(model.named_parameters())
-    recipe = parameter_groups({name: tuple(p.shape) for name, p in named.items()}, CONFIG.optimizer)
-    optimizer = torch.optim.AdamW([{**g.options, "params": [named[n] for n in g.parameters]} for g in recipe])
-    for step in range(STEPS):
-        with Meter() as meter:
-            for i, (inputs, targets) in enumerate(micro_batches(data, place, step, accumulation)):
-                if ddp:
-                    ddp.sync = i == accumulation - 1
-                (model(inputs, targets) / accumulation).backward()
-            if ddp:
-                ddp.finish()
-        nn.utils.clip_grad_norm_(model.parameters(), CONFIG.optimizer.clip)
-        optimizer.step()
-        memory = measure(
-            {
-                "parameters": list(model.parameters()),
-                "gradients": [p.grad for p in model.parameters()],
-                "optimizer states": [t for state in optimizer.state.values() for t in state.values()],
-            }
-        )
-        ddp.zero_grad() if ddp else optimizer.zero_grad()
-    weights = {name: p.detach().cpu().clone() for name, p in named.items()}
-    return {"weights": weights, "sent": meter.lines(), "held": memory}
+    def held(self) -> dict:
+        return {
+            "parameters": list(self.model.parameters()),
+            "gradients": [p.grad for p in self.model.parameters()],
+            "optimizer states": [t for state in self.optimizer.state.values() for t in state.values()],
+        }
 
-
-def train_strategy(strategy, accumulation: int) -> dict:
-    """The same under one of the trainer's strategies: what speedrun/train.py does."""
-    data = open_text()
-    for step in range(STEPS):
-        with Meter() as meter:
-            for i, (inputs, targets) in enumerate(micro_batches(data, strategy.settings.place, step, accumulation)):
-                with strategy.micro_batch(last=i == accumulation - 1):
-                    strategy.backward(strategy.model(inputs, targets))
-            memory = held(strategy)
-            strategy.step()
-    weights = {name: weight.cpu() for name, weight in strategy.optimizer.full_weights().items()}
-    memory["optimizer states"] = held(strategy)["optimizer states"]
-    return {"weights": weights, "sent": meter.lines(), "held": memory}
+    def full_weights(self) -> dict:
+        return {name: p.detach().cpu().clone() for name, p in self.model.named_parameters()}
 
 
 def watch(ddp) -> list[list[float]]:
@@ -133,16 +87,11 @@ def watch(ddp) -> list[list[float]]:
     return steps
 
 
-def difference(a: dict, b: dict) -> float:
-    """The largest between two sets of weights."""
-    return max((a["weights"][name] - b["weights"][name]).abs().max().item() for name in a["weights"])
-
-
 def product_of_three(device: torch.device) -> None:
     """One process: accumulation stands in for ranks."""
     print(f"\nA global batch of {CONFIG.data.global_batch} rows = local rows × ranks × accumulation, here on one rank:")
-    whole, *others = (train_plain(Place(0, 1, device), accumulation) for accumulation in (1, 2, 4, 8))
-    apart = {f"{16 // 2**i} × 1 × {2**i}": difference(other, whole) for i, other in enumerate(others, start=1)}
+    whole, *others = (compared.train_alone(device, STEPS, accumulation) for accumulation in (1, 2, 4, 8))
+    apart = {f"{16 // 2**i} × 1 × {2**i}": other.away_from(whole) for i, other in enumerate(others, start=1)}
     rows = [["16 × 1 × 1", "(the reference)"], *([name, f"{value:.1e}"] for name, value in apart.items())]
     print(table(["local × ranks × accumulation", f"largest difference in a weight after {STEPS} steps"], rows))
     print("\nThe differences are rounding: sums in another order.")
@@ -163,16 +112,16 @@ def report(launch, alone, hand, torchs, sent_at) -> None:
     names = {"by hand (by_hand.py)": hand, "torch's, as strategies/ddp/engine.py": torchs}
     lines = []
     for name, run_ in names.items():
-        sent = [line for line in run_["sent"] if line.purpose == "payload" and line.collective == "all_reduce"]
+        sent = [line for line in run_.sent if line.purpose == "payload" and line.collective == "all_reduce"]
         calls, payload = sum(line.calls for line in sent), sum(line.payload_bytes for line in sent)
-        lines.append([name, f"{difference(run_, alone):.1e}", f"{calls}", f"{payload:,}"])
+        lines.append([name, f"{run_.away_from(alone):.1e}", f"{calls}", f"{payload:,}"])
     booked = [entry for entry in predict_traffic(run, launch.rank) if entry.purpose == "gradients"]
     lines.append(["the books", "0", "", f"{sum(entry.payload_bytes for entry in booked):,}"])
     print(table(["", "weights: from one process", "all-reduces", "bytes a step"], lines))
     print("\nWhat each rank holds before the update (bytes): nothing is saved by DDP")
     parts = ("parameters", "gradients", "optimizer states")
     books = predict_memory(run)[launch.rank]["after backward"]
-    rows = {"one process": alone["held"], "by hand": hand["held"], "torch's": torchs["held"], "the books": books}
+    rows = {"one process": alone.held, "by hand": hand.held, "torch's": torchs.held, "the books": books}
     print(table(["", *parts], [[name, *(f"{memory[part]:,}" for part in parts)] for name, memory in rows.items()]))
     first, *buckets, computed, done = sent_at[-1]
     print("\nOverlap in the last step, by hand (ms after the first gradient):")
@@ -194,7 +143,7 @@ def draw(figure, sent_at, hand, torchs, alone) -> None:
     left.legend(frameon=False, ncols=3, fontsize=8, loc="upper left")
     names, bottom = ["one process", "by hand", "torch's DDP"], [0.0] * 3
     for kind in ("parameters", "gradients", "optimizer states"):
-        values = [memory["held"][kind] / 2**20 for memory in (alone, hand, torchs)]
+        values = [memory.held[kind] / 2**20 for memory in (alone, hand, torchs)]
         right.bar(names, values, 0.6, bottom=bottom, label=kind, color=COLOURS[kind])
         bottom = [b + v for b, v in zip(bottom, values, strict=True)]
     right.set_title("What each rank holds (MiB)", loc="left")

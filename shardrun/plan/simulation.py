@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 MIB = 2**20
 
-CATEGORIES = {
+HEADINGS = {
     "parameters": "params",
     "master parameters": "masters",
     "gradients": "grads",
@@ -162,11 +162,11 @@ def _print(simulated: list[Simulated], gpu: Gpu, arguments: argparse.Namespace) 
         if s.replay:
             most = s.allocated["peak"]
             fits = "yes" if most.reserved <= gpu.memory else "no"
-            held = [mib(s.replay.peak.get(category, 0), 1) for category in CATEGORIES]
+            held = [mib(s.replay.peak.get(category, 0), 1) for category in HEADINGS]
             rows.append(
                 [s.strategy, *held, mib(s.replay.peak_total, 1), mib(most.allocated, 1), mib(most.reserved, 1), fits]
             )
-    headings = ["", *CATEGORIES.values(), "total", "alloc.", "reserved", "fits"]
+    headings = ["", *HEADINGS.values(), "total", "alloc.", "reserved", "fits"]
     table("The peak of forward and backward (MiB)", headings, rows)
     for s in simulated:
         if s.replay is None:

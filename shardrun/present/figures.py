@@ -20,7 +20,7 @@ class Category:
         return COLOURS[self.name]
 
 
-CATEGORIES = (
+SHOWN = (
     Category("parameters", "P"),
     Category("master parameters", "M"),
     Category("gradients", "G"),
@@ -31,13 +31,11 @@ CATEGORIES = (
 )
 """Those of the books, as strategies/ledger/terms.py and speedrun/books/measured.py name them, as bars stack them."""
 
-MOMENTS = ("after backward", "after forward", "peak", "after step", "after prepare")
+TELLING_FIRST = ("after backward", "after forward", "peak", "after step", "after prepare")
 """Those of the books, the most telling first: where there is room for some only, it is for these."""
 
 IN_TIME = ("after prepare", "after forward", "peak", "after backward", "after step")
 """The same in the order in which they come."""
-
-MIB = 2**20
 
 
 @dataclass

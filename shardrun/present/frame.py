@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
-from shardrun.present.figures import CATEGORIES, IN_TIME, MOMENTS, Bar, Training, bars
+from shardrun.present.figures import IN_TIME, SHOWN, TELLING_FIRST, Bar, Training, bars
 from shardrun.tables import mib
 from strategies.ledger.book import LedgerLine, summary_lines, traffic_lines, unexplained, verdict
 
@@ -73,7 +73,7 @@ def _loss(training: Training, width: int) -> Text:
 def _memory(training: Training, width: int) -> list[Text]:
     ranks = training.ranks
     shown = ranks[:BAR_ROWS]
-    wanted = MOMENTS[: BAR_ROWS // len(shown)]
+    wanted = TELLING_FIRST[: BAR_ROWS // len(shown)]
     found = bars(shown, tuple(moment for moment in IN_TIME if moment in wanted))
     most = max((bar.total for bar in found), default=0)
     room = width - NAMES - AMOUNTS
@@ -92,7 +92,7 @@ def _memory(training: Training, width: int) -> list[Text]:
 def _filled(bar: Bar, most: int, room: int) -> list[tuple[str, str]]:
     """A bar's parts; each ends where the sum of all up to it does, so that the whole is as long as it should be."""
     parts, total, end = [], 0, 0
-    for category in CATEGORIES:
+    for category in SHOWN:
         total += bar.bytes.get(category.name, 0)
         next_end = round(total / most * room) if most else 0
         parts.append((category.letter * (next_end - end), f"black on {category.colour}"))
@@ -102,7 +102,7 @@ def _filled(bar: Bar, most: int, room: int) -> list[tuple[str, str]]:
 
 def _legend(held: set[str], width: int) -> list[Text]:
     lines = [Text(" " * NAMES)]
-    for category in (category for category in CATEGORIES if category.name in held):
+    for category in (category for category in SHOWN if category.name in held):
         entry = Text.assemble((category.letter, f"black on {category.colour}"), f" {category.name}  ")
         if lines[-1].cell_len + entry.cell_len > width:
             lines.append(Text(" " * NAMES))

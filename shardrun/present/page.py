@@ -11,7 +11,7 @@ from html import escape
 from pathlib import Path
 
 from shardrun.lesson.course import Lesson
-from shardrun.present.figures import CATEGORIES, IN_TIME, Bar, Training, bars
+from shardrun.present.figures import IN_TIME, SHOWN, Bar, Training, bars
 from shardrun.present.readme import Readme
 from shardrun.present.record import Event
 from shardrun.tables import mib
@@ -128,7 +128,7 @@ def _memory(training: Training) -> str:
     legend = "".join(
         f'<li><svg viewBox="0 0 1 1" aria-hidden="true"><rect width="1" height="1" fill="{category.colour}"/></svg>'
         f"{category.name}</li>"
-        for category in CATEGORIES
+        for category in SHOWN
         if category.name in held
     )
     parts = [f"<p>Measured in step {training.books['step']}, in MiB.</p><ul class=legend>{legend}</ul>"]
@@ -141,7 +141,7 @@ def _memory(training: Training) -> str:
 
 def _bar(bar: Bar, most: int) -> str:
     rects, start = [], 0.0
-    for category in CATEGORIES:
+    for category in SHOWN:
         if amount := bar.bytes.get(category.name, 0):
             width = amount / most * 1000
             rects.append(

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from shardrun.lesson.course import course, find_lesson
 from shardrun.present import Replayed
-from shardrun.present.figures import CATEGORIES, IN_TIME, MOMENTS, Training, bars
+from shardrun.present.figures import IN_TIME, SHOWN, TELLING_FIRST, Training, bars
 from shardrun.present.frame import live, tables
 from shardrun.present.readme import read_readme
 from shardrun.present.record import read_recording
@@ -56,9 +56,9 @@ def trained(recorded: Recorded, world_size: int = 2) -> list[Training]:
 def test_the_names_are_those_of_the_books() -> None:
     """They are written again because a replay loads no torch."""
     beside = dict.fromkeys(name for names in BESIDE.values() for name in names)
-    assert [category.name for category in CATEGORIES] == [*OF_STRATEGIES, *beside]
-    assert set(IN_TIME) == set(MOMENTS) == set(OF_THE_BOOKS)
-    assert len({category.letter for category in CATEGORIES}) == len(CATEGORIES)
+    assert [category.name for category in SHOWN] == [*OF_STRATEGIES, *beside]
+    assert set(IN_TIME) == set(TELLING_FIRST) == set(OF_THE_BOOKS)
+    assert len({category.letter for category in SHOWN}) == len(SHOWN)
 
 
 @pytest.mark.parametrize("number", [lesson.number for lesson in course()])
@@ -104,7 +104,7 @@ def test_the_live_view_shows_what_was_measured(recorded: Recorded) -> None:
     for row, bar in zip(rows, found, strict=True):
         letters = row[24:-10]
         assert len(letters.rstrip()) == round(bar.total / most * len(letters))
-        for category in CATEGORIES:
+        for category in SHOWN:
             exact = bar.bytes.get(category.name, 0) / most * len(letters)
             assert abs(letters.count(category.letter) - exact) <= 1
     for entry in state.ranks[0]["traffic"]:

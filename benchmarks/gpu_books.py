@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from shardrun.plan.estimate import Planned, at_stage
+from shardrun.plan.estimates import Planned, at_stage
 from shardrun.plan.simulation import simulate_one
 from speedrun.books.kernels import CPU, Kernels, kernels_on_gpu, parse_version
 from speedrun.books.shapes import scenario_of

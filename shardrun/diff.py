@@ -7,7 +7,7 @@ from typing import Any
 
 from shardrun.configs import Resolved, resolve_config
 from shardrun.launch import find_config
-from shardrun.plan.estimate import COLUMNS, Planned, fullest, kernels_line, planned
+from shardrun.plan.estimates import COLUMNS, Planned, fullest, kernels_line, planned
 from shardrun.tables import wrapped
 from speedrun.books.forward_pass import compute_precision
 from speedrun.books.kernels import CPU, Kernels, installed_torch, kernels_on_gpu

@@ -9,8 +9,8 @@ import json
 import textwrap
 from typing import Any
 
-from shardrun.plan.court import court
-from shardrun.plan.estimate import (
+from shardrun.plan.court import hold_court
+from shardrun.plan.estimates import (
     COLUMNS,
     OVERHEAD,
     Estimate,
@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
     config = configure(arguments)
     gpu = find_gpu(arguments.gpu)
     if arguments.court:
-        return court(config, arguments)
+        return hold_court(config, arguments)
     if arguments.simulate:
         from shardrun.plan import simulation
 
@@ -219,17 +219,19 @@ def _sweep(config: Config, gpu: Gpu, arguments: argparse.Namespace) -> int:
         except ValueError as error:
             refused = str(error)
             break
-        estimates = [estimate(stages, name, world, arguments.precision, gpu) for name in catalogue.spread()]
+        names = catalogue.spread(world)
+        estimates = [estimate(stages, name, world, arguments.precision, gpu) for name in names]
         totals[world] = {e.strategy: e.total for e in estimates}
     if arguments.json:
         print(json.dumps({"schema": 1, "gpu": dataclasses.asdict(gpu), "totals": totals, "refused": refused or None}))
         return 0
     _headline(config, gpu, arguments, [])
+    columns = [name for name in catalogue.names() if any(name in held for held in totals.values())]
     rows = [
-        [str(world), *(f"{gib(held[s])}{' ' if held[s] <= gpu.memory else '!'}" for s in catalogue.spread())]
+        [str(world), *(f"{gib(held[s])}{' ' if held[s] <= gpu.memory else '!'}" if s in held else "–" for s in columns)]
         for world, held in totals.items()
     ]
-    table("GiB of the fullest GPU by number of ranks (! does not fit)", ["ranks", *catalogue.spread()], rows)
+    table("GiB of the fullest GPU by number of ranks (! does not fit)", ["ranks", *columns], rows)
     if refused:
         wrapped("No more ranks:", refused)
     return 0

@@ -11,7 +11,7 @@ from strategies import catalogue
 from strategies.ledger.hardware import GIB
 
 
-def court(config: Config, arguments: argparse.Namespace) -> int:
+def hold_court(config: Config, arguments: argparse.Namespace) -> int:
     from strategies.forecast.court import Testimony, hear
 
     adamw = dataclasses.replace(config, optimizer=OptimizerConfig(name="adamw"))

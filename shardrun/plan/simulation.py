@@ -11,7 +11,7 @@ import json
 import time
 from typing import TYPE_CHECKING, Any
 
-from shardrun.plan.estimate import Planned, fullest, kernels_for, kernels_line, planned
+from shardrun.plan.estimates import Planned, fullest, kernels_for, kernels_line, planned
 from shardrun.tables import mib, table, wrapped
 from speedrun.books.shapes import scenario_of
 from speedrun.config import Config, Kernels

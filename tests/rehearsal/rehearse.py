@@ -17,12 +17,12 @@ from speedrun.config import Config, DataConfig, StageConfig
 from speedrun.run import context
 from speedrun.run.command_line import parse
 from speedrun.train import train
+from strategies import catalogue
 from strategies.base import Precision
 from strategies.checkpoint.folder import find_checkpoint
 from strategies.checkpoint.format import read_index
 from strategies.checkpoint.load import verify_files
 from strategies.checkpoint.save import Saver
-from strategies.forecast import fake
 from strategies.select import Launch
 from tests.fake_cuda.device import GPUS, fake_gpus
 from tests.speedrun.runs import launch_of
@@ -146,8 +146,7 @@ def _rank_0(launch: Launch) -> Iterator[None]:
         mock.patch.object(dist, "all_gather_object", of_all),
         mock.patch.object(dist, "broadcast_object_list", lambda *args, **kwargs: None),
         mock.patch.object(context, "mean_over_ranks", keeping_signals),
-        fake._fsdp(),
-        fake._ddp(),
+        catalogue.fake(launch.strategy),
         # DDP times itself with CUDA events, from the first forward pass that it counts on.
         mock.patch.object(dist.Logger, "set_runtime_stats_and_log", lambda logger: None),
         mock.patch.object(dist.Reducer, "prepare_for_forward", lambda reducer: None),

@@ -12,7 +12,7 @@ import pytest
 from shardrun.__main__ import main
 from shardrun.configs import resolve_config
 from shardrun.launch import shipped_config, shipped_names
-from shardrun.plan import court, estimate
+from shardrun.plan import court, estimates
 from speedrun.books.flops import flops
 from speedrun.books.kernels import installed_torch, kernels_on_gpu
 from speedrun.books.shapes import scenario_of
@@ -48,7 +48,7 @@ def test_activations_are_those_that_a_run_measured(ranks: RankPool, tmp_path: Pa
     """In a run's ledger.json what the passes hold at the peak beside what lasts; but for a few numbers."""
     config = in_folder(small(data=DataConfig(sequence_length=32, global_batch=12, eval_tokens=320)), tmp_path)
     ranks.run(2, train_here, name, config)
-    planned = estimate.memory_of(config, scenario_of(config, name, 2, "fp32"), micro_batch=6)
+    planned = estimates.memory_of(config, scenario_of(config, name, 2, "fp32"), micro_batch=6)
     for rank in read(tmp_path / "run", "ledger.json")["ranks"]:
         peak = rank["memory"]["peak"]
         assert abs(planned["activations"] - peak["activations"]["measured"] - peak["other"]["measured"]) <= 32
@@ -75,10 +75,10 @@ def test_a_planned_preset_is_a_stage_of_the_trainer_s_run(preset: str, world: in
         if preset in ACCUMULATION:
             assert e["accumulation"] == ACCUMULATION[preset][e["stage"]] // world
         for stage in stages.values():
-            alone = estimate.at_stage(config, stage)
+            alone = estimates.at_stage(config, stage)
             books = scenario_of(alone, e["strategy"], world, "bf16", stage.batches.accumulation)
             kernels = kernels_on_gpu((9, 0), installed_torch(), alone.model, "bf16")
-            assert sum(estimate.memory_of(alone, books, stage.batches.micro_batch, kernels).values()) <= e["total"]
+            assert sum(estimates.memory_of(alone, books, stage.batches.micro_batch, kernels).values()) <= e["total"]
 
 
 def test_a_plan_is_of_a_gpu_s_kernels_and_of_torch_s_version() -> None:
@@ -221,7 +221,7 @@ def test_model_flops_follow_the_six_times_parameters_rule() -> None:
 def test_a_shape_for_a_number_of_parameters(text: str, parameters: float) -> None:
     from speedrun.books.shapes import shapes_from
 
-    shapes = shapes_from(estimate.shape_of(estimate.parse_count(text)))
+    shapes = shapes_from(estimates.shape_of(estimates.parse_count(text)))
     assert sum(map(court._numel, shapes.values())) == pytest.approx(parameters, rel=0.12)
 
 

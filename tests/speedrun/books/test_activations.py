@@ -128,7 +128,7 @@ def assert_agree_at_1024(model: GPT, config: ModelConfig, precision: Any, docume
 @pytest.mark.parametrize("preset", ["gpt2", "modern"])
 def test_twelve_layers_of_768_at_sequence_1024(preset: str, precision: Any) -> None:
     """On tensors without data, which real kernels would take minutes for; the second one with documents."""
-    with fake_rank(0, 1):
+    with fake_rank(0, 1, "single"):
         model = make(PRESETS[preset][1].model, precision, preset == "modern")
         assert (model.config.layers, model.config.width) == (12, 768)
         for kind in KINDS:
@@ -251,7 +251,7 @@ def test_logits_dominate_a_small_model() -> None:
 
 def test_the_prediction_needs_no_torch() -> None:
     script = (
-        "import sys, speedrun.books.activations as a; from speedrun.config import PRESETS; "
+        "import sys, speedrun.books.activations as a; from speedrun.presets import PRESETS; "
         "a.predict_activations(PRESETS['gpt2'][1].model, 8, 1024, 'bf16'); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", script], check=True)

@@ -279,5 +279,5 @@ def test_rings() -> None:
 
 
 def test_the_prediction_does_not_import_torch() -> None:
-    program = "import sys, strategies.ledger.traffic; sys.exit('torch' in sys.modules)"
+    program = "import sys, strategies.forecast.traffic; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -208,9 +208,10 @@ class IntervalOptimizer(torch.optim.Optimizer):
         held = [holder for holder in holders if self.state.get(holder)]
         for holder in held:
             self.gradient(self.slices[id(holder)][0])  # raises where there is none
+        rule: ElementwiseRule = group["rule"]
         if held:
             gradients = [local(holder.grad) for holder in held if holder.grad is not None]
-            group["rule"].step([local(h) for h in held], gradients, [self.state[h] for h in held], group)
+            rule.step([local(h) for h in held], gradients, [self.state[h] for h in held], group)
 
     def _step_matrices(self, holders: list[Tensor], group: dict[str, Any]) -> None:
         rule: WholeMatrixRule = group["rule"]

@@ -1,6 +1,6 @@
 """Saving without holding up training: copy to host memory, then write in a background thread.
 
-    saver = Saver(folder, strategy.name, optimizer, keep=3)
+    saver = Saver(folder, strategy.name, "fp32", optimizer, keep=3)
     …
     saver.save(step, run={…})     # returns when the copy is made; a save still under way is waited for first
     …

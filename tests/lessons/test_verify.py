@@ -1,7 +1,7 @@
 """Every lesson holds what it promises: `shardrun lesson verify`, without the commands that do again what others do.
 
-Those are run by the whole of it (`python -m benchmarks.lessons_verified`), and every launch among them goes through its checks
-up to the process group in tests/rehearsal.
+Those are run by the whole of it (`python -m benchmarks.lessons_verified`), and every launch among them goes through its
+checks up to the process group in tests/rehearsal.
 """
 
 import os

@@ -143,7 +143,7 @@ def _by_name(matrices: list[Matrix], flat: Tensor) -> dict[str, Tensor]:
 
 
 def _all_to_all(pieces: list[Tensor], send: list[int], receive: list[int], place: Place) -> list[Tensor]:
-    """Exchange flat float32 pieces: send[to] elements to each rank, receive[of] from each; returns what came by rank."""
+    """Exchange flat float32 pieces: send[to] elements to each rank, receive[of] from each. Returns them by rank."""
     outgoing = _flat(pieces, place)
     incoming = torch.empty(sum(receive), device=place.device)
     dist.all_to_all_single(incoming, outgoing, receive, send, group=place.group)

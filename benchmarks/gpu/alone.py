@@ -21,9 +21,10 @@ from strategies.select import Launch
 
 def strategies_here(result: Result) -> list[str]:
     """Those that can run; the result says which cannot."""
-    needing = [name for name in catalogue.names() if catalogue.books(name).needs == "deepspeed"]
+    every = ["single", *catalogue.spread()]
+    needing = [name for name in every if catalogue.books(name).needs == "deepspeed"]
     there = result.has("deepspeed", without=", ".join(needing))
-    return [name for name in catalogue.names() if there or name not in needing]
+    return [name for name in every if there or name not in needing]
 
 
 def launch_alone(strategy: str, cpu: bool, precision: Precision) -> Launch:

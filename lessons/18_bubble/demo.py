@@ -25,7 +25,7 @@ from strategies.ledger.hardware import GPUS, LATENCY, MFU
 from strategies.ledger.terms import Scenario
 from strategies.ledger.wire import Meter
 from strategies.mesh import Place
-from strategies.select import make
+from strategies.catalogue import engine as make
 
 LINKS = {"NVLink 4": 450e9, "InfiniBand": 50e9, "PCIe 4 ×16": 32e9, "Ethernet": 1.25e9}
 """Bytes per second each way, of data sheets: H100 SXM, 400 Gb/s, 16 lanes of PCIe 4, 10 Gb/s."""

@@ -14,7 +14,7 @@ from strategies.checkpoint.format import INDEX, SUMS, Index, read_index
 
 ACTIONS = {
     "inspect": "what is in it, without reading a tensor",
-    "verify_files": "every byte against its hash",
+    "verify": "every byte against its hash",
     "export": "the weights as safetensors, with config.json and a model card, as models lie on the Hugging Face hub",
 }
 
@@ -34,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     status = 0
     if arguments.action == "inspect":
         content = describe(folder, read_index(folder))
-    elif arguments.action == "verify_files":
+    elif arguments.action == "verify":
         content = check(folder)
         status = 0 if content["intact"] else 1
     else:
@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps({"schema": 1, **content}, indent=2))
     else:
-        show = {"inspect": show_description, "verify_files": show_check, "export": show_export}[arguments.action]
+        show = {"inspect": show_description, "verify": show_check, "export": show_export}[arguments.action]
         show(content)
     return status
 

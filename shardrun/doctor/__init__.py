@@ -94,7 +94,8 @@ def _try_out(report: Report, driver: Driver, timeout: float) -> None:
         report.add(Finding("torch", "failure", f"does not load: {why}", gpu.other_torch()))
         return
     report.take(gpu.loaded_torch, answer, driver)
-    strategies = list(catalogue.names())
+    every = ["single", *catalogue.spread()]
+    strategies = every
     report.doing("loading DeepSpeed")
     if not report.take(engine.deepspeed, timeout) or not sys.platform.startswith("linux"):
         strategies = [name for name in strategies if not catalogue.books(name).needs]
@@ -105,6 +106,6 @@ def _try_out(report: Report, driver: Driver, timeout: float) -> None:
     for strategy in strategies:
         report.doing(f"training under {strategy}")
         report.take(training.train, strategy, answer["gpus"], timeout, report.redacted)
-    left_out = ", ".join(name for name in catalogue.names() if name not in strategies)
+    left_out = ", ".join(name for name in every if name not in strategies)
     if left_out:
         report.add(Finding("training", "warning", f"not tried, because of what is said above: {left_out}"))

@@ -210,29 +210,29 @@ class CountingDist:
     def __init__(self) -> None:
         self.sent = self.received = 0
 
-    def all_to_all_single(self, output: Tensor, input: Tensor, receive: list[int], send: list[int]) -> Any:
+    def all_to_all_single(self, output: Tensor, input: Tensor, receive: list[int], send: list[int], group: Any) -> Any:
         rank = dist.get_rank()
         assert send[rank] == receive[rank] == 0, "what stays here need not be exchanged"
         self.sent, self.received = self.sent + sum(send), self.received + sum(receive)
-        return dist.all_to_all_single(output, input, receive, send)
+        return dist.all_to_all_single(output, input, receive, send, group=group)
 
-    def reduce_scatter(self, output: Tensor, inputs: list[Tensor]) -> Any:
+    def reduce_scatter(self, output: Tensor, inputs: list[Tensor], group: Any) -> Any:
         others = sum(piece.numel() for rank, piece in enumerate(inputs) if rank != dist.get_rank())
         self.sent += others  # on a ring: every piece passes through, but for the own one
         self.received += others
-        return dist.reduce_scatter(output, inputs)
+        return dist.reduce_scatter(output, inputs, group=group)
 
-    def all_gather(self, outputs: list[Tensor], input: Tensor) -> Any:
+    def all_gather(self, outputs: list[Tensor], input: Tensor, group: Any) -> Any:
         self.sent += (dist.get_world_size() - 1) * input.numel()
         self.received += sum(piece.numel() for piece in outputs) - input.numel()
-        return dist.all_gather(outputs, input)
+        return dist.all_gather(outputs, input, group=group)
 
-    def broadcast(self, tensor: Tensor, source: int, async_op: bool) -> Any:
-        if source == dist.get_rank():
+    def broadcast(self, tensor: Tensor, group: Any, async_op: bool, group_src: int) -> Any:
+        if group_src == dist.get_rank():
             self.sent += (dist.get_world_size() - 1) * tensor.numel()
         else:
             self.received += tensor.numel()
-        return dist.broadcast(tensor, source, async_op=async_op)
+        return dist.broadcast(tensor, group=group, async_op=async_op, group_src=group_src)
 
 
 MODEL = ModelConfig(layers=4, heads=3, width=48, mlp_width=101)

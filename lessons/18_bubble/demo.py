@@ -19,13 +19,13 @@ from speedrun.books.shapes import ledger_groups, shapes_from
 from speedrun.presets import PRESETS
 from speedrun.run.ending import guarded
 from strategies.base import Settings
+from strategies.catalogue import engine as make
 from strategies.forecast.timing import communication
 from strategies.forecast.traffic import predict_traffic
 from strategies.ledger.hardware import GPUS, LATENCY, MFU
 from strategies.ledger.terms import Scenario
 from strategies.ledger.wire import Meter
 from strategies.mesh import Place
-from strategies.catalogue import engine as make
 
 LINKS = {"NVLink 4": 450e9, "InfiniBand": 50e9, "PCIe 4 ×16": 32e9, "Ethernet": 1.25e9}
 """Bytes per second each way, of data sheets: H100 SXM, 400 Gb/s, 16 lanes of PCIe 4, 10 Gb/s."""

@@ -196,9 +196,9 @@ def test_a_killed_rank_ends_all_and_the_restart_resumes_by_itself(ranks: RankPoo
     """
     arguments = ["tiny", "--steps", "30", "--checkpoint.every", "3", "--resume", "auto", *SMALL]
     whole = parse([*arguments, "--progress", "none"])[1]
-    ranks.run(2, train_here, "zero3", in_folder(whole, tmp_path / "whole"))
+    ranks.run(2, train_here, "fsdp", in_folder(whole, tmp_path / "whole"))
     restarts = ("--max_restarts", "1", "--monitor_interval", "1")
-    with launch("zero3", tmp_path / "killed", *arguments, options=restarts) as process:
+    with launch("fsdp", tmp_path / "killed", *arguments, options=restarts) as process:
         lines, deadline = tmp_path / "killed/run/metrics.jsonl", time.monotonic() + 120
         while not (lines.is_file() and lines.read_text().count("\n") > 8) and time.monotonic() < deadline:
             time.sleep(0.02)

@@ -36,12 +36,9 @@ def resolve_config(path: Path) -> Resolved:
         raise ValueError(f"{path} holds no keys; an accelerate config has at least distributed_type and num_processes.")
     config = {str(key): value for key, value in config.items()}
     config |= {key: section(path, config, key) for key in SECTIONS}
-    kind = short(config.get("distributed_type", "NO"))
     asked = next((folder for folder in catalogue.configs() if folder.claims(config)), None)
     if asked is None:
-        hint = " (on CPU too: MULTI_GPU with use_cpu: true)" if kind == "MULTI_CPU" else ""
-        known = dict.fromkeys(folder.DISTRIBUTED_TYPE for folder in reversed(catalogue.configs()))
-        raise ValueError(f"{path}: distributed_type {kind} is not supported; write one of {', '.join(known)}{hint}.")
+        raise ValueError(catalogue.no_such_type(path, config))
     strategy, engine = asked.written(path, config)
     precision = short(config.get("mixed_precision", "no")).lower()
     if precision not in ("no", "false", "bf16"):

@@ -10,12 +10,14 @@ A strategy is a folder, which tells its whole story:
 A new one is a folder, a line here, and a config in accelerate_configs/.
 """
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from strategies.config_values import short
 from strategies.ledger.terms import StrategyBooks
 
 if TYPE_CHECKING:
@@ -64,6 +66,14 @@ def fake(name: str) -> AbstractContextManager[None]:
 def configs() -> list[ModuleType]:
     """The `config.py` of every folder, the last first: in this order they are asked whether a config is theirs."""
     return [import_module(f"{folder}.config") for folder in dict.fromkeys(reversed(FOLDERS.values()))]
+
+
+def no_such_type(shown: object, config: Mapping[str, Any]) -> str:
+    """The sentence about a config's distributed_type that no strategy claims. shown: the config's name."""
+    kind = short(config.get("distributed_type", "NO"))
+    known = dict.fromkeys(folder.DISTRIBUTED_TYPE for folder in reversed(configs()))
+    hint = " (on CPU too: MULTI_GPU with use_cpu: true)" if kind == "MULTI_CPU" else ""
+    return f"{shown}: distributed_type {kind} is not supported; write one of {', '.join(known)}{hint}."
 
 
 def _part(name: str, part: str) -> ModuleType:

@@ -226,6 +226,8 @@ def _precision(shown: str, engine: dict[str, Any]) -> Precision:
 
 def _strategy_and_engine(shown: str, cpu: bool, config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """The strategy that accelerate exported, and its engine's settings as accelerate's own plugin parses them."""
-    asked = next(folder for folder in catalogue.configs() if folder.launched(os.environ, config))
+    asked = next((folder for folder in catalogue.configs() if folder.launched(os.environ, config)), None)
+    if asked is None:
+        raise ValueError(catalogue.no_such_type(shown, config))
     strategy, engine = asked.exported(shown, cpu)
     return strategy, engine

@@ -24,8 +24,8 @@ def written(path: Path, config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]
 
 def launched(environ: Mapping[str, str], config: Mapping[str, Any]) -> bool:
     """Whether what `accelerate launch` exported to this process, or the file that it read, asks for this: several
-    ranks, and nothing else said."""
-    return "RANK" in environ
+    ranks, and no other distributed_type. (With 'NO' accelerate starts several where the command line says so.)"""
+    return "RANK" in environ and short(config.get("distributed_type", "NO")) in (DISTRIBUTED_TYPE, "NO", "False")
 
 
 def exported(shown: str, cpu: bool) -> tuple[str, dict[str, Any]]:

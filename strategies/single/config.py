@@ -24,7 +24,8 @@ def written(path: Path, config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]
 
 def launched(environ: Mapping[str, str], config: Mapping[str, Any]) -> bool:
     """Whether what `accelerate launch` exported to this process, or the file that it read, asks for this."""
-    return "RANK" not in environ
+    kinds = (DISTRIBUTED_TYPE, "False", "MULTI_GPU")  # unquoted NO is False; of one GPU accelerate makes one process
+    return "RANK" not in environ and short(config.get("distributed_type", DISTRIBUTED_TYPE)) in kinds
 
 
 def exported(shown: str, cpu: bool) -> tuple[str, dict[str, Any]]:

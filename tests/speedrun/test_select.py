@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+import yaml
 
 from shardrun.configs import resolve_config
 from strategies import catalogue, select
@@ -145,6 +146,23 @@ def test_a_mesh_that_cannot_be_is_refused_by_the_file_and_by_the_launch(
     file.write_text(file.read_text().replace("num_processes: 4", f"num_processes: {processes}"))
     with pytest.raises(ValueError, match=sentence):
         resolve_config(file)
+
+
+@pytest.mark.parametrize("kind", ("MEGATRON_LM", "MULTI_XPU", "MULTI_NPU", "XLA"))
+def test_a_distributed_type_that_no_strategy_claims_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str
+) -> None:
+    """By the file and by the launch alike; it would train as plain DDP."""
+    sentence = f"distributed_type {kind} is not supported; write one of NO, MULTI_GPU, FSDP, DEEPSPEED"
+    file = changed(tmp_path, "cpu/ddp.yaml", "MULTI_GPU", kind)
+    with pytest.raises(ValueError, match=sentence):
+        resolve_config(file)
+    given = (
+        CONFIGS / "cpu/ddp.yaml"
+    )  # what accelerate exports is DDP's: where it lets such a launch go on, there is no more
+    monkeypatch.setattr(select, "_read_config", lambda path: yaml.safe_load(file.read_text()))
+    with pytest.raises(ValueError, match=sentence):
+        launched(monkeypatch, given, 2)
 
 
 def test_multi_cpu_is_refused_because_accelerate_starts_one_process(

@@ -118,7 +118,8 @@ def test_a_killed_rank_is_named_by_the_other_and_the_next_start_goes_on(
     assert (tmp_path / "end.txt").read_text().startswith("rank 1 ended or hung in step 6, and so all end")
     assert read(tmp_path / "run", "summary.json")["status"] == "failed"
     ranks.run(2, train_here, name, config)
-    assert read(tmp_path / "run", "config.json")["resumed_at"] == 4
+    # A save is written beside the training: the kill may come before the one of step 4 is whole.
+    assert read(tmp_path / "run", "config.json")["resumed_at"] in (2, 4)
     assert curve(metrics(tmp_path / "run")) == curve(whole)
 
 

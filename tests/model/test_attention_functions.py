@@ -155,7 +155,10 @@ def test_a_newer_flash_attention_is_switched_on_where_there_is_one(monkeypatch: 
     assert activate_flash((9, 0)) == "FlashAttention-2", "torch's own switch finds neither package here"
     monkeypatch.setattr(torch.nn.attention, "activate_flash_attention_impl", switch)
     assert activate_flash((8, 0)) == "FlashAttention-2" and not tried
-    assert activate_flash((9, 0)) == "FlashAttention-2" and tried == ["FA3", "FA4"]
+    monkeypatch.setattr(torch, "__version__", "2.11.0+cu130")  # whose FlashAttention-4 has no windows
+    assert activate_flash((9, 0)) == "FlashAttention-2" and tried == ["FA3"]
+    monkeypatch.setattr(torch, "__version__", "2.13.0+cu130")
+    assert activate_flash((9, 0)) == "FlashAttention-2" and tried == ["FA3", "FA3", "FA4"]
     there |= {"FA3", "FA4"}
     assert activate_flash((9, 0)) == "FlashAttention-3" and activate_flash((10, 0)) == "FlashAttention-4"
 

@@ -189,12 +189,10 @@ def test_another_trackers_figures(
     name: str, world_size: int, checkpointing: str, engine: Any, mebibytes: float
 ) -> None:
     """124M parameters, 8 × 1024 tokens, AdamW, bf16: taken once with torch's MemTracker on an equal model."""
-    start = time.process_time()
     shapes = {name: tuple(p.shape) for name, p in LikeNanoGPT(checkpointing).named_parameters()}
     recipe = parameter_groups(shapes, PRESETS["gpt2"][1].optimizer)
     simulation = simulate(name, 0, world_size, lambda: LikeNanoGPT(checkpointing), recipe, (8, 1024), engine=engine)
     assert simulation.peak_total / MiB == pytest.approx(mebibytes, rel=2e-4)
-    assert time.process_time() - start < 10
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 4 * 2 ** (20 if sys.platform == "linux" else 30)
 
 

@@ -9,7 +9,6 @@ import json
 import textwrap
 from typing import Any
 
-from shardrun.plan.court import hold_court
 from shardrun.plan.estimates import (
     COLUMNS,
     OVERHEAD,
@@ -77,6 +76,8 @@ def run(arguments: argparse.Namespace) -> int:
     config = configure(arguments)
     gpu = find_gpu(arguments.gpu)
     if arguments.court:
+        from shardrun.plan.court import hold_court
+
         return hold_court(config, arguments)
     if arguments.simulate:
         from shardrun.plan import simulation

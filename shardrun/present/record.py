@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 NAME = "presentation.jsonl"
+EARLIER_NAME = "demo.jsonl"
+"""Of recordings that `shardrun demo` made, as the verb was called once."""
 SCHEMA = 1
 
 Event = dict[str, Any]
@@ -42,10 +44,10 @@ def new_folder(out: Path, lesson: str) -> Path:
 def find_recording(run: str, out: Path) -> Path:
     """The folder of a recording, by its path or its name in `out`. Raises FileNotFoundError where there is none."""
     places = [Path(run), out / run]
-    if Path(run).name == NAME:
+    if Path(run).name in (NAME, EARLIER_NAME):
         places.insert(0, Path(run).parent)
     for place in places:
-        if (place / NAME).is_file():
+        if (place / NAME).is_file() or (place / EARLIER_NAME).is_file():
             return place
     for place in places:
         if (place / "metrics.jsonl").is_file():
@@ -57,7 +59,7 @@ def find_recording(run: str, out: Path) -> Path:
 
 def read_recording(folder: Path) -> list[Event]:
     """All events. Raises ValueError for a recording that is cut off, or is none."""
-    path = folder / NAME
+    path = folder / NAME if (folder / NAME).is_file() else folder / EARLIER_NAME
     events: list[Event] = []
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     for number, line in enumerate(lines, start=1):

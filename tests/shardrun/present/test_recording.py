@@ -3,13 +3,14 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from shardrun.present.record import read_recording
+from shardrun.present.record import find_recording, read_recording
 from tests.shardrun.present.conftest import Recorded, show
 
 ROOT = Path(__file__).parents[3]
@@ -30,6 +31,14 @@ def test_the_recording_is_what_the_run_wrote(recorded: Recorded) -> None:
     assert {event["step"] for event in books} <= {3, 8}
     times = [event["at"] for event in events if "at" in event]
     assert times == sorted(times)
+
+
+def test_a_recording_under_the_name_of_earlier_is_found(recorded: Recorded, tmp_path: Path) -> None:
+    """`shardrun demo`, as the verb was called, wrote demo.jsonl."""
+    (tmp_path / "old").mkdir()
+    shutil.copy(recorded.folder / "presentation.jsonl", tmp_path / "old/demo.jsonl")
+    assert find_recording("old", tmp_path) == tmp_path / "old"
+    assert read_recording(tmp_path / "old") == read_recording(recorded.folder)
 
 
 def test_parts_come_in_order_and_answers_after_their_questions(recorded: Recorded) -> None:

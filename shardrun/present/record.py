@@ -17,7 +17,7 @@ from typing import Any
 
 NAME = "presentation.jsonl"
 EARLIER_NAME = "demo.jsonl"
-"""Of recordings that `shardrun demo` made, as the verb was called once."""
+"""Of recordings from before the verb had its name."""
 SCHEMA = 1
 
 Event = dict[str, Any]

@@ -34,7 +34,7 @@ def test_the_recording_is_what_the_run_wrote(recorded: Recorded) -> None:
 
 
 def test_a_recording_under_the_name_of_earlier_is_found(recorded: Recorded, tmp_path: Path) -> None:
-    """`shardrun demo`, as the verb was called, wrote demo.jsonl."""
+    """From before the verb had its name."""
     (tmp_path / "old").mkdir()
     shutil.copy(recorded.folder / "presentation.jsonl", tmp_path / "old/demo.jsonl")
     assert find_recording("old", tmp_path) == tmp_path / "old"

@@ -51,7 +51,7 @@ def resolve_config(path: Path) -> Resolved:
         cpu=bool(config.get("use_cpu")),
         engine=engine,
     )
-    resolved.lines.extend(_explain(config, resolved))
+    resolved.lines.extend(_explain(config, resolved, asked.EFFECTS))
     return resolved
 
 
@@ -90,12 +90,13 @@ EFFECTS = {
 """
 
 
-def _explain(config: dict[str, Any], resolved: Resolved) -> list[tuple[str, str, str]]:
+def _explain(config: dict[str, Any], resolved: Resolved, of_strategy: dict[str, str]) -> list[tuple[str, str, str]]:
+    """of_strategy: what the keys of its own sections do."""
     lines = [
         ("distributed_type", short(config.get("distributed_type", "NO")), f"the strategy: {resolved.strategy}"),
         ("mixed_precision", short(config.get("mixed_precision", "no")), _precision_effect(resolved)),
     ]
-    effects = EFFECTS | {key: effect for folder in catalogue.configs() for key, effect in folder.EFFECTS.items()}
+    effects = EFFECTS | of_strategy  # another strategy's keys do nothing here
     flat = {key: value for key, value in config.items() if key not in SECTIONS}
     for name in SECTIONS:
         flat |= config[name]

@@ -1,5 +1,7 @@
 """What the verbs read out of a config file is what a launched process makes of it."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -39,3 +41,15 @@ def test_resolved_from_the_file_is_launched(monkeypatch: pytest.MonkeyPatch, nam
     assert given[0] == {key: value for key, value in given[1].items() if key not in unset}
     offload = {key: given[1][key]["device"] for key in unset if key.startswith("offload_")}
     assert set(offload.values()) <= {"none", None}
+
+
+def test_what_a_key_of_another_strategy_does_is_not_claimed(tmp_path: Path) -> None:
+    """A mesh beside DDP, or FSDP's section in it: nothing here reads them."""
+    path = tmp_path / "ddp.yaml"
+    text = (CONFIGS / "cpu/ddp.yaml").read_text()
+    path.write_text(
+        text + "parallelism_config:\n  parallelism_config_dp_replicate_size: 2\nfsdp_config:\n  fsdp_version: 2\n"
+    )
+    effects = {key: effect for key, _, effect in resolve_config(path).lines}
+    assert effects["parallelism_config_dp_replicate_size"] == effects["fsdp_version"]
+    assert effects["fsdp_version"].startswith("ignored")

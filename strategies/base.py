@@ -10,8 +10,8 @@ for step in …:
 """
 
 import math
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -82,6 +82,32 @@ class Strategy(Protocol):
 
     def held(self) -> dict[str, list[Tensor]]:
         """The tensors that this rank holds now, by category: live objects, found by looking, not by calculation."""
+
+
+class TorchEngine:
+    """What the strategies on torch's own engines have in common: the optimizer's weights are the model's own, and the
+    loss is divided here. An engine averages over ranks, not over micro-batches.
+    """
+
+    axes: Mapping[str, str] = {}
+    accumulation: int
+
+    def __init__(self, settings: Settings):
+        self.settings = settings
+
+    def set_accumulation(self, accumulation: int) -> None:
+        self.accumulation = accumulation
+
+    def backward(self, loss: Tensor) -> None:
+        (loss / self.accumulation).backward()
+
+    def publish_weights(self) -> None:
+        pass  # there are no copies
+
+    @contextmanager
+    def evaluation(self) -> Iterator[None]:
+        with torch.no_grad(), autocast(self.settings):
+            yield
 
 
 def autocast(settings: Settings) -> AbstractContextManager[None]:

@@ -14,7 +14,7 @@ from speedrun.kernels.fp8 import in_words as fp8_in_words
 from speedrun.model import GPT, parameter_shapes
 from speedrun.model.attend import activate_flash
 from speedrun.model.compiling import allow_variants
-from speedrun.optim.policy import check_optimizer as check_optimizer
+from speedrun.optim.policy import check_optimizer
 from speedrun.optim.precision import emulated_bf16, settle
 from speedrun.run.checkpoints import Resumed, asked_to_resume
 from speedrun.stages import Stage, check_engine, number_of_steps, resolve_stages

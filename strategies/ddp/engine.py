@@ -18,28 +18,25 @@ for the global norm of what Muon's owners hold.
 """
 
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from strategies.base import Settings, autocast, clip_and_step, global_norm
+from strategies.base import Settings, TorchEngine, autocast, clip_and_step, global_norm
 from strategies.layout import everywhere, on_rank
 from strategies.matrices import reduce_to_owners
 from strategies.optimizer import IntervalOptimizer, Recipe, Slice
 from strategies.owners import Matrix, assign_owners
 
 
-class DDP:
+class DDP(TorchEngine):
     """See the module's docstring and strategies.base.Strategy."""
 
     name = "ddp"
-    axes: Mapping[str, str] = {}
-
-    def __init__(self, settings: Settings):
-        self.settings = settings
 
     def prepare(self, model: nn.Module, recipe: Recipe, clip: float, accumulation: int) -> None:
         place = self.settings.place
@@ -58,27 +55,26 @@ class DDP:
         self.matrices = [Matrix(name, shapes[name], state[name], owners[name]) for name in owned]
         self.buckets: list[weakref.ref[Tensor]] = []
 
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, owned)
-        self.model = DistributedDataParallel(
-            model,
-            device_ids=[place.device.index] if place.device.type == "cuda" else None,
-            gradient_as_bucket_view=True,  # gradients live in the buckets: no second copy of them
-        )
+        self.model: Any = self._wrapped(model, owned)
         self.optimizer = IntervalOptimizer(model, recipe)
         self.optimizer.bind(
             (Slice(name, shapes[name], state[name], p, replicated=True) for name, p in self.parameters.items()), place
         )
 
-    def set_accumulation(self, accumulation: int) -> None:
-        self.accumulation = accumulation
+    def _wrapped(self, model: nn.Module, owned: list[str]) -> nn.Module:
+        """What averages the gradients of all parameters but those of Muon's matrices, `owned`."""
+        device = self.settings.place.device
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, owned)
+        return DistributedDataParallel(
+            model,
+            device_ids=[device.index] if device.type == "cuda" else None,
+            gradient_as_bucket_view=True,  # gradients live in the buckets: no second copy of them
+        )
 
     @contextmanager
     def micro_batch(self, last: bool) -> Iterator[None]:
         with autocast(self.settings), nullcontext() if last else self.model.no_sync():
             yield
-
-    def backward(self, loss: Tensor) -> None:
-        (loss / self.accumulation).backward()  # DDP averages over ranks, not over micro-batches
 
     def step(self, update: bool = True) -> float:
         mine = self._reduce_matrices()
@@ -110,14 +106,6 @@ class DDP:
             mine = reduced.get(matrix.name)
             self.parameters[matrix.name].grad = None if mine is None else mine.view(matrix.shape)
         return set(reduced)
-
-    def publish_weights(self) -> None:
-        pass  # the optimizer's weights are the model's own
-
-    @contextmanager
-    def evaluation(self) -> Iterator[None]:
-        with torch.no_grad(), autocast(self.settings):
-            yield
 
     def held(self) -> dict[str, list[Tensor]]:
         return {

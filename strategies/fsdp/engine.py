@@ -12,7 +12,7 @@ Sends per step: all-gather of all parameters in forward and, when resharded, aga
 one reduce-scatter of gradients; for Muon at most 2/N of the block matrices by all-to-all.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -21,20 +21,16 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-from strategies.base import Settings, clip_and_step, global_norm
+from strategies.base import Settings, TorchEngine, clip_and_step, global_norm
 from strategies.layout import row_blocks
 from strategies.mesh import Mesh, Place
 from strategies.optimizer import IntervalOptimizer, Recipe, Slice, local
 
 
-class FSDP:
+class FSDP(TorchEngine):
     """See the module's docstring and strategies.base.Strategy."""
 
     name = "fsdp"
-    axes: Mapping[str, str] = {}
-
-    def __init__(self, settings: Settings):
-        self.settings = settings
 
     def _mesh(self) -> DeviceMesh:
         """The ranks, as fully_shard wants them."""
@@ -74,17 +70,11 @@ class FSDP:
             place,
         )
 
-    def set_accumulation(self, accumulation: int) -> None:
-        self.accumulation = accumulation
-
     @contextmanager
     def micro_batch(self, last: bool) -> Iterator[None]:
         assert isinstance(self.model, FSDPModule)
         self.model.set_requires_gradient_sync(last)
         yield
-
-    def backward(self, loss: Tensor) -> None:
-        (loss / self.accumulation).backward()  # FSDP averages over ranks, not over micro-batches
 
     def step(self, update: bool = True) -> float:
         if self.optimizer.observe:
@@ -92,9 +82,6 @@ class FSDP:
         gradients = [local(p.grad) for p in self.shards if p.grad is not None]
         norm = global_norm(gradients, self.settings.place)
         return clip_and_step(self.optimizer, gradients, norm, self.clip, update)
-
-    def publish_weights(self) -> None:
-        pass  # the optimizer's weights are the model's own
 
     @contextmanager
     def evaluation(self) -> Iterator[None]:

@@ -4,25 +4,20 @@ Holds all of everything: 4 bytes of parameters, 4 of gradients and 8 of AdamW's 
 parameter, in float32; under bf16 the same, because autocast casts weights for the moment of their use only.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor, nn
 
-from strategies.base import Settings, autocast, clip_and_step
+from strategies.base import Settings, TorchEngine, autocast, clip_and_step
 from strategies.layout import everywhere
 from strategies.optimizer import IntervalOptimizer, Recipe, Slice
 
 
-class Single:
+class Single(TorchEngine):
     """See the module's docstring and strategies.base.Strategy."""
 
     name = "single"
-    axes: Mapping[str, str] = {}
-
-    def __init__(self, settings: Settings):
-        self.settings = settings
 
     def prepare(self, model: nn.Module, recipe: Recipe, clip: float, accumulation: int) -> None:
         self.model = model.to(self.settings.place.device)
@@ -33,30 +28,16 @@ class Single:
             self.settings.place,
         )
 
-    def set_accumulation(self, accumulation: int) -> None:
-        self.accumulation = accumulation
-
     @contextmanager
     def micro_batch(self, last: bool) -> Iterator[None]:
         with autocast(self.settings):
             yield
-
-    def backward(self, loss: Tensor) -> None:
-        (loss / self.accumulation).backward()
 
     def step(self, update: bool = True) -> float:
         if self.optimizer.observe:
             self.optimizer.observe("reduce", self.optimizer.gradients(self.optimizer.all_slices()))
         gradients = self.held()["gradients"]
         return clip_and_step(self.optimizer, gradients, nn.utils.get_total_norm(gradients), self.clip, update)
-
-    def publish_weights(self) -> None:
-        pass  # the optimizer's weights are the model's own
-
-    @contextmanager
-    def evaluation(self) -> Iterator[None]:
-        with torch.no_grad(), autocast(self.settings):
-            yield
 
     def held(self) -> dict[str, list[Tensor]]:
         return {

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from shardrun.configs import resolve_config as resolve_config
+from shardrun.configs import resolve_config
 from shardrun.launch import shipped_config
 from speedrun.config import Config, DataConfig, ScheduleConfig, StageConfig
 from speedrun.data import batch_hash, open_data

@@ -9,9 +9,6 @@ from torch import Tensor, nn
 
 from strategies.base import Settings, autocast
 from strategies.ddp.engine import DDP
-from strategies.layout import everywhere, on_rank
-from strategies.optimizer import IntervalOptimizer, Recipe, Slice
-from strategies.owners import Matrix, assign_owners
 
 
 class Mirror(DDP):
@@ -19,26 +16,8 @@ class Mirror(DDP):
 
     name = "mirror"
 
-    def prepare(self, model: nn.Module, recipe: Recipe, clip: float, accumulation: int) -> None:
-        place = self.settings.place
-        self.model = model.to(place.device)  # type: ignore[assignment]
-        self.clip, self.accumulation = clip, accumulation
-        self.parameters = dict(model.named_parameters())
-        self.buckets = []
-        shapes = {name: tuple(p.shape) for name, p in self.parameters.items()}
-        owned = [name for group in recipe if group.rule.whole_matrix for name in group.parameters]
-        owners = assign_owners({name: shapes[name] for name in owned}, place.world_size)
-        state = {
-            name: on_rank(shape, owners[name], place.world_size)
-            if name in owners
-            else everywhere(shape, place.world_size)
-            for name, shape in shapes.items()
-        }
-        self.matrices = [Matrix(name, shapes[name], state[name], owners[name]) for name in owned]
-        self.optimizer = IntervalOptimizer(model, recipe)
-        self.optimizer.bind(
-            (Slice(name, shapes[name], state[name], p, replicated=True) for name, p in self.parameters.items()), place
-        )
+    def _wrapped(self, model: nn.Module, owned: list[str]) -> nn.Module:
+        return model
 
     @contextmanager
     def micro_batch(self, last: bool) -> Iterator[None]:

@@ -29,7 +29,6 @@ from strategies.ledger.terms import Entry, Scenario
 COLUMNS = ("parameters", "master parameters", "gradients", "optimizer states", "activations", "buffers", "overhead")
 """Activations with what passes beside them at the peak; overhead: `ForwardPass.overhead`."""
 
-
 OVERHEAD = (
     "Over.: what torch's allocator holds beside the tensors, cuBLAS's workspaces (two of 32 MiB on Hopper, of 8.1 MiB "
     "before) and rounding to its blocks. Sources: strategies/ledger/allocator.py."

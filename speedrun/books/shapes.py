@@ -3,9 +3,10 @@
 `shardrun plan` needs them where torch is not loaded; a test holds them against the model.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
-from speedrun.config import GATE_CHANNELS, Config, ModelConfig
+from speedrun.config import GATE_CHANNELS, Config, ModelConfig, OptimizerConfig
 from speedrun.optim.policy import KINDS, kind_of
 from speedrun.wiring import ngram_tables, padded_vocabulary, skip_sources
 from strategies import catalogue
@@ -79,8 +80,11 @@ CLASSES = {
 """The last word of a module's path → its class, where it is always the same."""
 
 
-def module_classes(config: ModelConfig) -> dict[str, str]:
-    """Path → name of the class of every module with parameters, its own or inside; lists of modules left out."""
+def module_classes(config: ModelConfig, shapes: Mapping[str, Shape]) -> dict[str, str]:
+    """Path → name of the class of every module with parameters, its own or inside; lists of modules left out.
+
+    shapes: `shapes_from` the same configuration.
+    """
     norm = "LayerNorm" if config.norm == "layer" else "RMSNorm"
     depends = {
         "embed": "UntyingEmbedding" if config.untie_at else "Embedding",
@@ -91,7 +95,7 @@ def module_classes(config: ModelConfig) -> dict[str, str]:
         "skip": "GatedSkip" if config.block_skip else "Skip",
     }
     classes = {}
-    for name in shapes_from(config):
+    for name in shapes:
         path = name.rpartition(".")[0]
         while path:
             above, _, word = path.rpartition(".")
@@ -109,9 +113,11 @@ def module_classes(config: ModelConfig) -> dict[str, str]:
 
 def ledger_groups(config: Config) -> list[Group]:
     """Which parameters share a rule, as the books want to know it: the policy table without its rules."""
-    shapes = shapes_from(config.model)
+    return _groups(config.optimizer, shapes_from(config.model))
+
+
+def _groups(options: OptimizerConfig, shapes: Mapping[str, Shape]) -> list[Group]:
     groups = []
-    options = config.optimizer
     for kind in KINDS:
         names = tuple(name for name, shape in shapes.items() if kind_of(name, shape) == kind)
         if names:
@@ -131,5 +137,6 @@ def scenario_of(
     """What predictions need of a run. engine: settings as in an accelerate config; by default the shipped config's."""
     if engine is None:
         engine = catalogue.books(strategy).default_engine(world_size)
-    shapes, classes = shapes_from(config.model), module_classes(config.model)
-    return Scenario(strategy, shapes, ledger_groups(config), world_size, precision, accumulation, engine, classes)
+    shapes = shapes_from(config.model)
+    groups, classes = _groups(config.optimizer, shapes), module_classes(config.model, shapes)
+    return Scenario(strategy, shapes, groups, world_size, precision, accumulation, engine, classes)

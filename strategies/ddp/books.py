@@ -19,7 +19,7 @@ from strategies.owners import Matrix, assign_owners, rounds
 
 
 class DDPBooks(StrategyBooks):
-    """See strategies.ledger.terms.Books."""
+    """See strategies.ledger.terms.StrategyBooks."""
 
     computes_bf16: ComputePrecision = "autocast"
     precision_in_words = "float32 weights and gradients, matrix products in bf16 (autocast)"

@@ -1,9 +1,9 @@
 """The estimator court: what public estimators say a GPU holds in model states, beside ours, and why they differ.
 
-What each says of a strategy stands in the strategy's books (`Books.published`). DeepSpeed's and accelerate's are called
-live, so what they print here is what the installed version says. The others are their published formulas. All figures
-are bytes per GPU of parameters, master weights, gradients and optimizer states of AdamW in 16-bit mixed precision;
-activations, buffers and the CUDA context are none of theirs.
+What each says of a strategy stands in the strategy's books (`StrategyBooks.published`). DeepSpeed's and accelerate's
+are called live, so what they print here is what the installed version says. The others are their published formulas.
+All figures are bytes per GPU of parameters, master weights, gradients and optimizer states of AdamW in 16-bit mixed
+precision; activations, buffers and the CUDA context are none of theirs.
 """
 
 from collections.abc import Sequence

@@ -51,10 +51,15 @@ def predict_after_forward(scenario: Scenario) -> list[Held]:
     That is what is held between steps, and: with accumulation, the gradients of the micro-batches before; and
     parameters that are gathered and stay so for the backward pass, counted as parameters.
     """
+    return _after_forward(scenario, predict_memory(scenario))
+
+
+def _after_forward(scenario: Scenario, ranks: list[Moments]) -> list[Held]:
+    """ranks: what `predict_memory` says."""
     books = catalogue.books(scenario.strategy)
     gathered = books.kept_gathered(scenario)
     found = []
-    for rank, moments in enumerate(predict_memory(scenario)):
+    for rank, moments in enumerate(ranks):
         held = dict(moments["after step"])
         if scenario.accumulation > 1:
             held |= books.waiting(scenario, moments, rank)
@@ -74,13 +79,14 @@ def predict_peak(scenario: Scenario, kept: int, loss: int, passing: int, forward
     the loss, where all activations are there and no new gradient yet: both are exact; and after it, where gradients
     come and activations go: an estimate, which adds up what is there at one moment or another and leaves out what a
     block's backward pass allocates for itself. strategies/forecast/simulate.py runs the engine itself and gives the
-    exact moment. A strategy may have a fourth, where all activations are gone (`Books.at_the_end`).
+    exact moment. A strategy may have a fourth, where all activations are gone (`StrategyBooks.at_the_end`).
     """
     books = catalogue.books(scenario.strategy)
     extra, prefetched = sum(books.buffers(scenario).values()), books.prefetched(scenario)
     copied, in_bucket = books.at_the_end(scenario)
+    ranks = predict_memory(scenario)
     peaks = []
-    for moments, between in zip(predict_memory(scenario), predict_after_forward(scenario), strict=True):
+    for moments, between in zip(ranks, _after_forward(scenario, ranks), strict=True):
         resting = moments["after step"]["parameters"]
         gathered = between["parameters"] - resting + prefetched
         at_loss = {**between, "parameters": resting, "activations": kept, "other": passing}

@@ -11,7 +11,7 @@ from strategies.ledger.terms import FP32, Entry, Held, Modules, Moments, Names, 
 
 
 class FSDPBooks(StrategyBooks):
-    """See strategies.ledger.terms.Books."""
+    """See strategies.ledger.terms.StrategyBooks."""
 
     precision_in_words = "float32 shards, gathered in bf16, gradients reduced in float32"
     words = {

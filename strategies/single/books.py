@@ -5,7 +5,7 @@ from strategies.owners import assign_owners
 
 
 class SingleBooks(StrategyBooks):
-    """See strategies.ledger.terms.Books."""
+    """See strategies.ledger.terms.StrategyBooks."""
 
     computes_bf16: ComputePrecision = "autocast"
     precision_in_words = "float32 weights and gradients, matrix products in bf16 (autocast)"

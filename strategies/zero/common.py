@@ -11,7 +11,7 @@ from strategies.zero.defaults import DEFAULTS, replaced_defaults
 
 
 class ZeroBooks(StrategyBooks):
-    """What the stages have in common. See strategies.ledger.terms.Books."""
+    """What the stages have in common. See strategies.ledger.terms.StrategyBooks."""
 
     needs = "deepspeed"
     precision_in_words = "bf16 weights and gradients, float32 master weights in the optimizer's partition"

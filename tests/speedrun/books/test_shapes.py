@@ -32,7 +32,7 @@ def test_shapes_and_groups_are_those_of_the_model(config: Config) -> None:
         path: type(module).__name__ for path, module in model.named_modules() if path and len(list(module.parameters()))
     }
     classes = {path: name for path, name in classes.items() if name != "ModuleList"}
-    assert shapes.module_classes(config.model) == classes
+    assert shapes.module_classes(config.model, expected) == classes
     for name in ("muon", "adamw"):
         normuon = config.optimizer.normuon and name == "muon"
         optimizer = dataclasses.replace(config.optimizer, name=name, normuon=normuon)

@@ -10,7 +10,6 @@ the same model and number of ranks (strategies/forecast/court.py). Figures are M
 
 import argparse
 import dataclasses
-import json
 import tempfile
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from speedrun.config import OptimizerConfig
 from speedrun.presets import PRESETS
 from strategies import catalogue
 from strategies.forecast.court import hear
+from strategies.ledger import book
 from strategies.ledger.terms import MODEL_STATES
 
 MIB = 2**20
@@ -67,7 +67,7 @@ def measured(preset: str, strategy: str, processes: int) -> int:
         config = shipped_config(f"cpu/{strategy}_bf16")
         if launch(config, "speedrun.train", [*options, "--out", folder, "--name", "run"], ranks, log):
             raise SystemExit(what_went_wrong(log))
-        books = json.loads((Path(folder) / "run/ledger.json").read_text())["ranks"]
+        books = book.read(Path(folder) / "run")["ranks"]
     return max(sum(rank["memory"]["after backward"][c]["measured"] for c in MODEL_STATES) for rank in books)
 
 

@@ -20,7 +20,8 @@ from shardrun.launch import launch, shipped_config, shown, what_went_wrong
 from shardrun.tables import mib
 from speedrun.run.record import step_times
 from strategies import catalogue
-from strategies.ledger.book import before_step, collective_name, fullest_rank, read_ranks, unexplained, verdict
+from strategies.ledger import book
+from strategies.ledger.book import before_step, collective_name, fullest_rank, unexplained, verdict
 from strategies.ledger.terms import CATEGORIES
 
 AGREEMENT = 1e-3
@@ -65,7 +66,11 @@ class ComparedRun:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--strategies", default=",".join(catalogue.spread()), help="comma-separated (default: all)")
+    parser.add_argument(
+        "--strategies",
+        default=",".join(catalogue.spread()),
+        help="comma-separated (default: those for any number of ranks)",
+    )
     parser.add_argument("--preset", default="tiny", help="the trainer's preset (default: tiny)")
     parser.add_argument("--processes", type=int, default=2, help="ranks (default: 2)")
     parser.add_argument("--steps", type=int, default=30, help="optimizer steps of each run (default: 30)")
@@ -90,10 +95,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _run_all(arguments: argparse.Namespace) -> tuple[list[ComparedRun], bool]:
     """Train under every strategy; also whether their losses agree."""
-    names = arguments.strategies.split(",")
+    names, fitting = arguments.strategies.split(","), catalogue.spread(arguments.processes)
     for name in names:
-        if name not in catalogue.names():
-            raise ValueError(f"there is no strategy {name!r} to compare; there are {', '.join(catalogue.names())}.")
+        if name not in fitting:
+            there_are = f"on {arguments.processes} ranks there are {', '.join(fitting)}"
+            raise ValueError(f"there is no strategy {name!r} to compare; {there_are}.")
     together = Path(arguments.out) / f"compare-{time.strftime('%Y%m%d-%H%M%S')}"
     runs = []
     for number, name in enumerate(names, start=1):
@@ -128,7 +134,7 @@ def read(strategy: str, folder: Path) -> ComparedRun:
     """Read a run's record."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if line["step"] > 0]
-    ranks = read_ranks(folder)
+    ranks = book.read(folder)["ranks"]
     fullest = fullest_rank(ranks)
     return ComparedRun(
         strategy=strategy,

@@ -13,6 +13,7 @@ from benchmarks.gpu.alone import in_a_process, launch_alone, strategies_here
 from benchmarks.gpu.results import Result, asked
 from benchmarks.gpu.sizes import config_of, tokens, with_tokens
 from speedrun.train import train
+from strategies.ledger import book
 
 ROWS = 8
 
@@ -53,7 +54,7 @@ def five_steps(strategy: str, source: str, folder: str, tiny: bool) -> tuple[dic
     run = Path(folder) / strategy
     lines = map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
     losses = [line["train_loss"] for line in lines if line["step"]]
-    return json.loads((run / "ledger.json").read_text(encoding="utf-8")), losses
+    return book.read(run), losses
 
 
 def add_books(result: Result, name: str, ledger: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from benchmarks.gpu.results import Result, asked
 from benchmarks.gpu.sizes import TINY, config_of, eval_tokens, tokens
 from shardrun.launch import find_config, launching, running, shown, what_went_wrong
 from speedrun.stages import resolve_stages, stage_at
+from strategies.ledger import book
 
 STEPS = 12
 
@@ -63,10 +64,9 @@ class Watch:
                 loss=line["train_loss"],
                 **{"gradient norm": line["grad_norm"], "ms": line["data_time_ms"] + line["compute_time_ms"]},
             )
-        ledger = self.run / "ledger.json"
-        if ledger.exists() and not self.counted:
+        if (self.run / book.NAME).exists() and not self.counted:
             self.counted = True
-            add_books(self.result, "speedrun", json.loads(ledger.read_text(encoding="utf-8")))
+            add_books(self.result, "speedrun", book.read(self.run))
 
     def _lines(self) -> list[dict[str, Any]]:
         """Of the steps so far."""

@@ -22,6 +22,7 @@ from strategies.base import Settings
 from strategies.catalogue import engine as make
 from strategies.forecast.timing import communication
 from strategies.forecast.traffic import predict_traffic
+from strategies.ledger import book
 from strategies.ledger.hardware import GPUS, LATENCY, MFU
 from strategies.ledger.terms import Scenario
 from strategies.ledger.wire import Meter
@@ -86,7 +87,7 @@ def books_alone() -> None:
 def from_record(folder: Path) -> None:
     """What a run's books would cost on other links. Nothing is trained."""
     try:
-        config, books = (json.loads((folder / name).read_text()) for name in ("config.json", "ledger.json"))
+        config, books = json.loads((folder / "config.json").read_text()), book.read(folder)
         steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     except FileNotFoundError as error:
         raise FileNotFoundError(f"there is no {error.filename}; name a finished run's folder, runs/NAME.") from None

@@ -21,6 +21,7 @@ from typing import Any
 from shardrun.launch import find_config, launching, running, shipped_config, shipped_names, what_went_wrong
 from shardrun.lesson.course import Lesson
 from shardrun.present.record import Event
+from strategies.ledger import book
 
 PICTURE = re.compile(r"^Picture: (.+)$", re.M)
 """What lessons.kit.save_figure says."""
@@ -153,7 +154,7 @@ class Follower:
             steps = config["run"]["steps"]
             found.append({"kind": "run", **launch, "steps": steps, "parameters": config["parameters"]})
         lines = self._lines()  # before the books, which then are at least as new
-        ledger = self.run / "ledger.json"
+        ledger = self.run / book.NAME
         if self._begun and ledger.is_file() and (books := self._new_books(ledger)):
             found.append({"kind": "books", "step": books["step"], "ranks": books["ranks"]})
         return found + [{"kind": "step", **line} for line in lines]

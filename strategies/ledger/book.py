@@ -21,9 +21,9 @@ def content(step: int, ranks: list[dict[str, Any]]) -> dict[str, Any]:
     return {"step": step, "ranks": ranks}
 
 
-def read_ranks(run: Path) -> list[dict[str, Any]]:
-    """Every rank's books out of a run's folder. Raises FileNotFoundError where none were kept."""
-    return json.loads((run / NAME).read_text(encoding="utf-8"))["ranks"]  # type: ignore[no-any-return]
+def read(run: Path) -> dict[str, Any]:
+    """The file in a run's folder. Raises FileNotFoundError where no books were kept."""
+    return json.loads((run / NAME).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
 
 
 def before_step(rank: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -72,6 +72,7 @@ def traffic_lines(rank: dict[str, Any]) -> list[LedgerLine]:
 
 
 def collective_name(entry: dict[str, Any]) -> str:
+    """For people: which collective, how often, along which axis of a mesh, and whether it is bookkeeping."""
     small = " (norm, flags)" if entry["purpose"] == "bookkeeping" else ""
     axis = "" if entry.get("axis", "all") == "all" else f" along {entry['axis']}"
     return f"{entry['collective']} ×{entry['calls']}{axis}{small}"

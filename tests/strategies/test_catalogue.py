@@ -61,13 +61,35 @@ def with_mirror(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def say(folder: Path, *arguments: str) -> str:
-    """What a verb prints there."""
+PREDICT = """
+import json
+from speedrun.books.shapes import scenario_of
+from speedrun.presets import PRESETS
+from strategies.forecast.predict import predict_memory
+from strategies.forecast.traffic import predict_traffic
+
+scenario, sent = scenario_of(PRESETS["tiny"][1], "mirror", 4, "bf16"), {}
+for entry in predict_traffic(scenario):
+    name = entry.collective + (" (bookkeeping)" if entry.purpose == "bookkeeping" else "")
+    calls, payload = sent.get(name, (0, 0))
+    sent[name] = calls + entry.calls, payload + entry.payload_bytes
+print(json.dumps({"held": predict_memory(scenario)[0], "sent": sent}))
+"""
+"""Of rank 0 of 4, what the books say."""
+
+
+def python(folder: Path, *arguments: str) -> str:
+    """What Python prints there."""
     environment = {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"}
-    command = [sys.executable, "-m", "shardrun", *arguments]
+    command = [sys.executable, *arguments]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def say(folder: Path, *arguments: str) -> str:
+    """What a verb prints there."""
+    return python(folder, "-m", "shardrun", *arguments)
 
 
 def test_one_more_is_planned(with_mirror: Path) -> None:
@@ -77,8 +99,14 @@ def test_one_more_is_planned(with_mirror: Path) -> None:
 
 @pytest.mark.slow
 def test_one_more_is_simulated_as_its_books_say(with_mirror: Path) -> None:
+    """To the byte: what a rank holds between the passes, and what it sends."""
     arguments = ["plan", "tiny", "--world", "4", "--simulate", "--strategies", "mirror", "--json"]
-    assert "mirror" in say(with_mirror, *arguments)
+    (found,) = json.loads(say(with_mirror, *arguments))["strategies"]
+    predicted = json.loads(python(with_mirror, "-c", PREDICT))
+    for moment, categories in predicted["held"].items():
+        for category, expected in categories.items():
+            assert found["moments"][moment].get(category, 0) == expected, (moment, category)
+    assert {c["collective"]: [c["calls"], c["payload_bytes"]] for c in found["collectives"]} == predicted["sent"]
 
 
 @pytest.mark.ranks

@@ -22,11 +22,15 @@ class MirrorBooks(DDPBooks):
         return {"gradients": FP32 * scenario.parameters}
 
     def traffic(self, scenario: Scenario, rank: int, modules: Modules | None) -> list[Entry]:
-        """DDP's, but with a call per gradient."""
+        """DDP's, but with a call per gradient; one of a single number is no payload for the meter."""
         rest = [name for name in scenario.shapes if name not in self.owners(scenario)]
-        others = [e for e in super().traffic(scenario, rank, modules) if e.purpose != "gradients"]
-        elements = scenario.elements(rest)
-        return entry(scenario.world_size, "all_reduce", "gradients", len(rest), elements, FP32 * elements) + others
+        numbers = [name for name in rest if scenario.numel(name) == 1]
+        larger = [name for name in rest if name not in numbers]
+        entries = [e for e in super().traffic(scenario, rank, modules) if e.purpose != "gradients"]
+        for purpose, names in (("gradients", larger), ("bookkeeping", numbers)):
+            elements = scenario.elements(names)
+            entries += entry(scenario.world_size, "all_reduce", purpose, len(names), elements, FP32 * elements)
+        return entries
 
     def volume_in_words(self, scenario: Scenario) -> str:
         return "2Ψ: an all-reduce of every gradient"

@@ -1,13 +1,16 @@
 """HSDP: sharded within replicas. Against one process, against its own books, and to and from other strategies."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch.distributed as dist
+from torch import Tensor
 
 from shardrun.certify.equivalence import WEIGHT_TOLERANCE, Case, compare, run_reference, run_strategy
 from speedrun.books.shapes import scenario_of
+from strategies import catalogue
 from strategies.base import Precision, Strategy
 from strategies.checkpoint.folder import find_checkpoint
 from strategies.checkpoint.format import read_index
@@ -99,15 +102,38 @@ def test_predicted_equals_measured_with_each_collectives_axis(ranks: RankPool, p
         assert sum(line[2] for line in sent.values()) == pytest.approx(sum(e.ring_bytes for e in entries))
 
 
+OTHERS = (("single", 1), ("ddp", 2), ("fsdp", 3), ("zero1", 3), ("zero2", 2), ("zero3", 3))
+"""Every other strategy, and on how many ranks."""
+
+
+def test_the_others_are_all() -> None:
+    assert {name for name, _ in OTHERS} | {"hsdp"} == set(catalogue.names())
+
+
 @pytest.mark.ranks
-@pytest.mark.parametrize(("saver", "saving", "loader", "loading"), [("hsdp", 4, "zero2", 3), ("zero3", 2, "hsdp", 4)])
-def test_checkpoints_go_to_and_from_it(
-    ranks: RankPool, tmp_path: Path, saver: str, saving: int, loader: str, loading: int
-) -> None:
-    ranks.run(saving, train_and_save, saver, tmp_path)
-    checkpoint = find_checkpoint(tmp_path)
-    pieces = [piece for tensor in read_index(checkpoint).tensors.values() for piece in tensor.pieces]
-    assert len({piece[0] for piece in pieces}) == saving, "every rank saves a share of what replicas hold alike"
-    after = ranks.run(loading, load_and_train, loader, checkpoint)[0]
-    for name, weight in run_reference(CASE).weights.items():
-        assert (after.weights[name] - weight).abs().max() < WEIGHT_TOLERANCE, name
+def test_its_checkpoint_goes_to_every_other_strategy(ranks: RankPool, tmp_path: Path) -> None:
+    ranks.run(RANKS, train_and_save, "hsdp", tmp_path)
+    tensors = read_index(find_checkpoint(tmp_path)).tensors.values()
+    assert len({piece[0] for tensor in tensors for piece in tensor.pieces}) == RANKS, (
+        "each saves a share of what is alike"
+    )
+    for name, world_size in (*OTHERS, ("hsdp", RANKS)):
+        check_weights(ranks.run(world_size, load_and_train, name, find_checkpoint(tmp_path))[0], name)
+
+
+@pytest.mark.ranks
+def test_every_other_strategys_checkpoint_goes_to_it(ranks: RankPool, tmp_path: Path) -> None:
+    for name, world_size in OTHERS:
+        ranks.run(world_size, train_and_save, name, tmp_path / name)
+        check_weights(ranks.run(RANKS, load_and_train, "hsdp", find_checkpoint(tmp_path / name))[0], name)
+
+
+@functools.cache
+def weights() -> dict[str, Tensor]:
+    """Of one process that nothing has interrupted."""
+    return run_reference(CASE).weights
+
+
+def check_weights(half: Any, where: str) -> None:
+    for name, weight in weights().items():
+        assert (half.weights[name] - weight).abs().max() < WEIGHT_TOLERANCE, (where, name)

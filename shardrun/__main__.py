@@ -16,7 +16,7 @@ VERBS = {
     "explain": "what an accelerate config resolves to, key by key",
     "diff": "two accelerate configs, in bytes and traffic per rank",
     "ablate": "what each idea of the recipe contributes: a baseline against one change at a time",
-    "data": "fetch FineWeb, make shards of text, look into a shard",
+    "data": "fetch FineWeb, make shards of text or of tokens of others, look into them",
     "certify": "show that a strategy gives the single-process run's losses and weights",
     "checkpoint": "inspect, verify or export a checkpoint",
     "doctor": "examine the set-up: what is wrong, and the command that fixes it",

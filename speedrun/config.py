@@ -22,7 +22,8 @@ class ModelConfig:
     """The shape of the GPT and which of its parts are on."""
 
     vocab_size: int = 257
-    """Distinct tokens of the data (bytes and a document start: 257; GPT-2: 50257)."""
+    """Distinct tokens of the data (bytes and a document start: 257; GPT-2: 50257). On the command line 0, or nothing,
+    is what the shards' tokens.json says."""
     pad_vocab_to: int = 1
     """The embedding and the head get a multiple of this many rows; the added logits are masked out."""
     layers: int = 4
@@ -215,6 +216,10 @@ class DataConfig:
 
     source: str = "pydocs"
     """`pydocs` (the documentation inside Python, as bytes), a folder of text files, or a folder of .bin shards."""
+    encoding: str = ""
+    """What text files are in (cp1252, latin-1, shift_jis) that have no byte order mark and are not UTF-8."""
+    text_field: str = "text"
+    """The field of .jsonl lines and the column of .parquet rows that holds the text."""
     sequence_length: int = 256
     """Tokens of a row."""
     global_batch: int = 48

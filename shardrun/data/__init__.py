@@ -1,4 +1,4 @@
-"""`shardrun data`: fetch FineWeb's shards, make shards of a folder of text, look into a shard."""
+"""`shardrun data`: fetch FineWeb's shards, make shards of text or of others' tokens, look into shards and folders."""
 
 import argparse
 import json
@@ -13,9 +13,6 @@ from typing import Any
 
 from shardrun.help import add_parser
 
-EXCERPT = 300
-"""Characters shown of a shard's first document."""
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
@@ -29,27 +26,54 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     fineweb.add_argument("--shards", type=int, default=9, help="training shards of 100M tokens, 200 MB (default: 9)")
     fineweb.add_argument("--out", type=Path, default=Path("data/fineweb10B"), help="default: data/fineweb10B")
 
-    tokenize = action("tokenize", "write a folder of text files as .bin shards of BPE tokens, 6 % of it held out")
-    tokenize.add_argument("folder", type=Path, help="every text file below it is one document")
+    def text_options(to: argparse.ArgumentParser) -> None:
+        to.add_argument("--encoding", default="", help="of text that is not UTF-8: cp1252, latin-1, shift_jis, …")
+        to.add_argument("--text-field", default="text", help="of .jsonl lines and .parquet rows (default: text)")
+
+    tokenize = action("tokenize", "write a folder of text as .bin shards of BPE tokens, 6 % of it held out")
+    tokenize.add_argument(
+        "folder",
+        type=Path,
+        help="every file below it is a document; of a .jsonl each line is one, of a .parquet each row",
+    )
     tokenize.add_argument("--out", type=Path, help="where the shards go (default: data/NAME OF FOLDER)")
     tokenize.add_argument(
         "--tokenizer", type=Path, help="a tokenizer.json (default: GPT-2's, fetched once from the hub)"
     )
+    tokenize.add_argument("--lossy", action="store_true", help="take a tokenizer that does not give the text back")
     tokenize.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="default: one per core")
     tokenize.add_argument("--shard-tokens", type=int, default=100_000_000, help="default: 100,000,000")
+    text_options(tokenize)
 
-    inspect = action("inspect", "check .bin shards and say what is in them")
-    inspect.add_argument("files", type=Path, nargs="+", metavar="FILE", help="a .bin shard")
-    inspect.add_argument("--vocab-size", type=int, default=50257, help="tokens must be below it (default: 50257)")
+    convert = action(
+        "convert", "write tokens of nanoGPT (.bin without a header) or build-nanogpt (.npy) as .bin shards"
+    )
+    convert.add_argument("sources", type=Path, nargs="+", metavar="SOURCE", help="files, or a folder of them")
+    convert.add_argument("--out", type=Path, required=True, help="where the shards go")
+    convert.add_argument("--tokenizer", type=Path, help="the tokenizer.json that made them")
+    convert.add_argument("--vocab-size", type=int, help="default: GPT-2's 50257; 128256, Llama 3's, for uint32")
+    convert.add_argument(
+        "--document-start", type=int, help="the token between documents (default: GPT-2's 50256; else one more)"
+    )
+    convert.add_argument("--dtype", choices=("uint16", "uint32"), help="of files without a header (default: uint16)")
+
+    inspect = action("inspect", "check .bin shards, or a folder of text, and say what is in them")
+    inspect.add_argument("files", type=Path, nargs="+", metavar="FILE", help="a .bin shard, or a folder")
+    inspect.add_argument(
+        "--vocab-size", type=int, help="tokens must be below it (default: what tokens.json says, or GPT-2's 50257)"
+    )
     inspect.add_argument(
         "--tokenizer",
         type=Path,
         help="to decode with (default: tokenizer.json beside FILE, or GPT-2's if fetched before)",
     )
+    text_options(inspect)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    show = {"fineweb": _fineweb, "tokenize": _tokenize, "inspect": _inspect_all}[arguments.action]
+    from shardrun.data.inspect import inspect_all
+
+    show = {"fineweb": _fineweb, "tokenize": _tokenize, "convert": _convert, "inspect": inspect_all}[arguments.action]
     content = show(arguments, (lambda line: None) if arguments.json else lambda line: print(line, flush=True))
     if arguments.json:
         print(json.dumps({"schema": 2 if arguments.action == "inspect" else 1, **content}, indent=2))
@@ -78,8 +102,28 @@ def _tokenize(arguments: argparse.Namespace, say: Callable[[str], None]) -> dict
     tokenizer = arguments.tokenizer or fineweb.gpt2_tokenizer()
     started = perf_counter()
     with _bar() as progress:
-        done = tokenize(arguments.folder, out, tokenizer, arguments.processes, arguments.shard_tokens, progress)
+        done = tokenize(
+            arguments.folder,
+            out,
+            tokenizer,
+            arguments.processes,
+            arguments.shard_tokens,
+            progress,
+            encoding=arguments.encoding,
+            text_field=arguments.text_field,
+            lossy=arguments.lossy,
+        )
     seconds = perf_counter() - started
+    for line in done.report.lines():
+        say(line)
+    whose = done.vocabulary
+    say(f"vocabulary: {whose.size:,} tokens ({whose.dtype}), {whose.document_start} before each document")
+    if done.loss:
+        say(f"LOST, as --lossy allows: {done.loss.in_words()}")
+    else:
+        form = done.loss.other_form
+        but = f" (in {form:,} of them in another Unicode form, or with a space before it)" if form else ""
+        say(f"round trip: decoded, all {done.documents:,} documents are the text again{but}")
     say(
         f"{out}: {done.documents:,} documents, {done.text_bytes:,} bytes of text, {done.tokens:,} tokens in "
         f"{len(done.shards)} shards, {seconds:.1f} s ({done.text_bytes / seconds / 1e6:.1f} MB/s on "
@@ -94,70 +138,31 @@ def _tokenize(arguments: argparse.Namespace, say: Callable[[str], None]) -> dict
     }
 
 
-def _inspect_all(arguments: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
-    for path in arguments.files:
-        if not path.is_file():
-            raise FileNotFoundError(f"There is no file {str(path)!r}: name a .bin shard.")
-    return {"shards": [_inspect(path, arguments, say) for path in arguments.files]}
-
-
-def _inspect(path: Path, arguments: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
-    import numpy as np
-
-    from speedrun.data.shards import GPT2_DOCUMENT_START, MAGIC, VERSION, open_shard
-
-    tokens = open_shard(path)
-    size, largest = path.stat().st_size, int(tokens.max())
-    if largest >= arguments.vocab_size:
-        where = int(np.argmax(tokens >= arguments.vocab_size))
-        raise ValueError(
-            f"Shard {path} holds token {tokens[where]} at position {where}, outside the vocabulary of "
-            f"{arguments.vocab_size}: it was made by another tokenizer; name its size with --vocab-size."
-        )
-    starts = np.flatnonzero(tokens == GPT2_DOCUMENT_START)
-    begins_inside = bool(tokens[0] != GPT2_DOCUMENT_START)
-    # The first document that begins here; where none does, what there is of the one that fills the shard.
-    begin, end = (int(starts[0]) + 1, int([*starts[1:2], len(tokens)][0])) if len(starts) else (0, len(tokens))
-    content = {
-        "file": str(path),
-        "bytes": size,
-        "magic": MAGIC,
-        "version": VERSION,
-        "tokens": len(tokens),
-        "documents": len(starts),
-        "begins_in_mid_document": begins_inside,
-        "largest_token": largest,
-        "first_document_tokens": end - begin,
-        "first_document_text": None,
-    }
-    say(f"{path}: {size:,} bytes, magic {MAGIC}, version {VERSION}, {len(tokens):,} tokens")
-    mean = f", {len(tokens) / len(starts):,.0f} tokens each on average" if len(starts) else ""
-    rest = "; it begins with the rest of one of another shard" if begins_inside else ""
-    say(f"{len(starts):,} documents begin in it{mean}{rest}; largest token {largest}")
-    tokenizer = _tokenizer_at_hand(path, arguments.tokenizer)
-    if tokenizer is None:
-        say("No tokenizer at hand to decode it: name one with --tokenizer.")
-    else:
-        text = tokenizer.decode(tokens[begin : min(end, begin + EXCERPT)].tolist(), skip_special_tokens=False)
-        content["first_document_text"] = text[:EXCERPT]
-        say(f"First document ({end - begin:,} tokens): {text[:EXCERPT]!r}")
-    return content
-
-
-def _tokenizer_at_hand(shard: Path, named: Path | None) -> Any:
-    """The tokenizer to decode a shard with, without any download; None where there is none."""
-    from shardrun.data.tokenize import load_tokenizer
+def _convert(arguments: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
+    from shardrun.data.convert import convert
     from speedrun.data import fineweb
 
-    if named:
-        fineweb.require("tokenizers", "decoding")
-        return load_tokenizer(named)
-    try:
-        beside = shard.parent / "tokenizer.json"
-        path = beside if beside.is_file() else fineweb.cached_gpt2_tokenizer()
-        return load_tokenizer(path) if path else None
-    except ImportError:
-        return None
+    if arguments.tokenizer:
+        fineweb.require("tokenizers", "reading its file")
+    done = convert(
+        arguments.sources,
+        arguments.out,
+        tokenizer=arguments.tokenizer,
+        vocab_size=arguments.vocab_size,
+        document_start=arguments.document_start,
+        dtype=arguments.dtype,
+        say=say,
+    )
+    whose = done.vocabulary
+    say(
+        f"vocabulary: {whose.size:,} tokens ({whose.dtype}), {whose.document_start} before each document; the largest "
+        f"token there is {done.largest_token:,}"
+    )
+    say(
+        f"{arguments.out}: {done.documents:,} documents, {done.tokens:,} tokens in {len(done.shards)} shards. Train "
+        f"with --data.source {arguments.out}"
+    )
+    return {"folder": str(arguments.out), **asdict(done), "shards": [str(path) for path in done.shards]}
 
 
 @contextmanager

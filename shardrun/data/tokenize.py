@@ -3,6 +3,9 @@
 The parent reads the documents in order and hands batches of them to worker processes; their tokens come back in the
 same order, so the shards do not depend on the number of processes. Workers are started afresh (spawn) and import
 nothing but tokenizers and numpy; that is why they live in this module and not in `speedrun.data`, which loads torch.
+
+Every document is decoded again and compared: a tokenizer that loses text is refused after the first batch that shows
+it, and not found out by whoever reads what a model writes.
 """
 
 import hashlib
@@ -11,19 +14,26 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-DOCUMENT_START = 50256
-"""GPT-2's <|endoftext|>, which the trainer expects before each document of a shard."""
+from shardrun.data.roundtrip import Encoder, Loss, TokenizerError, load_tokenizer, size_and_start
+
+if TYPE_CHECKING:
+    from speedrun.data.report import TextReport
+    from speedrun.data.vocabulary import Vocabulary
 
 BATCH_BYTES = 1 << 20
 """Text that a worker is given at once: enough that the hand-over costs nothing, little enough to share out evenly."""
 
-_tokenizer: Any = None  # a worker's
+Named = tuple[str, bytes]
+"""A document: what to call it, and its text as UTF-8."""
+
+_encoder: Encoder | None = None  # a worker's
 
 
 @dataclass(frozen=True)
@@ -32,49 +42,45 @@ class Tokenized:
 
     shards: list[Path]
     documents: int
+    """Different ones: a copy counts once."""
     text_bytes: int
     tokens: int
     """In all shards, document starts included."""
-
-
-def load_tokenizer(path: Path) -> Any:
-    """Read a tokenizer file (`tokenizer.json`) for text as it is: nothing cut, nothing padded, no special tokens.
-
-    Text that spells a special token ("<|endoftext|>") becomes ordinary tokens, or it would begin a document of its own.
-
-    Raises:
-        ValueError: no tokenizer file, or one whose tokens of text reach 50256.
-    """
-    from tokenizers import Tokenizer
-
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises nothing more special
-        raise ValueError(f"{path} is no tokenizer file in the form of tokenizer.json ({error}).") from error
-    special = {number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
-    largest = max(set(tokenizer.get_vocab().values()) - special, default=0)
-    if largest >= DOCUMENT_START:
-        raise ValueError(
-            f"Tokenizer {path} has tokens of text up to {largest}, but in a shard they must be below {DOCUMENT_START}, "
-            "which begins a document: use GPT-2's or a smaller one."
-        )
-    return _for_plain_text(tokenizer)
+    vocabulary: "Vocabulary"
+    report: "TextReport"
+    """What became of the folder's files."""
+    loss: Loss
+    """What did not come back when the tokens were decoded; where it is anything, it was allowed."""
 
 
 def tokenize(
-    folder: Path, out: Path, tokenizer: Path, processes: int, shard_tokens: int, progress: Callable[[int, int], None]
+    folder: Path,
+    out: Path,
+    tokenizer: Path,
+    processes: int,
+    shard_tokens: int,
+    progress: Callable[[int, int], None],
+    *,
+    encoding: str = "",
+    text_field: str = "text",
+    lossy: bool = False,
 ) -> Tokenized:
-    """Write the text files below `folder` as `text_train_*.bin` and `text_val_*.bin` into `out`.
+    """Write the text below `folder` as `text_train_*.bin` and `text_val_*.bin` into `out`, with `tokens.json` and the
+    tokenizer beside them.
 
-    One file is one document; 6 % of the bytes are held out, the same documents as where the trainer reads the folder as
-    bytes (`speedrun.data.text`). Documents go over the edge of a shard of `shard_tokens` tokens. Files get their names
-    when all are complete; the tokenizer file is put beside them. `progress` is told (bytes done, bytes in all).
+    Which documents there are: `speedrun.data.documents`. 6 % of the bytes are held out, the same documents as where the
+    trainer reads the folder as bytes (`speedrun.data.text`). Documents go over the edge of a shard of `shard_tokens`
+    tokens. Files get their names when all are complete. `progress` is told (bytes done, bytes in all). lossy: write the
+    shards although the text does not come back out of them.
 
     Raises:
-        ValueError: no text, shards in `out` already, a tokenizer that cannot be used, less than one process or token.
+        ValueError: no text, or a file of it that cannot be read; shards in `out` already; a tokenizer that cannot be
+            used or loses text; less than one process or token.
     """
     from speedrun.data import text
-    from speedrun.data.shards import write_tokens
+    from speedrun.data.documents import read_documents
+    from speedrun.data.report import TextReport
+    from speedrun.data.vocabulary import Vocabulary, write_sidecar
 
     if processes < 1 or shard_tokens < 1:
         raise ValueError(
@@ -82,71 +88,163 @@ def tokenize(
         )
     if any(out.glob("*.bin")):
         raise ValueError(f"{str(out)!r} holds .bin shards already: name another folder with --out, or remove them.")
-    load_tokenizer(tokenizer)
-    paths: dict[bytes, Path] = {}
-    sizes: dict[bytes, int] = {}
-    for path in text.text_files(folder):
-        document = text.read_document(path)
-        if document:
-            digest = hashlib.sha256(document).digest()
-            paths.setdefault(digest, path)
-            sizes[digest] = len(document)
-    if not sizes:
-        raise ValueError(f"{str(folder)!r} holds no text file with anything in it: put text files there.")
-    held_out = text.choose_held_out(sizes)
-    total, done, written, tokens = sum(sizes.values()), 0, [], 0
+    size, start = size_and_start(load_tokenizer(tokenizer))
+    definition = tokenizer.read_bytes()
+    vocabulary = Vocabulary(size, start, hashlib.sha256(definition).hexdigest())
 
-    def texts(digests: Iterable[bytes]) -> Iterator[str]:
-        return (text.read_document(paths[digest]).decode() for digest in digests)
+    report = TextReport()
+    sizes: dict[bytes, int] = {}
+    for _, document in read_documents(folder, report, encoding, text_field):
+        sizes[hashlib.sha256(document).digest()] = len(document)
+    report.copies = report.documents - len(sizes)
+    held_out = text.choose_held_out(sizes, report.copies)
+    again = read_documents(folder, TextReport(), encoding, text_field)
 
     out.mkdir(parents=True, exist_ok=True)
-    definition = tokenizer.read_text(encoding="utf-8")
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _start_worker, (definition,)) as pool:
-        parts = (("val", 0, held_out), ("train", 1, (digest for digest in sizes if digest not in held_out)))
-        for kind, number, digests in parts:
-
-            def encoded(digests: Iterable[bytes] = digests) -> Iterator[np.ndarray]:
-                nonlocal done
-                for read, piece in _in_order(pool, texts(digests), 2 * processes):
-                    done += read
-                    progress(done, total)
-                    yield piece
-
-            for shard in _cut(encoded(), shard_tokens):
-                written.append(out / f"text_{kind}_{number:06d}.bin")
-                write_tokens(_unfinished(written[-1]), shard)
-                number += 1
-                tokens += len(shard)
-    for path in written:
+    writing = _Writing(out, tokenizer, vocabulary, shard_tokens, sum(sizes.values()), progress, lossy)
+    try:
+        with (
+            open(_unfinished(out / "held_out"), "w+b") as aside,
+            ProcessPoolExecutor(
+                processes, multiprocessing.get_context("spawn"), _start_worker, (definition.decode(),)
+            ) as pool,
+        ):
+            places: dict[bytes, tuple[str, int]] = {}
+            training = _in_training(again, dict(sizes), held_out, aside, places)
+            writing.write("train", 1, _in_order(pool, training, 2 * processes))
+            if places.keys() != held_out.keys():
+                raise ValueError(CHANGED)
+            validation = _held_out(held_out, sizes, aside, places)
+            writing.write("val", 0, _in_order(pool, validation, 2 * processes))
+    except BaseException as error:
+        for path in [*writing.shards, out / "held_out"]:
+            _unfinished(path).unlink(missing_ok=True)
+        if not any(out.iterdir()):
+            out.rmdir()
+        if isinstance(error, BrokenProcessPool):
+            raise ValueError("A worker process ended, perhaps for want of memory: take fewer --processes.") from error
+        raise
+    finally:
+        _unfinished(out / "held_out").unlink(missing_ok=True)
+    for path in writing.shards:
         _unfinished(path).replace(path)
     if tokenizer.resolve() != (out / "tokenizer.json").resolve():
-        (out / "tokenizer.json").write_text(definition, encoding="utf-8")
-    return Tokenized(written, len(sizes), total, tokens)
+        (out / "tokenizer.json").write_bytes(definition)
+    lost = {"unknown_tokens": writing.loss.unknown, "lost_bytes": writing.loss.lost_bytes}
+    write_sidecar(
+        out, vocabulary, documents=len(sizes), text_bytes=sum(sizes.values()), tokens=writing.tokens, round_trip=lost
+    )
+    return Tokenized(
+        sorted(writing.shards, key=lambda path: path.name.rpartition("_")[2]),
+        len(sizes),
+        sum(sizes.values()),
+        writing.tokens,
+        vocabulary,
+        report,
+        writing.loss,
+    )
 
 
-def _in_order(pool: ProcessPoolExecutor, texts: Iterable[str], ahead: int) -> Iterator[tuple[int, np.ndarray]]:
-    """(bytes of text, their tokens) of one batch after another, at most `ahead` batches in memory."""
-    waiting: deque[tuple[int, Future[np.ndarray]]] = deque()
-    for size, batch in _batches(texts):
-        waiting.append((size, pool.submit(_encode, batch)))
+CHANGED = "The text changed while it was read: leave it alone until its shards are written, and run this again."
+
+
+class _Writing:
+    """Shards as they are written, and what was lost on the way."""
+
+    def __init__(
+        self,
+        out: Path,
+        tokenizer: Path,
+        vocabulary: "Vocabulary",
+        shard_tokens: int,
+        text_bytes: int,
+        progress: Callable[[int, int], None],
+        lossy: bool,
+    ) -> None:
+        self.out, self.tokenizer, self.vocabulary, self.lossy = out, tokenizer, vocabulary, lossy
+        self.shard_tokens, self.text_bytes, self.progress = shard_tokens, text_bytes, progress
+        self.shards: list[Path] = []
+        self.tokens = 0
+        self.loss = Loss()
+
+    def write(self, kind: str, number: int, pieces: Iterable[tuple[np.ndarray, Loss]]) -> None:
+        """All pieces of a kind, as shards from `number` on."""
+        from speedrun.data.shards import write_tokens
+
+        for shard in _cut(self._watched(pieces), self.shard_tokens):
+            self.shards.append(self.out / f"text_{kind}_{number:06d}.bin")
+            write_tokens(_unfinished(self.shards[-1]), shard, self.vocabulary)
+            number += 1
+            self.tokens += len(shard)
+
+    def _watched(self, pieces: Iterable[tuple[np.ndarray, Loss]]) -> Iterator[np.ndarray]:
+        try:
+            for tokens, loss in pieces:
+                self.loss += loss
+                if self.loss and not self.lossy:
+                    raise TokenizerError(
+                        f"it loses text. In the first {self.loss.text_bytes:,} bytes {self.loss.in_words()}. Use one "
+                        "that keeps every byte (byte-level, or with byte fallback), or accept the loss with --lossy."
+                    )
+                self.progress(self.loss.text_bytes, self.text_bytes)
+                yield tokens
+        except TokenizerError as error:
+            raise ValueError(f"The tokenizer {self.tokenizer} cannot be used: {error}") from error
+
+
+def _in_training(
+    documents: Iterable[Named],
+    left: dict[bytes, int],
+    held_out: dict[bytes, None],
+    aside: BinaryIO,
+    places: dict[bytes, tuple[str, int]],
+) -> Iterator[Named]:
+    """The documents to train on, each once; those held out go into the file `aside`, their names and places there into
+    `places`. left: what is expected, by SHA-256; it is used up.
+    """
+    for name, document in documents:
+        digest = hashlib.sha256(document).digest()
+        if digest in held_out and digest not in places:
+            places[digest] = name, aside.tell()
+            aside.write(document)
+        elif digest in left and digest not in held_out:
+            yield name, document
+        left.pop(digest, None)
+    if left:
+        raise ValueError(CHANGED)
+
+
+def _held_out(
+    held_out: Iterable[bytes], sizes: dict[bytes, int], aside: BinaryIO, places: dict[bytes, tuple[str, int]]
+) -> Iterator[Named]:
+    for digest in held_out:
+        name, place = places[digest]
+        aside.seek(place)
+        yield name, aside.read(sizes[digest])
+
+
+def _in_order(pool: ProcessPoolExecutor, documents: Iterable[Named], ahead: int) -> Iterator[tuple[np.ndarray, Loss]]:
+    """(tokens, loss) of one batch after another, at most `ahead` batches in memory."""
+    waiting: deque[Future[tuple[np.ndarray, Loss]]] = deque()
+    for batch in _batches(documents):
+        waiting.append(pool.submit(_encode, batch))
         if len(waiting) >= ahead:
-            size, future = waiting.popleft()
-            yield size, future.result()
-    for size, future in waiting:
-        yield size, future.result()
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
-def _batches(texts: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
-    """The texts in batches of about BATCH_BYTES, each with its size in bytes of UTF-8."""
+def _batches(documents: Iterable[Named]) -> Iterator[list[Named]]:
+    """The documents in batches of about BATCH_BYTES."""
     size, batch = 0, []
-    for document in texts:
-        batch.append(document)
-        size += len(document.encode())
+    for name, document in documents:
+        batch.append((name, document))
+        size += len(document)
         if size >= BATCH_BYTES:
-            yield size, batch
+            yield batch
             size, batch = 0, []
     if batch:
-        yield size, batch
+        yield batch
 
 
 def _cut(pieces: Iterable[np.ndarray], length: int) -> Iterator[np.ndarray]:
@@ -169,25 +267,12 @@ def _unfinished(path: Path) -> Path:
     return path.with_name(path.name + ".part")
 
 
-def _for_plain_text(tokenizer: Any) -> Any:
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    tokenizer.encode_special_tokens = True  # "as ordinary text", in spite of its name
-    return tokenizer
-
-
 def _start_worker(definition: str) -> None:
-    global _tokenizer
+    global _encoder
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
-    from tokenizers import Tokenizer
-
-    _tokenizer = _for_plain_text(Tokenizer.from_str(definition))
+    _encoder = Encoder(definition)
 
 
-def _encode(documents: list[str]) -> np.ndarray:
-    """The documents' tokens, uint16, with DOCUMENT_START before each."""
-    tokens = []
-    for encoding in _tokenizer.encode_batch(documents, add_special_tokens=False):
-        tokens.append(DOCUMENT_START)
-        tokens.extend(encoding.ids)
-    return np.array(tokens, dtype=np.uint16)
+def _encode(documents: list[Named]) -> tuple[np.ndarray, Loss]:
+    assert _encoder is not None
+    return _encoder.encode(documents)

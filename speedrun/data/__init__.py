@@ -6,10 +6,15 @@ from pathlib import Path
 from speedrun.config import DataConfig
 from speedrun.data import corpus, shards, text
 from speedrun.data.batches import Data, DocumentRun, StageRows, Stream, batch_hash
+from speedrun.data.documents import read_folder
 from speedrun.data.prefetch import Prefetch, prefetch
+from speedrun.data.vocabulary import Vocabulary
 from speedrun.stages import Stage, tokens_before
 
 __all__ = ["Data", "Prefetch", "batch_hash", "open_data", "prefetch"]
+
+BYTES = Vocabulary(text.BYTE_DOCUMENT_START + 1, text.BYTE_DOCUMENT_START)
+"""A token per byte, and the document start."""
 
 
 def open_data(config: DataConfig, vocab_size: int, seed: int, stages: Sequence[Stage] = ()) -> Data:
@@ -20,7 +25,8 @@ def open_data(config: DataConfig, vocab_size: int, seed: int, stages: Sequence[S
 
     Raises:
         FileNotFoundError: the source is no folder.
-        ValueError: nothing to read, a bad shard, a vocabulary or a batch that cannot be, too few validation tokens.
+        ValueError: nothing to read, a file that cannot be decoded, a bad shard, a vocabulary or a batch that cannot
+            be, too few validation tokens.
     """
     for field in ("sequence_length", "global_batch", "eval_tokens"):
         if getattr(config, field) < 1:
@@ -32,33 +38,36 @@ def open_data(config: DataConfig, vocab_size: int, seed: int, stages: Sequence[S
     if seed < 0:
         raise ValueError(f"seed is {seed}, but it must not be negative.")
 
-    name = config.source
+    name, note = config.source, ""
     if name == "pydocs":
         documents, content_hash = corpus.pydocs()
+        whose = BYTES
         train_parts, val_parts = _text_parts(documents)
     else:
         folder = Path(name).expanduser()
         if not folder.is_dir():
             what = "is a file" if folder.exists() else "does not exist"
             raise FileNotFoundError(
-                f"data.source {name!r} {what}: give a folder of text files, or of GPT-2 shards named "
-                "fineweb_train_*.bin and fineweb_val_*.bin (`shardrun data fineweb` fetches them), or "
+                f"data.source {name!r} {what}: give a folder of text files, or of shards named *_train_*.bin and "
+                "*_val_*.bin (`shardrun data fineweb` fetches some, `shardrun data tokenize` makes some), or "
                 "'pydocs', which needs no download."
             )
         if any(folder.glob("*.bin")):
             train_paths, val_paths = shards.find_shards(folder)
-            content_hash = shards.shards_hash([*train_paths, *val_paths])
-            train_parts, val_parts = _shard_parts(train_paths), _shard_parts(val_paths)
+            whose = shards.shards_vocabulary(folder, [*train_paths, *val_paths])
+            content_hash = shards.shards_hash([*train_paths, *val_paths], whose)
+            train_parts, val_parts = (_shard_parts(paths, whose) for paths in (train_paths, val_paths))
+            note = _unnamed(folder, len(train_paths) + len(val_paths))
         else:
-            documents = text.read_folder(folder)
+            documents, report = read_folder(folder, config.encoding, config.text_field)
+            whose, note = BYTES, report.in_short()
             content_hash = text.content_hash(documents)
             train_parts, val_parts = _text_parts(documents)
 
-    document_start = train_parts[0].document_start
-    if vocab_size <= document_start:
+    if vocab_size < whose.size:
         raise ValueError(
-            f"data.source {name!r} has token {document_start} before each document, so model.vocab_size must be at "
-            f"least {document_start + 1}, not {vocab_size}."
+            f"data.source {name!r} has a vocabulary of {whose.size} tokens, with token {whose.document_start} before "
+            f"each document, so model.vocab_size must be at least {whose.size}, not {vocab_size}."
         )
     length = config.eval_sequence_length or config.sequence_length
     rows = config.eval_tokens // length
@@ -76,16 +85,17 @@ def open_data(config: DataConfig, vocab_size: int, seed: int, stages: Sequence[S
     return Data(
         name=name,
         content_hash=content_hash,
-        document_start=document_start,
+        document_start=whose.document_start,
         train_tokens=first.stream.epoch_length,
         val_tokens=val_tokens,
         global_batch=first.global_batch,
         validation_rows=rows,
         validation_length=length,
-        byte_tokens=document_start == text.BYTE_DOCUMENT_START,
+        byte_tokens=whose == BYTES,
         stream=first.stream,
         validation_parts=val_parts,
         later=later,
+        note=note,
     )
 
 
@@ -112,5 +122,14 @@ def _text_parts(documents: list[bytes]) -> tuple[list[DocumentRun], list[Documen
     )
 
 
-def _shard_parts(paths: list[Path]) -> list[DocumentRun]:
-    return [DocumentRun(f"Shard {path}", shards.open_shard(path), shards.GPT2_DOCUMENT_START) for path in paths]
+def _shard_parts(paths: list[Path], whose: Vocabulary) -> list[DocumentRun]:
+    return [DocumentRun(f"Shard {path}", shards.open_shard(path), whose.document_start) for path in paths]
+
+
+def _unnamed(folder: Path, used: int) -> str:
+    """A line on .bin files that are neither for training nor for validation."""
+    others = [path.name for path in sorted(folder.glob("*.bin")) if not shards.split_of(path)]
+    if not others:
+        return ""
+    more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+    return f"shards: {used} read; {', '.join(others[:3])}{more} left out: the name says neither train nor val"

@@ -42,7 +42,7 @@ class DocumentRun:
     """A run of documents: all of a text source, or one shard."""
 
     name: str
-    tokens: np.ndarray  # uint16 [tokens], at least one; a memory map for a shard
+    tokens: np.ndarray  # uint16 or uint32 [tokens], at least one; a memory map for a shard
     document_start: int
 
     @cached_property
@@ -84,7 +84,7 @@ class Visit:
     row_order: np.ndarray  # int64 [rows that begin here]
 
     def read(self, offset: int, out: np.ndarray, vocab_size: int) -> int:
-        """Copy the visit's tokens from `offset` on into `out` (uint16 [n]), as far as the visit goes; how many."""
+        """Copy the visit's tokens from `offset` on into `out` ([n] of its dtype) as far as the visit goes; how many."""
         out = out[: int(self.ends[-1]) - offset]
         out.fill(self.part.document_start)  # stays wherever no text is copied over it
         begins, lengths = self.part.documents
@@ -124,12 +124,13 @@ class Stream:
         self.begin, self.end = begin, end
         self.part_ends = np.cumsum([part.stream_length for part in parts], dtype=np.int64)
         self.epoch_length = int(self.part_ends[-1])
+        self.dtype = parts[0].tokens.dtype  # of all parts
         # A batch lies in one visit or straddles two; a row at its end may reach into a third.
         self._visit = lru_cache(maxsize=4)(self._make_visit)
 
     def rows(self, first: int, last: int) -> np.ndarray:
-        """The rows that come first-th to (last − 1)-th in the shuffled order: uint16 [last − first, T + 1]."""
-        rows = np.empty((last - first, self.sequence_length + 1), dtype=np.uint16)
+        """The rows that come first-th to (last − 1)-th in the shuffled order: [last − first, T + 1] of their dtype."""
+        rows = np.empty((last - first, self.sequence_length + 1), dtype=self.dtype)
         for row, number in zip(rows, range(first, last), strict=True):
             visit = self._visit_at(self.begin + number * self.sequence_length)
             shuffled = visit.first_row + int(visit.row_order[number - visit.first_row])
@@ -186,7 +187,7 @@ class Data:
     content_hash: str
     """SHA-256 of the documents; for .bin shards of names, sizes and headers only."""
     document_start: int
-    """The token before each document: 256 for bytes, 50256 for GPT-2."""
+    """The token before each document: 256 for bytes, 50256 for GPT-2, else what the shards' sidecar says."""
     train_tokens: int
     """Tokens of an epoch, document starts included."""
     val_tokens: int
@@ -205,6 +206,8 @@ class Data:
     """The held-out tokens."""
     later: Sequence[StageRows] = ()
     """The stages after the first, in order."""
+    note: str = ""
+    """What the reader should know of the source, in a line: text that was converted or left out."""
 
     def stage(self, step: int) -> StageRows:
         """The stage that `step` belongs to."""
@@ -254,7 +257,7 @@ class Data:
         return int(np.count_nonzero(targets != self.document_start))
 
     def _held_out(self, begin: int, end: int) -> np.ndarray:
-        """Held-out tokens [begin, end) over all validation parts: uint16 [end − begin]."""
+        """Held-out tokens [begin, end) over all validation parts: [end − begin] of their dtype."""
         pieces = []
         for part in self.validation_parts:
             piece = np.asarray(part.tokens[max(begin, 0) : max(end, 0)])

@@ -1,28 +1,43 @@
-"""FineWeb-style .bin shards of GPT-2 tokens: written, checked and read by memory map.
+"""FineWeb-style .bin shards of tokens: written, checked and read by memory map.
 
-A shard is a header of 256 little-endian int32 (magic 20240520, version 1, token count, zeros) and then that many
-little-endian uint16 tokens. The end-of-text token 50256 stands before each document. A document may begin in one shard
-and go on in the next; here the rest counts as a document of its own.
+A shard is a header of 256 little-endian int32 and then its tokens, little-endian. The header holds a magic number, a
+version, the count of tokens and zeros:
+
+    magic 20240520, version 1    uint16    GPT-2's in FineWeb, llm.c and modded-nanogpt
+    magic 20240801, version 7    uint32    Llama 3's in llm.c
+
+Where the tokens are neither, the fourth number is the vocabulary's size, and a sidecar in the folder says the rest
+(`speedrun.data.vocabulary`). A document start stands before each document. A document may begin in one shard and go on
+in the next; here the rest counts as a document of its own.
 """
 
 import hashlib
+import re
 from pathlib import Path
 
 import numpy as np
 
+from speedrun.data.kinds import convert_command, recognised
+from speedrun.data.vocabulary import GPT2, LLAMA3, SIDECAR, Vocabulary, read_sidecar
+
 MAGIC = 20240520
 VERSION = 1
 HEADER_BYTES = 1024
-GPT2_DOCUMENT_START = 50256
+GPT2_DOCUMENT_START = GPT2.document_start
+
+FORMATS = {MAGIC: (VERSION, "<u2", GPT2), 20240801: (7, "<u4", LLAMA3)}
+"""Magic → version, dtype, and whose tokens they are where the header says no more."""
 
 
 def find_shards(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The folder's (training, validation) shards, sorted by name: `*_train_*.bin` and `*_val_*.bin`.
+    """The folder's (training, validation) shards, sorted by name: `*_train_*.bin`, or `train.bin` or `x-train-1.bin`,
+    and the same with `val`.
 
     Raises:
         ValueError: one of the two kinds is missing.
     """
-    training, validation = sorted(folder.glob("*_train_*.bin")), sorted(folder.glob("*_val_*.bin"))
+    paths = sorted(folder.glob("*.bin"))
+    training, validation = ([path for path in paths if split_of(path) == split] for split in ("train", "val"))
     if not training or not validation:
         raise ValueError(
             f"data.source {str(folder)!r} holds {len(training)} shards named *_train_*.bin and {len(validation)} named "
@@ -31,69 +46,144 @@ def find_shards(folder: Path) -> tuple[list[Path], list[Path]]:
     return training, validation
 
 
+def split_of(path: Path) -> str:
+    """train, val or "", by the words of a file's name."""
+    words = re.split(r"[^a-z]+", path.stem.lower())
+    found = [split for split, names in (("train", TRAIN), ("val", VALIDATION)) if not names.isdisjoint(words)]
+    return found[0] if len(found) == 1 else ""
+
+
+TRAIN, VALIDATION = frozenset({"train", "training"}), frozenset({"val", "valid", "validation"})
+
+
+def shards_vocabulary(folder: Path, paths: list[Path]) -> Vocabulary:
+    """Whose tokens a folder's shards hold.
+
+    Raises:
+        ValueError: a shard is damaged, or of other tokens than the sidecar or the first shard; a broken sidecar.
+    """
+    said = read_sidecar(folder)
+    first = said or FORMATS[_header(paths[0])[0]][2]
+    for path in paths:
+        magic, _, marked = _header(path)
+        own = FORMATS[magic][2]
+        if marked and not said:
+            raise ValueError(
+                f"Shard {path} holds tokens of a vocabulary of {marked}, but there is no {SIDECAR} beside it that says "
+                f"which: copy it along with the shards, or write them again with `shardrun data tokenize`."
+            )
+        right = marked == first.size if marked else own.is_like(first)
+        if not right or own.dtype != first.dtype:
+            by = SIDECAR if said else paths[0].name
+            raise ValueError(
+                f"Shard {path} holds tokens of a vocabulary of {marked or own.size} ({own.dtype}), but {by} is of "
+                f"{first.size} ({first.dtype}, document start {first.document_start}): keep shards of different "
+                f"tokenizers in folders of their own."
+            )
+    return first
+
+
 def open_shard(path: Path) -> np.ndarray:
-    """Map a shard's tokens into memory, uint16 [count]; nothing is read but the header.
+    """Map a shard's tokens into memory, uint16 or uint32 [count]; nothing is read but the header.
 
     Raises:
         ValueError: the header or the file's length is wrong; the sentence names the file and the numbers.
     """
+    magic, count, _ = _header(path)
+    dtype = np.dtype(FORMATS[magic][1])
+    size, width = path.stat().st_size, dtype.itemsize
+    body = size - HEADER_BYTES
+    if body % width:
+        what = "an odd number" if width == 2 else "no multiple of 4"
+        raise ValueError(
+            f"Shard {path} has {body} bytes of tokens, {what}, though a token takes {width} (its header promises "
+            f"{count} tokens, {width * count} bytes): fetch or write it again."
+        )
+    if body != width * count:
+        what = "was cut short" if body < width * count else "has something behind its tokens"
+        raise ValueError(
+            f"Shard {path} holds {body // width} tokens but its header promises {count} (the file has {size} bytes, "
+            f"not {HEADER_BYTES + width * count}): it {what}; fetch or write it again."
+        )
+    return np.memmap(path, dtype=dtype, mode="r", offset=HEADER_BYTES, shape=(count,))
+
+
+def shard_format(path: Path) -> tuple[int, int]:
+    """A shard's (magic number, version). Raises ValueError for what is no shard."""
+    magic = _header(path)[0]
+    return magic, FORMATS[magic][0]
+
+
+def _header(path: Path) -> tuple[int, int, int]:
+    """A shard's magic number, its count of tokens and the vocabulary that it names (0: its format's own).
+
+    Raises ValueError for what is no shard.
+    """
     if not path.is_file():
         raise ValueError(f"Shard {path} is not a file (a folder, or a link to nothing): take it away.")
     size = path.stat().st_size
+    with open(path, "rb") as file:
+        head = file.read(HEADER_BYTES)
+    kind = recognised(head)
+    if kind and not kind.startswith("a shard"):
+        raise ValueError(f"Shard {path} is no shard but {kind}.")
     if size < HEADER_BYTES:
         raise ValueError(
             f"Shard {path} has {size} bytes, less than its header of {HEADER_BYTES}: fetch or write it again."
         )
-    header = np.fromfile(path, dtype="<i4", count=HEADER_BYTES // 4)
-    magic, version, count = (int(number) for number in header[:3])
-    if magic != MAGIC:
+    magic, version, count, vocabulary = (int(number) for number in np.frombuffer(head, dtype="<i4")[:4])
+    if magic not in FORMATS:
+        if head.lstrip()[:5].lower() in (b"<html", b"<!doc"):
+            raise ValueError(f"Shard {path} is a web page, perhaps one that says why there is no file: fetch it again.")
         raise ValueError(
-            f"Shard {path} begins with {magic}, not with the magic number {MAGIC}: it is not a shard of GPT-2 tokens; "
-            "take it out of the folder or convert it."
+            f"Shard {path} begins with {magic}, not with the magic number {MAGIC}: it is not a shard; if it is tokens "
+            f"without a header, as nanoGPT writes them: `{convert_command(path.parent)}`."
         )
-    if version != VERSION:
-        raise ValueError(f"Shard {path} has version {version}, only {VERSION} can be read: write it again in that one.")
+    if version != FORMATS[magic][0]:
+        raise ValueError(
+            f"Shard {path} has version {version}, only {FORMATS[magic][0]} can be read: write it again in that one."
+        )
     if count < 1:
         raise ValueError(f"Shard {path} says that it holds {count} tokens: take it out of the folder.")
-    body = size - HEADER_BYTES
-    if body % 2:
-        raise ValueError(
-            f"Shard {path} has {body} bytes of tokens, an odd number, though a token takes 2 (its header promises "
-            f"{count} tokens, {2 * count} bytes): fetch or write it again."
-        )
-    if body != 2 * count:
-        what = "was cut short" if body < 2 * count else "has something behind its tokens"
-        raise ValueError(
-            f"Shard {path} holds {body // 2} tokens but its header promises {count} (the file has {size} bytes, not "
-            f"{HEADER_BYTES + 2 * count}): it {what}; fetch or write it again."
-        )
-    return np.memmap(path, dtype="<u2", mode="r", offset=HEADER_BYTES, shape=(count,))
+    if vocabulary < 0:
+        raise ValueError(f"Shard {path} says that its vocabulary has {vocabulary} tokens: write it again.")
+    return magic, count, vocabulary
 
 
-def write_tokens(path: Path, tokens: np.ndarray) -> None:
-    """Write integer tokens [count] as a shard.
+def write_tokens(path: Path, tokens: np.ndarray, vocabulary: Vocabulary = GPT2) -> None:
+    """Write integer tokens [count] of a vocabulary as a shard: uint16, or uint32 where the vocabulary needs that.
 
     Raises:
-        ValueError: no tokens, or one that uint16 cannot hold.
+        ValueError: no tokens, or one that the dtype cannot hold.
     """
     tokens = np.asarray(tokens)
     if tokens.ndim != 1 or tokens.size == 0 or tokens.dtype.kind not in "iu":
         raise ValueError(f"A shard needs a vector of at least one integer, not {tokens.dtype} of shape {tokens.shape}.")
-    low, high = int(tokens.min()), int(tokens.max())
-    if low < 0 or high > 65535:
+    magic = next(magic for magic, (_, _, whose) in FORMATS.items() if whose.dtype == vocabulary.dtype)
+    version, dtype, whose = FORMATS[magic]
+    low, high, limit = int(tokens.min()), int(tokens.max()), np.iinfo(dtype).max
+    if low < 0 or high > limit:
         raise ValueError(
-            f"A shard holds tokens from 0 to 65535, not {low if low < 0 else high}: use a smaller tokenizer."
+            f"A shard of {vocabulary.dtype} holds tokens from 0 to {limit}, not {low if low < 0 else high}: it is of "
+            "another tokenizer."
         )
     header = np.zeros(HEADER_BYTES // 4, dtype="<i4")
-    header[:3] = MAGIC, VERSION, len(tokens)
+    header[:3] = magic, version, len(tokens)
+    if not vocabulary.is_like(whose):
+        header[3] = vocabulary.size
     with open(path, "wb") as file:
         file.write(header.tobytes())
-        file.write(tokens.astype("<u2").tobytes())
+        file.write(tokens.astype(dtype).tobytes())
 
 
-def shards_hash(paths: list[Path]) -> str:
-    """SHA-256 over each shard's name, size and header, not over its tokens: hashing gigabytes would delay the start."""
+def shards_hash(paths: list[Path], whose: Vocabulary = GPT2) -> str:
+    """SHA-256 over each shard's name, size and header, and over whose tokens they are where a sidecar says that.
+
+    Not over the tokens: hashing gigabytes would delay the start.
+    """
     digest = hashlib.sha256()
+    if whose not in (GPT2, LLAMA3):
+        digest.update(f"{whose}\n".encode())
     for path in paths:
         with open(path, "rb") as file:
             header = file.read(HEADER_BYTES)

@@ -69,7 +69,8 @@ def check(config: Config, launch: Launch) -> Checked:
     kernels, why = choose(config.model.kernels, "cpu" if launch.cpu else "cuda", launch.precision)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, kernels=kernels))
     fp8 = fp8_in_words(kernels, launch.cpu) if config.model.fp8 else ""
-    resolved = [f"kernels: {kernels} ({why})" + (f", head and MLP in FP8 {fp8}" if fp8 else "")]
+    resolved = [data.note] if data.note else []
+    resolved += [f"kernels: {kernels} ({why})" + (f", head and MLP in FP8 {fp8}" if fp8 else "")]
     device = torch.device("cpu") if launch.cpu else torch.device("cuda", launch.local_rank)
     with torch.device("meta"):
         outline = GPT(config.model)

@@ -1,4 +1,4 @@
-"""Folders of text: which files are documents, which are held out, and what the errors say."""
+"""Folders of text as data: byte tokens, which documents are held out, and what the errors say."""
 
 from pathlib import Path
 
@@ -8,21 +8,7 @@ import torch
 
 from speedrun.config import DataConfig
 from speedrun.data import open_data
-from speedrun.data.text import byte_tokens, hold_out, read_folder
-
-
-def test_files_become_documents(tmp_path: Path) -> None:
-    (tmp_path / "b").mkdir()
-    (tmp_path / ".git").mkdir()
-    (tmp_path / "b" / "one.txt").write_bytes("naïve".encode())
-    (tmp_path / "a.md").write_bytes(b"broken \xff byte")
-    (tmp_path / "z.py").write_bytes(b"z")
-    (tmp_path / "empty.txt").write_bytes(b"")
-    (tmp_path / "blank.txt").write_bytes(b" \n\t")
-    (tmp_path / "picture.png").write_bytes(b"\x89PNG\0\0")
-    (tmp_path / ".hidden").write_bytes(b"hidden")
-    (tmp_path / ".git" / "config").write_bytes(b"config")
-    assert read_folder(tmp_path) == ["broken \ufffd byte".encode(), "naïve".encode(), b"z"]
+from speedrun.data.text import byte_tokens, hold_out
 
 
 def test_byte_tokens() -> None:
@@ -50,8 +36,10 @@ def test_hold_out_leaves_no_copy_in_training() -> None:
     training, validation = hold_out([b"a", b"b", b"a", b"b"])
     assert len(training) == len(validation) == 1
     assert training != validation
-    with pytest.raises(ValueError, match="1 document.*at least two files"):
-        hold_out([b"a", b"a"])
+    with pytest.raises(ValueError, match="is 1 document, and validation .*at least two files"):
+        hold_out([b"a"])
+    with pytest.raises(ValueError, match="1 document and 2 copies of it, which do not count, and .*at least two files"):
+        hold_out([b"a", b"a", b"a"])
 
 
 @pytest.fixture

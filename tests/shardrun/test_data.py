@@ -59,6 +59,8 @@ def test_tokenize_and_inspect(
     assert code == 0 and train["documents"] == 2 and train["first_document_text"] in texts
     assert train["first_document_tokens"] == len(train["first_document_text"].encode())
     assert (train["magic"], train["version"], train["bytes"]) == (20240520, 1, 1024 + 2 * train["tokens"])
+    # The tokenizer has no special token: the one behind its 256 begins a document.
+    assert (train["vocab_size"], train["document_start"], train["dtype"]) == (257, 256, "uint16")
     code, out, _ = shardrun(capsys, "inspect", done["shards"][0])
     assert code == 0 and "1 documents begin in it" in out and "First document" in out
 

@@ -1,18 +1,22 @@
 """Text to shards: the parallel result against a plain loop, and against the text itself, which BPE over bytes keeps."""
 
+import hashlib
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from shardrun.data.tokenize import _cut, load_tokenizer, tokenize
+from shardrun.data.roundtrip import load_tokenizer, size_and_start
+from shardrun.data.tokenize import _cut, tokenize
 from speedrun.config import DataConfig
 from speedrun.data import corpus, open_data, text
+from speedrun.data.documents import read_folder
 from speedrun.data.shards import open_shard
 
-EOT = 50256
+EOT = 0
+"""The tokenizer's own <|endoftext|>: the trainer gives it the number 0."""
 
 
 def byte_bpe() -> Tokenizer:
@@ -42,10 +46,10 @@ def tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Documents from the corpus, and what may go wrong: copies, special tokens spelled out, broken bytes, an emoji."""
+    """Documents from the corpus, and what may go wrong: copies, special tokens spelled out, an emoji."""
     folder = tmp_path_factory.mktemp("text")
     documents = [document[:20_000] for document in corpus.pydocs()[0][40:90]]
-    documents += [documents[3], b"one<|endoftext|>two", b"broken \xff byte", "naïve 🙂 ümläut".encode(), b"x", b" \n"]
+    documents += [documents[3], b"one<|endoftext|>two", "naïve 🙂 ümläut".encode(), b"x", b" \n"]
     for number, document in enumerate(documents):
         path = folder / f"{number % 7}" / f"{number}.txt"
         path.parent.mkdir(exist_ok=True)
@@ -59,7 +63,7 @@ def plain_loop(folder: Path, tokenizer_file: Path) -> tuple[list[int], list[int]
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True
-    training, validation = text.hold_out(text.read_folder(folder))
+    training, validation = text.hold_out(read_folder(folder)[0])
 
     def tokens(documents: list[bytes]) -> list[int]:
         return [token for document in documents for token in (EOT, *tokenizer.encode(document.decode()).ids)]
@@ -86,17 +90,24 @@ def test_parallel_is_the_plain_loop(
     assert (done.documents, done.tokens) == ((training + validation).count(EOT), len(training + validation))
     assert len(steps) > 10 and steps == sorted(steps) and steps[-1] == (done.text_bytes, done.text_bytes)
     assert not list(tmp_path.glob("*.part"))
+    assert (done.vocabulary.size, done.vocabulary.document_start, done.report.copies) == (600, EOT, 1)
+    sidecar = json.loads((tmp_path / "tokens.json").read_text())
+    assert sidecar["tokenizer"]["sha256"] == hashlib.sha256(tokenizer_file.read_bytes()).hexdigest()
+    assert (sidecar["schema"], sidecar["vocab_size"], sidecar["document_start"], sidecar["dtype"]) == (
+        *(1, 600, EOT),
+        "uint16",
+    )
 
     # The text comes back out of the tokens, "<|endoftext|>" as a text among the others.
     decoder = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     documents = "".join(map(chr, training)).split(chr(EOT))[1:]
     decoded = [decoder.decode([ord(token) for token in document], skip_special_tokens=False) for document in documents]
-    assert decoded == [document.decode() for document in text.hold_out(text.read_folder(folder))[0]]
+    assert decoded == [document.decode() for document in text.hold_out(read_folder(folder)[0])[0]]
     assert any("one<|endoftext|>two" == document for document in decoded + [decoder.decode(validation)])
 
     # And the trainer reads them.
     config = DataConfig(source=str(tmp_path), sequence_length=32, global_batch=4, eval_tokens=64)
-    data = open_data(config, vocab_size=50257, seed=0)
+    data = open_data(config, vocab_size=600, seed=0)
     assert data.train_tokens >= len(training) and data.batch(0, 0, 4)[0].shape == (4, 32)
 
     with pytest.raises(ValueError, match="holds .bin shards already: name another folder with --out"):
@@ -123,18 +134,36 @@ def test_tokenizers_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="other.json is no tokenizer file .*No such file"):
         load_tokenizer(tmp_path / "other.json")
 
-    # GPT-2's shape: 50256 tokens of text and <|endoftext|> behind them, which is special.
+
+def with_tokens(path: Path, tokens: dict[str, int], special: tuple[str, ...] = ()) -> tuple[int, int]:
+    """The size and document start of a byte-level BPE with these tokens."""
     byte_bpe().save(str(path))
     definition = json.loads(path.read_text())
-    definition["model"]["vocab"] = {f"t{number}": number for number in range(50256)} | {"<|endoftext|>": 50256}
-    added = {"id": 50256, "content": "<|endoftext|>", "special": True, "normalized": False}
-    definition["added_tokens"] = [added | {"single_word": False, "lstrip": False, "rstrip": False}]
+    definition["model"]["vocab"] = tokens
+    more = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    definition["added_tokens"] = [{"id": tokens[name], "content": name, **more} for name in special]
     path.write_text(json.dumps(definition))
-    load_tokenizer(path)
-    definition["model"]["vocab"]["more"] = 50257
-    path.write_text(json.dumps(definition))
-    with pytest.raises(ValueError, match="tokens of text up to 50257, but in a shard they must be below 50256"):
-        load_tokenizer(path)
+    return size_and_start(load_tokenizer(path))
+
+
+def test_every_size_of_vocabulary_has_its_document_start(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    many = {f"t{number}": number for number in range(50256)}
+    # GPT-2's shape: 50256 tokens of text and <|endoftext|> behind them, which is special.
+    assert with_tokens(path, {**many, "<|endoftext|>": 50256}, ("<|endoftext|>",)) == (50257, 50256)
+    assert with_tokens(path, {**many, "<|endoftext|>": 60000}, ("<|endoftext|>",)) == (60001, 60000)
+    assert with_tokens(path, {**many, "</s>": 50257, "<s>": 50258}, ("</s>", "<s>")) == (50259, 50258)
+    # Not special: text may spell it. So one more token begins a document.
+    assert with_tokens(path, {"a": 0, "<|endoftext|>": 1}) == (3, 2)
+    assert with_tokens(path, {"a": 0, "b": 7}) == (9, 8)
+    # What the tokenizer itself puts before a text comes first.
+    tokenizer = byte_bpe()
+    tokenizer.add_special_tokens(["<|endoftext|>", "<start>"])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<start> $A", pair="$A $B", special_tokens=[("<start>", tokenizer.token_to_id("<start>"))]
+    )
+    tokenizer.save(str(path))
+    assert size_and_start(load_tokenizer(path)) == (2, 1)
 
 
 def test_nothing_to_tokenize(tokenizer_file: Path, tmp_path: Path) -> None:

@@ -94,6 +94,13 @@ def test_another_encoding_is_refused_or_said(tmp_path: Path, codec: str, text: s
     assert f"1 converted from {codec}" in report.in_short() or codec == "utf-16-le"
 
 
+def test_half_of_a_character_is_no_text(tmp_path: Path) -> None:
+    """Some codecs let half of a surrogate pair through, which UTF-8 cannot hold."""
+    (tmp_path / "a.txt").write_bytes(b"fine, \\ud83d not")
+    with pytest.raises(ValueError, match="a.txt is not text in unicode_escape: give its encoding"):
+        read_folder(tmp_path, "unicode_escape")
+
+
 @pytest.mark.parametrize("encoding", ["latin1000", "base64", "rot13", "cp1252\0"])
 def test_an_encoding_that_is_none(tmp_path: Path, encoding: str) -> None:
     (tmp_path / "a.txt").write_text("text")

@@ -84,7 +84,7 @@ def why_it_has_nul(content: bytes) -> str:
     """Why a file with NUL bytes is left out. ASCII text in UTF-16 has one in every other byte."""
     for begin, codec in ((1, "utf-16-le"), (0, "utf-16-be")):
         high, low = content[begin::2], content[1 - begin :: 2]
-        if high and high.count(0) > 0.7 * len(high) and low.count(0) == 0:
+        if len(content) > 3 and high.count(0) > 0.7 * len(high) and low.count(0) == 0:
             return f"NUL bytes, as UTF-16 without a byte order mark has them: if it is that, give --encoding {codec}"
     return "binary: it holds NUL bytes"
 

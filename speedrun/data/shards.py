@@ -41,7 +41,8 @@ def find_shards(folder: Path) -> tuple[list[Path], list[Path]]:
     if not training or not validation:
         raise ValueError(
             f"data.source {str(folder)!r} holds {len(training)} shards named *_train_*.bin and {len(validation)} named "
-            "*_val_*.bin, but training needs at least one of each: add or rename the missing ones."
+            "*_val_*.bin, but training needs at least one of each: add or rename the missing ones, or take the .bin "
+            "files away if it is a folder of text."
         )
     return training, validation
 
@@ -136,8 +137,8 @@ def _header(path: Path) -> tuple[int, int, int]:
         if head.lstrip()[:5].lower() in (b"<html", b"<!doc"):
             raise ValueError(f"Shard {path} is a web page, perhaps one that says why there is no file: fetch it again.")
         raise ValueError(
-            f"Shard {path} begins with {magic}, not with the magic number {MAGIC}: it is not a shard; if it is tokens "
-            f"without a header, as nanoGPT writes them: `{convert_command(path.parent)}`."
+            f"Shard {path} begins with {magic}, not with the magic number {MAGIC}: it is not a shard. If it is "
+            f"tokens without a header, as nanoGPT writes them, convert it: `{convert_command(path.parent)}`."
         )
     if version != FORMATS[magic][0]:
         raise ValueError(

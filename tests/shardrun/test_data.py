@@ -90,6 +90,26 @@ def test_inspect_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert code == 2 and out == "" and "c.bin" in error
 
 
+def test_inspect_a_folder_of_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.txt").write_bytes("fünf".encode("latin-1"))
+    (tmp_path / "b.txt").write_bytes("sechs".encode("utf-16"))
+    (tmp_path / "c.png").write_bytes(b"\x89PNG")
+    code, out, error = shardrun(capsys, "inspect", tmp_path)
+    assert code == 2 and out == "" and "a.txt is not UTF-8" in error and "--encoding" in error
+    code, out, _ = shardrun(capsys, "inspect", tmp_path, "--encoding", "latin-1")
+    assert code == 0 and out.splitlines() == [
+        f"{tmp_path}: a folder of text",
+        "  read 2 files: 2 documents, 10 bytes",
+        "  converted to UTF-8: 1 file in latin-1",
+        "  converted to UTF-8: 1 file in UTF-16",
+        "  left out c.png: a picture (PNG)",
+    ]
+    code, out, _ = shardrun(capsys, "inspect", tmp_path, "--encoding", "latin-1", "--json")
+    shown = json.loads(out)
+    assert shown["schema"] == 2 and shown["shards"] == []
+    assert shown["folders"][0]["left_out"] == {"a picture (PNG)": ["c.png"]}
+
+
 def shard(magic: int = 20240520, version: int = 1, count: int = 3, body: bytes = b"123456") -> bytes:
     return struct.pack("<3i", magic, version, count) + bytes(1012) + body
 

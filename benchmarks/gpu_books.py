@@ -26,6 +26,7 @@ from speedrun.books.shapes import scenario_of
 from speedrun.config import Config
 from speedrun.presets import PRESETS
 from speedrun.stages import number_of_steps, resolve_stages
+from strategies.errors import UserError
 from strategies.ledger.hardware import GIB
 from strategies.ledger.terms import MOMENTS
 
@@ -72,7 +73,7 @@ def replayed(strategy: str) -> dict[str, int]:
     stage = planned("gpt2", 8, "sdpa", MEASURED["versions"]["torch"])
     simulated = simulate_one(stage, strategy, 0, 1, "bf16")
     if simulated.replay is None:
-        raise ValueError(simulated.refused)
+        raise UserError(simulated.refused)
     return {moment: simulated.allocated[moment].allocated for moment in MOMENTS[1:]}
 
 
@@ -95,7 +96,7 @@ def apart(preset: str, strategy: str, device: str) -> dict[str, int]:
     books = scenario_of(stage.config, strategy, RANKS, precision)
     simulated = simulate_one(stage, strategy, 0, RANKS, precision)
     if simulated.replay is None:
-        raise ValueError(simulated.refused)
+        raise UserError(simulated.refused)
     return {
         "plan": sum(stage.forward_pass.predict_peak(books)[0].values()),
         "simulated": simulated.replay.peak_total,

@@ -40,6 +40,7 @@ from speedrun.data import Data, open_data
 from speedrun.model import parameter_shapes
 from speedrun.optim.precision import native_bf16
 from speedrun.presets import PRESETS
+from strategies.errors import UserError
 
 RATES = (0.002, 0.004, 0.008)
 """The sweep, in factors of two. The best one has to lie inside, or the sweep is extended."""
@@ -88,7 +89,7 @@ class Track:
         self.results |= {"machine": machine(threads), "parameters": self._parameters()}
         ours, theirs = self.results["parameters"]["tiny"], self.results["parameters"]["baseline"]
         if abs(ours - theirs) > 0.05 * theirs:
-            raise ValueError(f"tiny has {ours:,} parameters and the baseline {theirs:,}: more than 5 % apart.")
+            raise UserError(f"tiny has {ours:,} parameters and the baseline {theirs:,}: more than 5 % apart.")
 
     def take_sweep(self, other: Path) -> None:
         """The baseline's runs at each rate out of another results file."""

@@ -24,10 +24,11 @@ from speedrun.optim.policy import parameter_groups
 from speedrun.optim.schedule import forward_options
 from speedrun.run.command_line import parse
 from speedrun.run.ending import guarded
-from speedrun.stages import Stage, check_engine, resolve_stages
+from speedrun.stages import Stage, resolve_stages
 from speedrun.train import set_schedules
 from strategies import select
 from strategies.base import Strategy
+from strategies.errors import UserError
 from strategies.ledger.hardware import GPUS
 from strategies.select import Launch
 
@@ -43,7 +44,6 @@ def main() -> None:
     launch = select.launched()
     config = parse(trainer)[1]
     last = alone(config, resolve_stages(config, config.steps, launch.world_size)[-1], share)
-    check_engine(config, last.stage, launch.engine)
     loop = Loop(config, launch, last, select.start(launch))
     with loop.batches(last):
         loop.many(WARM_UP)
@@ -88,7 +88,7 @@ class Alone:
 def alone(config: Config, stage: Stage, share: int) -> Alone:
     """A stage of the run alone, its batch divided by `share`. Raises ValueError where the batch does not divide."""
     if stage.global_batch % share:
-        raise ValueError(f"a batch of {stage.global_batch} rows does not divide by {share}: choose another --share.")
+        raise UserError(f"a batch of {stage.global_batch} rows does not divide by {share}: choose another --share.")
     batch = stage.global_batch // share
     return Alone(dataclasses.replace(stage, first=0, last=config.steps, global_batch=batch), stage.first)
 

@@ -21,6 +21,7 @@ from speedrun.optim.policy import parameter_groups
 from speedrun.stages import Batches, cut_rows
 from strategies import select
 from strategies.base import Strategy
+from strategies.errors import UserError
 from strategies.ledger.activations import ActivationBook, measure_activations
 from strategies.ledger.memory import measure
 from strategies.ledger.terms import Scenario
@@ -43,7 +44,7 @@ def steps(wanted: int) -> int:
     """
     most = os.environ.get("SHARDRUN_LESSON_STEPS", "")
     if most and not (most.isdecimal() and int(most)):
-        raise ValueError(f"SHARDRUN_LESSON_STEPS is {most!r}; set it to a number of steps from 1 up, or not at all.")
+        raise UserError(f"SHARDRUN_LESSON_STEPS is {most!r}; set it to a number of steps from 1 up, or not at all.")
     return min(wanted, int(most)) if most else wanted
 
 
@@ -85,7 +86,7 @@ def cut(data: Data, world_size: int, accumulation: int = 1) -> Batches:
     """
     batches = cut_rows(data.global_batch, world_size, data.global_batch // (world_size * accumulation))
     if batches.accumulation != accumulation:
-        raise ValueError(
+        raise UserError(
             f"{data.global_batch} rows do not divide into {world_size} ranks times {accumulation} micro-batches; "
             "use 1, 2, 4 or 8 processes."
         )

@@ -9,6 +9,7 @@ import sys
 
 import speedrun
 from shardrun.help import add_parser
+from strategies.errors import UserError
 
 VERBS = {
     "plan": "predict memory, traffic and step time: what fits?",
@@ -50,7 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:  # whoever read our output, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the interpreter's last flush is quiet
         status = 0
-    except (ValueError, OSError) as error:  # OSError: a download, a disk
+    except (UserError, OSError) as error:  # OSError: a download, a disk
         print(f"shardrun: error: {error}", file=sys.stderr)
         status = 2
     sys.exit(status)

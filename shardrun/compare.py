@@ -20,8 +20,17 @@ from shardrun.launch import launch, shipped_config, shown, what_went_wrong
 from shardrun.tables import mib
 from speedrun.run.record import step_times
 from strategies import catalogue
+from strategies.errors import UserError
 from strategies.ledger import book
-from strategies.ledger.book import before_step, collective_name, fullest_rank, unexplained, verdict
+from strategies.ledger.book import (
+    before_step,
+    collective_name,
+    digits,
+    fullest_rank,
+    host_before_step,
+    unexplained,
+    verdict,
+)
 from strategies.ledger.terms import CATEGORIES
 
 AGREEMENT = 1e-3
@@ -44,9 +53,11 @@ class ComparedRun:
     val_loss: float
     step_ms: float
     memory: Entries
+    host: Entries
+    """The same rank's host memory, where its config file offloads."""
     activations: dict[str, int]
     """What autograd keeps after the last forward pass of a step: predicted, measured and remainder, in bytes."""
-    peak: dict[str, int]
+    peak: dict[str, int | None]
     """The most that is held in a forward or backward pass, likewise, all categories, activations and temporaries."""
     predicted_for: dict[str, Any]
     """The device, kernels, attention, precision and torch's version that the predictions are of."""
@@ -58,6 +69,10 @@ class ComparedRun:
     @property
     def total(self) -> int:
         return sum(entry["measured"] for entry in self.memory.values())
+
+    @property
+    def on_host(self) -> int:
+        return sum(entry["measured"] for entry in self.host.values())
 
     @property
     def sent(self) -> float:
@@ -99,7 +114,7 @@ def _run_all(arguments: argparse.Namespace) -> tuple[list[ComparedRun], bool]:
     for name in names:
         if name not in fitting:
             there_are = f"on {arguments.processes} ranks there are {', '.join(fitting)}"
-            raise ValueError(f"there is no strategy {name!r} to compare; {there_are}.")
+            raise UserError(f"there is no strategy {name!r} to compare; {there_are}.")
     together = Path(arguments.out) / f"compare-{time.strftime('%Y%m%d-%H%M%S')}"
     runs = []
     for number, name in enumerate(names, start=1):
@@ -119,7 +134,7 @@ def _run_all(arguments: argparse.Namespace) -> tuple[list[ComparedRun], bool]:
         started = time.perf_counter()
         status = launch(config, "speedrun.train", [*trainer, "--out", str(folder.parent), "--name", name], options, log)
         if status:
-            raise ValueError(f"{name} ended with status {status}: {what_went_wrong(log)} (all its output: {log}).")
+            raise UserError(f"{name} ended with status {status}: {what_went_wrong(log)} (all its output: {log}).")
         runs.append(read(name, folder))
         print(
             f"      final validation loss {runs[-1].val_loss:.4f}, {runs[-1].step_ms:.0f} ms a step, "
@@ -143,19 +158,13 @@ def read(strategy: str, folder: Path) -> ComparedRun:
         val_loss=lines[-1]["val_loss"],
         step_ms=statistics.median(step_times(lines)),
         memory=before_step(fullest),
+        host=host_before_step(fullest),
         activations=fullest["memory"].get("after forward", {}).get("activations", {}),
-        peak=_added(fullest["memory"].get("peak", {})),
+        peak=book.added(fullest["memory"].get("peak", {})),
         predicted_for=fullest["predicted for"],
         traffic=fullest["traffic"],
         remainders=unexplained(ranks),
     )
-
-
-def _added(entries: Entries) -> dict[str, int]:
-    """All categories together; nothing where there are none."""
-    return {
-        key: sum(entry[key] for entry in entries.values()) for key in ("predicted", "measured", "remainder") if entries
-    }
 
 
 def _check_agreement(runs: list[ComparedRun]) -> bool:
@@ -190,13 +199,15 @@ def _print_books(runs: list[ComparedRun], processes: int) -> None:
             made.add_column(Text(heading, colours.get(heading, "")), justify=justify, no_wrap=True)
         return made
 
+    offloads = any(run.on_host for run in runs)
     books = table(
         f"What the fullest of {processes} ranks holds just before a step, measured from its live tensors (MiB)",
-        ("strategy", *SHORT, "total", "val loss", "ms/step"),
+        ("strategy", *SHORT, "total", *(["host"] if offloads else []), "val loss", "ms/step"),
     )
     for run in runs:
         held = [run.memory[category]["measured"] for category in CATEGORIES]
-        books.add_row(run.strategy, *map(mib, held), mib(run.total), f"{run.val_loss:.4f}", f"{run.step_ms:.0f}")
+        sizes = [*held, run.total, *([run.on_host] if offloads else [])]
+        books.add_row(run.strategy, *map(mib, sizes), f"{run.val_loss:.4f}", f"{run.step_ms:.0f}")
     lines = table(
         "Double entry: bytes predicted from shapes alone, and measured",
         ("strategy", "what", "predicted", "measured", "remainder"),
@@ -205,16 +216,21 @@ def _print_books(runs: list[ComparedRun], processes: int) -> None:
         for category in CATEGORIES:
             entry = run.memory[category]
             if entry["predicted"] or entry["measured"]:
-                numbers = [f"{entry[key]:,}" for key in ("predicted", "measured", "remainder")]
+                numbers = [digits(entry[key]) for key in ("predicted", "measured", "remainder")]
                 lines.add_row(run.strategy, Text(category, COLOURS[category]), *numbers)
-        for what, entry in (("activations", run.activations), ("peak of the passes, all together", run.peak)):
+        for category, entry in run.host.items():
+            if entry["predicted"] or entry["measured"]:
+                numbers = [digits(entry[key]) for key in ("predicted", "measured", "remainder")]
+                lines.add_row("", Text(f"{category}, on the host", COLOURS[category]), *numbers)
+        others: dict[str, Any] = {"activations": run.activations, "peak of the passes, all together": run.peak}
+        for what, entry in others.items():
             if entry:
-                lines.add_row("", what, *(f"{entry[key]:,}" for key in ("predicted", "measured", "remainder")))
+                lines.add_row("", what, *(digits(entry[key]) for key in ("predicted", "measured", "remainder")))
         for line in run.traffic:
             lines.add_row(
                 "",
                 f"sent: {collective_name(line)}",
-                *(f"{line[key]:,}" for key in ("predicted", "measured", "remainder")),
+                *(digits(line[key]) for key in ("predicted", "measured", "remainder")),
             )
     console = Console(highlight=False)
     if not console.is_terminal:
@@ -223,6 +239,10 @@ def _print_books(runs: list[ComparedRun], processes: int) -> None:
     for settings in dict.fromkeys(map(_predicted_for, runs)):
         names = [run.strategy for run in runs if _predicted_for(run) == settings]
         print(textwrap.fill(f"{', '.join(names)}: predicted for {settings}", 98, subsequent_indent="  "))
+    for run in runs:
+        lines_of = [*run.memory.values(), *run.traffic]
+        for why in dict.fromkeys(line["why"] for line in lines_of if line["predicted"] is None):
+            print(f"{run.strategy}: {why}")
     print()
     console.print(books)
     print(
@@ -230,6 +250,8 @@ def _print_books(runs: list[ComparedRun], processes: int) -> None:
         "optimizer updates · gradients: just before the step · optimizer: AdamW's moments, Muon's momentum\n"
         "buffers: what an engine keeps allocated for communication.\n"
     )
+    if offloads:
+        print("host: what a config file offloads; it lies in host memory and is not in the total.\n")
     left = [f"{run.strategy}, {remainder}" for run in runs for remainder in run.remainders]
     print(textwrap.fill(verdict(left, processes), 98))
 

@@ -5,15 +5,17 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from shardrun.configs import Resolved, resolve_config
+from shardrun.configs import resolve_config
 from shardrun.launch import find_config
-from shardrun.plan.estimates import COLUMNS, Planned, fullest, kernels_line, planned
+from shardrun.plan.estimates import COLUMNS, Planned, fullest, host_memory, kernels_line, planned
 from shardrun.tables import wrapped
 from speedrun.books.forward_pass import compute_precision
 from speedrun.books.kernels import CPU, Kernels, installed_torch, kernels_on_gpu
 from speedrun.config import Config
 from speedrun.presets import PRESETS
+from speedrun.run.asked import honoured
 from strategies import catalogue
+from strategies.config_file import Asked
 from strategies.forecast.traffic import explain_volume, paper_volumes, predict_traffic
 from strategies.ledger.hardware import GPUS
 from strategies.ledger.terms import Scenario
@@ -36,18 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    config = PRESETS[arguments.preset][1]
     sides = [resolve_config(find_config(path)) for path in (arguments.a, arguments.b)]
-    found = [
-        fullest(
-            planned(config, arguments, side.world_size, side.engine, _kernels(side, config)),
-            side.strategy,
-            side.world_size,
-            side.precision,
-            side.engine,
-        )
-        for side in sides
-    ]
+    found = [_planned(side, arguments) for side in sides]
     if arguments.json:
         rows = [_as_dict(side, *each) for side, each in zip(sides, found, strict=True)]
         print(json.dumps({"schema": 1, "preset": arguments.preset, "sides": rows}))
@@ -57,7 +49,13 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _kernels(side: Resolved, config: Config) -> Kernels:
+def _planned(side: Asked, arguments: argparse.Namespace) -> tuple[Planned, Scenario, dict[str, int]]:
+    config = honoured(PRESETS[arguments.preset][1], side.asks, side.world_size)
+    stages = planned(config, arguments, side.world_size, _kernels(side, config))
+    return fullest(stages, side.strategy, side.world_size, side.precision, side.engine)
+
+
+def _kernels(side: Asked, config: Config) -> Kernels:
     """A GPU is taken for an H100."""
     if side.cpu:
         return CPU
@@ -66,12 +64,14 @@ def _kernels(side: Resolved, config: Config) -> Kernels:
 
 def _print(
     preset: str,
-    sides: Sequence[Resolved],
+    sides: Sequence[Asked],
     stages: Sequence[Planned],
     books: Sequence[Scenario],
     held: Sequence[dict[str, int]],
 ) -> None:
     a, b = (f"{side.strategy} ×{side.world_size} {side.precision}" for side in sides)
+    if a == b:  # the files differ in something else
+        a, b = ((side.path.stem if side.path else side.strategy)[:15] for side in sides)
     for rows in dict.fromkeys(map(str, stages)):
         print(f"{preset}, {rows}")
     for side, stage, book in zip(sides, stages, books, strict=True):
@@ -90,6 +90,10 @@ def _print(
         )
     before, after = (sum(side.values()) for side in held)
     print(f"{'total':<18}{before / MIB:>15,.1f}{after / MIB:>16,.1f}{(after - before) / MIB:>+10,.1f}")
+    before, after = (sum(host_memory(book).values()) for book in books)
+    if before or after:
+        row = f"{before / MIB:>15,.1f}{after / MIB:>16,.1f}{(after - before) / MIB:>+10,.1f}"
+        print(f"{'on the host':<18}{row}  offloaded: no GPU holds it")
     traffic = [predict_traffic(book) for book in books]
     sent = [sum(entry.ring_bytes for entry in entries) / MIB for entries in traffic]
     print(f"{'sent per step':<18}{sent[0]:>15,.1f}{sent[1]:>16,.1f}{sent[1] - sent[0]:>+10,.1f}  on a ring")
@@ -110,7 +114,7 @@ def _why(category: str, strategy: str, accumulation: int, held: int) -> str:
     return catalogue.books(strategy).words["waiting" if waiting else category]
 
 
-def _as_dict(side: Resolved, planned: Planned, books: Scenario, held: dict[str, int]) -> dict[str, Any]:
+def _as_dict(side: Asked, planned: Planned, books: Scenario, held: dict[str, int]) -> dict[str, Any]:
     entries = predict_traffic(books)
     return {
         "config": str(side.path),

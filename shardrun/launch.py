@@ -10,12 +10,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from strategies.errors import UserError
+
 
 def shipped_config(name: str) -> Path:
     """The path of a shipped accelerate config, for example 'cpu/zero2'. Raises ValueError for a name there is not."""
     path = _folder() / f"{name}.yaml"
     if not path.is_file():
-        raise ValueError(f"there is no accelerate config {name!r}; there are {', '.join(shipped_names())}.")
+        raise UserError(f"there is no accelerate config {name!r}; there are {', '.join(shipped_names())}.")
     return path
 
 

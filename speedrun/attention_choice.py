@@ -12,6 +12,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from strategies.errors import UserError
+
 Kind = Literal["sdpa", "flex", "varlen", "flash"]
 
 
@@ -69,9 +71,9 @@ def choose_attention(asked: str, where: Where, window: int, length: int) -> tupl
         for kind in KINDS:
             if asked == kind:
                 if hindrance := _hindrance(kind, where):
-                    raise ValueError(f"model.attention = {asked} cannot run: {hindrance}; use auto or sdpa")
+                    raise UserError(f"model.attention = {asked} cannot run: {hindrance}; use auto or sdpa")
                 return kind, "model.attention asks for it"
-        raise ValueError(f"model.attention = {asked} is none of auto, {', '.join(KINDS)}")
+        raise UserError(f"model.attention = {asked} is none of auto, {', '.join(KINDS)}")
     if where.device != "cuda":
         return "sdpa", f"on {where.device} the others have no kernel, or none for the backward pass"
     span = min(window or length, length)

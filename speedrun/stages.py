@@ -4,11 +4,11 @@ No torch in here: the trainer and the verbs that plan for it come to the same ro
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from speedrun.config import Config, StageConfig
+from strategies.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,12 @@ def cut_rows(global_batch: int, world_size: int, micro_batch: int = 0, name: str
     """
     if global_batch < 1 or global_batch % world_size:
         nearest = max(world_size, round(global_batch / world_size) * world_size)
-        raise ValueError(
+        raise UserError(
             f"{name}.global_batch {global_batch} does not divide over {world_size} ranks; use {nearest}, or another "
             "number of processes."
         )
     if micro_batch < 0:
-        raise ValueError(f"{name}.micro_batch is {micro_batch}, but must not be negative")
+        raise UserError(f"{name}.micro_batch is {micro_batch}, but must not be negative")
     rows = global_batch // world_size
     most = min(micro_batch or rows, rows)
     return Batches(rows, next(size for size in range(most, 0, -1) if rows % size == 0))
@@ -81,28 +81,6 @@ class Stage:
         return self.global_batch * self.sequence_length
 
 
-def check_engine(config: Config, stage: Stage, engine: Mapping[str, Any]) -> None:
-    """Raises ValueError where the accelerate config sets an accumulation or a clipping of its own that contradicts the
-    run's. engine: its settings.
-    """
-    batches, name = stage.batches, stage.name
-    asked = engine.get("gradient_accumulation_steps", 1)  # 1 is what accelerate says where the file says nothing
-    if asked not in (1, "auto", batches.accumulation):
-        possible = isinstance(asked, int) and asked > 0 and batches.rows % asked == 0
-        raise ValueError(
-            f"the accelerate config asks for gradient_accumulation_steps {asked}, but {name}.global_batch "
-            f"{stage.global_batch} over {stage.world_size} ranks in micro-batches of {batches.micro_batch} makes "
-            f"{batches.accumulation}; remove it"
-            + (f", or set {name}.micro_batch to {batches.rows // asked}." if possible else ".")
-        )
-    clip = engine.get("gradient_clipping", "auto")
-    if clip not in ("auto", config.optimizer.clip):
-        raise ValueError(
-            f"the accelerate config asks for gradient_clipping {clip}, but optimizer.clip is {config.optimizer.clip}; "
-            f"remove the one or pass --optimizer.clip {clip}."
-        )
-
-
 def validation_rows(config: Config, stages: Sequence[Stage]) -> int:
     """Rows of a validation's forward pass on one rank: no more tokens than a training pass of the run has at most, so
     that what there is room to train there is room to validate.
@@ -123,7 +101,7 @@ def resolve_stages(config: Config, steps: int, world_size: int = 1) -> list[Stag
     windows: list[tuple[int, int]] = []
     for i, (line, (first, last)) in enumerate(zip(table, itertools.pairwise(_bounds(table, steps)), strict=True)):
         if first == last:
-            raise ValueError(
+            raise UserError(
                 f"schedule.stages.{i} (until {line.until}) has no step in a run of {steps} steps: take more steps, or "
                 "stages out"
             )
@@ -159,7 +137,7 @@ def tokens_before(stages: Sequence[Stage], step: int) -> int:
 def number_of_steps(config: Config) -> int:
     """Steps until the step count or the token budget ends the run. Raises ValueError where that is none."""
     if config.steps < 1:
-        raise ValueError(f"steps = {config.steps}: a run has at least one step.")
+        raise UserError(f"steps = {config.steps}: a run has at least one step.")
     table = _table(config)
     per_step = [
         (stage.global_batch or config.data.global_batch) * (stage.sequence_length or config.data.sequence_length)
@@ -174,23 +152,23 @@ def number_of_steps(config: Config) -> int:
     for steps in range(config.steps, 0, -1):
         if budget is None or tokens(steps) <= budget:
             return steps
-    raise ValueError(f"steps {config.steps} and a token budget of {config.tokens} allow no step of {tokens(1)} tokens.")
+    raise UserError(f"steps {config.steps} and a token budget of {config.tokens} allow no step of {tokens(1)} tokens.")
 
 
 def _table(config: Config) -> Sequence[StageConfig]:
     stages = config.schedule.stages or (StageConfig(),)
     ends = [0.0, *(stage.until for stage in stages)]
     if ends[-1] != 1.0 or any(a >= b for a, b in itertools.pairwise(ends)):
-        raise ValueError(
+        raise UserError(
             f"schedule.stages end at {', '.join(map(str, ends[1:]))} of the run (until): they must rise from above 0 "
             "to 1"
         )
     for i, stage in enumerate(stages):
         for name in ("global_batch", "sequence_length", "micro_batch", "window_short", "window_long", "lr"):
             if getattr(stage, name) < 0:
-                raise ValueError(f"schedule.stages.{i}.{name} is {getattr(stage, name)}, but must not be negative")
+                raise UserError(f"schedule.stages.{i}.{name} is {getattr(stage, name)}, but must not be negative")
         if stage.window_long and not config.model.long_layers:
-            raise ValueError(
+            raise UserError(
                 f"schedule.stages.{i}.window_long = {stage.window_long} has no layer: name some in model.long_layers"
             )
     return stages

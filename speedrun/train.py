@@ -24,20 +24,25 @@ from speedrun.model.compiling import compile_blocks
 from speedrun.optim.policy import parameter_groups
 from speedrun.optim.precision import agreed
 from speedrun.optim.schedule import adamw_updates, forward_options, learning_rate_multiplier, muon_momentum
+from speedrun.run.asked import check_units, honoured
 from speedrun.run.checks import check
-from speedrun.run.command_line import parse
+from speedrun.run.command_line import options_said, parse
 from speedrun.run.context import Batch, Run
 from speedrun.run.ending import guarded
 from speedrun.stages import Stage
 from strategies import select
 from strategies.base import Strategy
+from strategies.loss_scale import unmoved
 from strategies.select import Launch
 
 
 def main() -> None:
     """Parse the command line and train."""
     preset, config = parse(sys.argv[1:])
-    train(preset, config, select.launched())
+    launch = select.launched()
+    check_units(launch.engine.get("wrap", ()), launch.config_file)
+    config = honoured(config, launch.asks, launch.world_size, options_said(sys.argv[1:]))
+    train(preset, config, launch)
 
 
 def train(preset: str, config: Config, launch: Launch) -> None:
@@ -124,11 +129,12 @@ def untimed_steps(strategy: Strategy, steps: int, passes: Callable[[], Tensor]) 
 
     They pay for what the first step of a process pays once: allocations, buckets, traces, compilation.
     """
-    for _ in range(steps):
-        for group in strategy.optimizer.param_groups:
-            group["lr"] = 0.0
-        passes()
-        strategy.step()
+    with unmoved(strategy.loss_scale):
+        for _ in range(steps):
+            for group in strategy.optimizer.param_groups:
+                group["lr"] = 0.0
+            passes()
+            strategy.step()
     strategy.optimizer.reset()
 
 

@@ -3,6 +3,7 @@
 import math
 
 from speedrun.config import GATE_CHANNELS, ModelConfig
+from strategies.errors import UserError
 
 
 def padded_vocabulary(config: ModelConfig) -> int:
@@ -36,48 +37,46 @@ def check_model(config: ModelConfig) -> None:
     check_attention(config)
     layers = config.layers
     if config.unet_skips and config.block_skip:
-        raise ValueError(
+        raise UserError(
             f"model.unet_skips and model.block_skip = {config.block_skip} both lead earlier blocks into later ones: "
             "choose one of them"
         )
     if config.unet_skips and layers < 3:
-        raise ValueError(
-            f"model.unet_skips joins blocks that have one between them: model.layers = {layers} is too few"
-        )
+        raise UserError(f"model.unet_skips joins blocks that have one between them: model.layers = {layers} is too few")
     if config.block_skip and not 0 <= config.block_skip[0] < config.block_skip[1] - 1 < layers - 1:
-        raise ValueError(
+        raise UserError(
             f"model.block_skip = {config.block_skip} must name a block and a later one, not the next, of the "
             f"model.layers = {layers} blocks (0 is the first)"
         )
     if not 0 <= config.backout < max(1, layers):
-        raise ValueError(
+        raise UserError(
             f"model.backout = {config.backout} must be a number of blocks below model.layers = {layers}, or 0 for none"
         )
     wrong = [layer for layer in config.value_embeddings if not 0 <= layer < layers]
     if wrong or len(set(config.value_embeddings)) < len(config.value_embeddings):
-        raise ValueError(
+        raise UserError(
             f"model.value_embeddings = {config.value_embeddings} must name blocks once each, of the model.layers = "
             f"{layers} blocks (0 is the first)"
         )
     for name, (_, rows) in ngram_tables(config).items():
         if rows == 1:  # row 0 is for what has no n-gram
-            raise ValueError(
+            raise UserError(
                 f"model.{name.removesuffix('s')}_rows = 1 leaves no row for any n-gram: use 2 or more, or 0 for none"
             )
     if config.ngram_width and not ngram_tables(config):
-        raise ValueError(
+        raise UserError(
             f"model.ngram_width = {config.ngram_width} is the width of tables that model.bigram_rows, trigram_rows and "
             "fourgram_rows = 0 leave out"
         )
     if config.untie_at and not config.tied_head:
-        raise ValueError(f"model.untie_at = {config.untie_at} unties a head that model.tied_head = False never tied")
+        raise UserError(f"model.untie_at = {config.untie_at} unties a head that model.tied_head = False never tied")
     if not 0 <= config.untie_at <= 1:
-        raise ValueError(f"model.untie_at = {config.untie_at} must be a share of the run, from 0 to 1")
+        raise UserError(f"model.untie_at = {config.untie_at} must be a share of the run, from 0 to 1")
     if config.softcap_form == "sigmoid" and not config.softcap:
-        raise ValueError("model.softcap_form = sigmoid needs a model.softcap above 0, such as 23")
+        raise UserError("model.softcap_form = sigmoid needs a model.softcap above 0, such as 23")
     for feature, on in (("smear", config.smear), ("value_embeddings", bool(config.value_embeddings))):
         if on and config.width < GATE_CHANNELS:
-            raise ValueError(
+            raise UserError(
                 f"model.{feature} has gates that read {GATE_CHANNELS} channels, but model.width = {config.width}"
             )
 
@@ -87,32 +86,32 @@ def check_attention(config: ModelConfig) -> None:
     for name in ("long_layers", "paired_head_layers"):
         for layer in getattr(config, name):
             if not 0 <= layer < config.layers:
-                raise ValueError(f"model.{name} names layer {layer}, but model.layers = {config.layers} has none such")
+                raise UserError(f"model.{name} names layer {layer}, but model.layers = {config.layers} has none such")
     for name in ("window_short", "window_long", "attention_scale"):
         if getattr(config, name) < 0:
-            raise ValueError(f"model.{name} = {getattr(config, name)} is negative; 0 switches it off")
+            raise UserError(f"model.{name} = {getattr(config, name)} is negative; 0 switches it off")
     if config.window_long and not config.long_layers:
-        raise ValueError(f"model.window_long = {config.window_long} has no layer: name some in model.long_layers")
+        raise UserError(f"model.window_long = {config.window_long} has no layer: name some in model.long_layers")
     if config.paired_head_layers and config.heads % 2:
-        raise ValueError(f"model.paired_head_layers needs an even number of heads, and model.heads = {config.heads}")
+        raise UserError(f"model.paired_head_layers needs an even number of heads, and model.heads = {config.heads}")
     if config.partial_key_offset:
         if config.positions != "half_rope":
-            raise ValueError(
+            raise UserError(
                 "model.partial_key_offset shifts the channels that carry no position, which only model.positions = "
                 f"half_rope has, not {config.positions}"
             )
         if not config.long_layers:
-            raise ValueError("model.partial_key_offset acts on model.long_layers, which names none")
+            raise UserError("model.partial_key_offset acts on model.long_layers, which names none")
         if both := set(config.long_layers) & set(config.paired_head_layers):
-            raise ValueError(
+            raise UserError(
                 f"model.partial_key_offset acts on model.long_layers, and layer {min(both)} of them is in "
                 "model.paired_head_layers too, where the position before is the same token: take it out of one"
             )
     if config.attention_gate and config.width < GATE_CHANNELS:
-        raise ValueError(
+        raise UserError(
             f"model.attention_gate reads {GATE_CHANNELS} channels, and model.width = {config.width} has fewer"
         )
     if config.yarn and config.positions == "learned":
-        raise ValueError("model.yarn changes RoPE's frequencies, and model.positions = learned has none")
+        raise UserError("model.yarn changes RoPE's frequencies, and model.positions = learned has none")
     if config.yarn and not config.window_long:
-        raise ValueError("model.yarn follows the long window, and model.window_long = 0 is none")
+        raise UserError("model.yarn follows the long window, and model.window_long = 0 is none")

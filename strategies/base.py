@@ -19,10 +19,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from strategies.loss_scale import DynamicLossScale, LossScale
 from strategies.mesh import Place
 from strategies.optimizer import IntervalOptimizer, Recipe
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "fp16"]
+
+COMPUTE_DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Of matrix products."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,9 @@ class Settings:
     place: Place
     precision: Precision
     engine: dict[str, Any]
-    """The engine's own settings, as accelerate's plugins parsed them from the config file."""
+    """The engine's own settings, as the strategy's config.py reads them out of the config file."""
+    config: str = "the accelerate config"
+    """The file's name, for sentences."""
 
 
 class Strategy(Protocol):
@@ -42,14 +48,16 @@ class Strategy(Protocol):
     optimizer: IntervalOptimizer
     axes: Mapping[str, str]
     """Name of a process group → the axis of the mesh that it lies along; the groups of all ranks left out."""
+    loss_scale: LossScale | None
+    """In fp16, once prepared; None in any other precision."""
 
     @property
     def model(self) -> nn.Module:
         """Call it like the plain model, inside `micro_batch` or `evaluation`."""
 
     def prepare(self, model: nn.Module, recipe: Recipe, clip: float, accumulation: int) -> None:
-        """Spread the model (equal on all ranks, in float32) and bind its optimizer. Once. In bf16 too the weights that
-        the optimizer updates are these float32 values, to the bit.
+        """Spread the model (equal on all ranks, in float32) and bind its optimizer. Once. In bf16 and fp16
+        too the weights that the optimizer updates are these float32 values, to the bit.
 
         clip: the global L2 norm above which gradients are scaled down, 0 for never; accumulation: micro-batches per
         step.
@@ -63,7 +71,8 @@ class Strategy(Protocol):
         before the last one where the strategy allows it."""
 
     def backward(self, loss: Tensor) -> None:
-        """Backward pass of a micro-batch's mean loss; divides by the number of micro-batches, once."""
+        """Backward pass of a micro-batch's mean loss; divides by the number of micro-batches, once, and in fp16
+        multiplies by the loss scale."""
 
     def step(self, update: bool = True) -> float:
         """Reduce what is not reduced yet, clip by the true global norm, update, clear gradients. Returns that norm,
@@ -71,6 +80,8 @@ class Strategy(Protocol):
 
         Where update is False, or the norm is not finite, on all ranks alike, the step is left out: weights and
         optimizer state stay to the bit what they were. DeepSpeed then says that the norm is inf, whatever it was.
+        In fp16 gradients are divided by the loss scale before anything is made of them, the norm too, and a norm that
+        is not finite is an overflow, after which the scale falls. A step with update False leaves the scale alone.
         """
 
     def publish_weights(self) -> None:
@@ -83,6 +94,10 @@ class Strategy(Protocol):
     def held(self) -> dict[str, list[Tensor]]:
         """The tensors that this rank holds now, by category: live objects, found by looking, not by calculation."""
 
+    def offloaded(self) -> dict[str, list[Tensor]]:
+        """Those of `held` that belong in host memory, because the config file offloads them. Where the device is the
+        CPU all of them lie there, and this alone tells the two apart."""
+
 
 class TorchEngine:
     """What the strategies on torch's own engines have in common: the optimizer's weights are the model's own, and the
@@ -94,15 +109,25 @@ class TorchEngine:
 
     def __init__(self, settings: Settings):
         self.settings = settings
+        self.loss_scale: LossScale | None = DynamicLossScale() if settings.precision == "fp16" else None
 
     def set_accumulation(self, accumulation: int) -> None:
         self.accumulation = accumulation
 
     def backward(self, loss: Tensor) -> None:
-        (loss / self.accumulation).backward()
+        loss = loss / self.accumulation
+        (loss * self.loss_scale.value if self.loss_scale else loss).backward()
+
+    def unscale(self, gradients: list[Tensor]) -> None:
+        """Divide them by the loss scale, in place: exact, since that is a power of 2. An inf stays one."""
+        if self.loss_scale and gradients:
+            torch._foreach_mul_(gradients, 1 / self.loss_scale.value)
 
     def publish_weights(self) -> None:
         pass  # there are no copies
+
+    def offloaded(self) -> dict[str, list[Tensor]]:
+        return {}
 
     @contextmanager
     def evaluation(self) -> Iterator[None]:
@@ -111,8 +136,9 @@ class TorchEngine:
 
 
 def autocast(settings: Settings) -> AbstractContextManager[None]:
-    """bf16 as torch does it for float32 parameters: matrix products in bf16, weights and gradients in float32."""
-    return torch.autocast(settings.place.device.type, torch.bfloat16, enabled=settings.precision == "bf16")
+    """16 bits as torch does it for float32 parameters: products in bf16 or fp16, weights and gradients in float32."""
+    dtype = COMPUTE_DTYPES[settings.precision]
+    return torch.autocast(settings.place.device.type, dtype, enabled=dtype != torch.float32)
 
 
 def global_norm(spoken_for: list[Tensor], place: Place) -> Tensor:
@@ -121,7 +147,8 @@ def global_norm(spoken_for: list[Tensor], place: Place) -> Tensor:
     spoken_for: the parts that this rank holds and speaks for (`strategies.layout.speaks`): of equal copies one counts.
     A norm over the local part alone would differ from rank to rank, and each would clip by its own factor.
     """
-    square = nn.utils.get_total_norm(spoken_for) ** 2 if spoken_for else torch.zeros((), device=place.device)
+    square = nn.utils.get_total_norm(spoken_for) ** 2 if spoken_for else torch.zeros(())
+    square = square.to(place.device)  # gradients may lie in host memory, which NCCL does not send
     if place.world_size > 1:
         dist.all_reduce(square, group=place.group)
     return square.sqrt()
@@ -130,17 +157,25 @@ def global_norm(spoken_for: list[Tensor], place: Place) -> Tensor:
 def clip_gradients(gradients: list[Tensor], norm: Tensor, clip: float) -> None:
     """Scale gradients in place by clip / norm where norm exceeds clip (0: never); torch's and DeepSpeed's formula."""
     if clip and gradients:
-        torch._foreach_mul_(gradients, (clip / (norm + 1e-6)).clamp(max=1.0))
+        torch._foreach_mul_(gradients, (clip / (norm + 1e-6)).clamp(max=1.0).to(gradients[0].device))
 
 
 def clip_and_step(
-    optimizer: IntervalOptimizer, gradients: list[Tensor], norm: Tensor, clip: float, update: bool
+    optimizer: IntervalOptimizer,
+    gradients: list[Tensor],
+    norm: Tensor,
+    clip: float,
+    update: bool,
+    loss_scale: LossScale | None,
 ) -> float:
-    """The end of a step, once gradients are reduced: clip, update, clear. Returns the norm.
+    """The end of a step, once gradients are reduced and unscaled: clip, update, clear. Returns the norm.
 
-    Where update is False or the norm is not finite, gradients are only cleared.
+    norm: of all ranks, and so they all do the same. Where update is False or the norm is not finite, gradients are only
+    cleared.
     """
     value = norm.item()
+    if update and loss_scale:
+        loss_scale.update(overflow=not math.isfinite(value))
     if update and math.isfinite(value):
         clip_gradients(gradients, norm, clip)
         optimizer.step()

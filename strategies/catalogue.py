@@ -10,14 +10,13 @@ A strategy is a folder, which tells its whole story:
 A new one is a folder, a line here, and a config in accelerate_configs/.
 """
 
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from strategies.config_values import short
+from strategies.errors import UserError
 from strategies.ledger.terms import StrategyBooks
 
 if TYPE_CHECKING:
@@ -56,6 +55,13 @@ def engine(name: str, settings: "Settings") -> "Strategy":
     return _part(name, "engine").engine(name, settings)  # type: ignore[no-any-return]
 
 
+def look_here(name: str, cpu: bool) -> None:
+    """Whether this machine has what the strategy's engine needs, before a process group starts. Raises ValueError."""
+    look = getattr(_part(name, "config"), "look_here", None)
+    if look is not None:
+        look(cpu)
+
+
 def fake(name: str) -> AbstractContextManager[None]:
     """Around a run of the engine on tensors without data: patches of what asks for data."""
     if find_spec(f"{_folder(name)}.fake") is None:
@@ -68,12 +74,9 @@ def configs() -> list[ModuleType]:
     return [import_module(f"{folder}.config") for folder in dict.fromkeys(reversed(FOLDERS.values()))]
 
 
-def no_such_type(shown: object, config: Mapping[str, Any]) -> str:
-    """The sentence about a config's distributed_type that no strategy claims. shown: the config's name."""
-    kind = short(config.get("distributed_type", "NO"))
-    known = dict.fromkeys(folder.DISTRIBUTED_TYPE for folder in reversed(configs()))
-    hint = " (on CPU too: MULTI_GPU with use_cpu: true)" if kind == "MULTI_CPU" else ""
-    return f"{shown}: distributed_type {kind} is not supported; write one of {', '.join(known)}{hint}."
+def distributed_types() -> tuple[str, ...]:
+    """Every distributed_type that a strategy is started by, in the order of tables."""
+    return tuple(dict.fromkeys(folder.DISTRIBUTED_TYPE for folder in reversed(configs())))
 
 
 def _part(name: str, part: str) -> ModuleType:
@@ -82,5 +85,5 @@ def _part(name: str, part: str) -> ModuleType:
 
 def _folder(name: str) -> str:
     if name not in FOLDERS:
-        raise ValueError(f"there is no strategy {name!r}; there are {', '.join(FOLDERS)}.")
+        raise UserError(f"there is no strategy {name!r}; there are {', '.join(FOLDERS)}.")
     return FOLDERS[name]

@@ -13,6 +13,7 @@ bytes.
 """
 
 import math
+from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -74,25 +75,38 @@ def equal_cuts(shape: Shape, world_size: int) -> Intervals:
     return tuple(Interval(min(rank * part, numel), min((rank + 1) * part, numel)) for rank in range(world_size))
 
 
-def flat_partition_size(numels: list[int], world_size: int) -> int:
+def flat_starts(numels: Sequence[int], align: int = 1) -> list[int]:
+    """ZeRO-1/2: where each parameter of a group begins in its flat buffer; last of all where the buffer's filled part
+    ends. align: every parameter begins at a multiple of so many elements (DeepSpeed's parameter_alignment).
+    """
+    starts = [0]
+    for index, numel in enumerate(numels):
+        end = starts[-1] + numel
+        starts.append(end if index == len(numels) - 1 else math.ceil(end / align) * align)
+    return starts
+
+
+def flat_partition_size(numels: Sequence[int], world_size: int, align: int = 1) -> int:
     """ZeRO-1/2: elements of one rank's slice of a group's flat buffer, padding included.
 
     DeepSpeed pads the buffer to a multiple of 2 · world_size, so that every slice starts on 4 bytes in 16-bit dtypes.
+    align: as in `flat_starts`.
     """
-    alignment = 2 * world_size
-    return math.ceil(sum(numels) / alignment) * alignment // world_size
+    multiple = 2 * world_size
+    return math.ceil(flat_starts(numels, align)[-1] / multiple) * multiple // world_size
 
 
-def flat_partition(shapes: dict[str, Shape], world_size: int) -> dict[str, Intervals]:
-    """ZeRO-1/2: the parameters of one group end to end in a flat buffer, the buffer cut into equal slices."""
-    part = flat_partition_size([math.prod(shape) for shape in shapes.values()], world_size)
+def flat_partition(shapes: dict[str, Shape], world_size: int, align: int = 1) -> dict[str, Intervals]:
+    """ZeRO-1/2: the parameters of one group end to end in a flat buffer, the buffer cut into equal slices.
+
+    align: as in `flat_starts`.
+    """
+    numels = [math.prod(shape) for shape in shapes.values()]
+    part = flat_partition_size(numels, world_size, align)
     intervals = {}
-    offset = 0
-    for name, shape in shapes.items():
-        numel = math.prod(shape)
+    for name, numel, offset in zip(shapes, numels, flat_starts(numels, align), strict=False):
         cuts = [EMPTY] * world_size
         for rank in range(offset // part, (offset + numel - 1) // part + 1):
             cuts[rank] = Interval(max(rank * part - offset, 0), min((rank + 1) * part - offset, numel))
         intervals[name] = tuple(cuts)
-        offset += numel
     return intervals

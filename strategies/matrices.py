@@ -8,6 +8,9 @@ matrix has one *owner* rank, on which it comes together, is transformed once, an
     replicated (DDP)       gradients: reduce-scatter to the owners in place of DDP's all-reduce
                            updates:   transform on the owner, all-gather back
 
+Pieces may lie in host memory (a strategy that offloads). What is sent and what is transformed lies on the rank's
+device: NCCL moves nothing else, and products are quick there. Pieces go there and updates come back, copied once each.
+
 Matrices go in rounds (strategies/owners.py): few messages for small matrices, and buffers that stay bounded by a round,
 25 MiB or a matrix per owner. Payload per rank for M elements of matrices on W ranks: at most 2·M/W sharded;
 replicated, the all-reduce's own wire bytes, since an all-reduce on a ring *is* a reduce-scatter and an all-gather.
@@ -44,10 +47,13 @@ def stacks(matrices: Iterable[Matrix]) -> Iterator[list[Matrix]]:
             yield alike[first : first + count]
 
 
-def transform_local(matrices: Iterable[Matrix], local: dict[str, Tensor], transform: Transform, apply: Apply) -> None:
+def transform_local(
+    matrices: Iterable[Matrix], local: dict[str, Tensor], transform: Transform, apply: Apply, place: Place
+) -> None:
     """Matrices that lie whole on this rank: stack, transform, hand back."""
     for stack in stacks(matrices):
-        whole = transform(torch.stack([local[matrix.name].view(matrix.shape) for matrix in stack]), stack)
+        whole = torch.stack([local[matrix.name].view(matrix.shape) for matrix in stack])
+        whole = transform(whole.to(place.device), stack)
         for matrix, update in zip(stack, whole, strict=True):
             apply(matrix.name, update.reshape(-1))
 
@@ -61,7 +67,7 @@ def transform_sharded(
     part. Collective: all ranks call it with the same matrices.
     """
     rank, ranks = place.rank, range(place.world_size)
-    transform_local((m for m in matrices if m.in_one_piece and m.owner == rank), local, transform, apply)
+    transform_local((m for m in matrices if m.in_one_piece and m.owner == rank), local, transform, apply, place)
     for turn in rounds((m for m in matrices if not m.in_one_piece), place.world_size):
         mine = turn[rank]
         # In: to every owner my pieces of its matrices, from every rank its pieces of mine. My own pieces stay here.
@@ -75,7 +81,7 @@ def transform_sharded(
             for matrix, part in zip(mine, parts, strict=True):
                 whole[matrix.name][matrix.held[of].start : matrix.held[of].stop] = part
         updates: dict[str, Tensor] = {}
-        transform_local(mine, whole, transform, updates.__setitem__)
+        transform_local(mine, whole, transform, updates.__setitem__, place)
         for matrix in mine:
             if matrix.held[rank].numel:
                 apply(matrix.name, updates[matrix.name][matrix.held[rank].start : matrix.held[rank].stop])
@@ -107,7 +113,7 @@ def transform_replicated(
 ) -> None:
     """DDP: every owner transforms its matrices; every rank gets every update, whole. Collective."""
     updates: dict[str, Tensor] = {}
-    transform_local((m for m in matrices if m.owner == place.rank), local, transform, updates.__setitem__)
+    transform_local((m for m in matrices if m.owner == place.rank), local, transform, updates.__setitem__, place)
     for turn in rounds(matrices, place.world_size):
         mine = _flat([updates.pop(m.name) for m in turn[place.rank]], place)
         sizes = [sum(m.numel for m in theirs) for theirs in turn]
@@ -131,10 +137,11 @@ def transform_replicated(
 
 
 def _flat(tensors: list[Tensor], place: Place) -> Tensor:
-    """Tensors end to end; a single one as it is, without a copy."""
+    """Tensors end to end, on the rank's device; a single one that lies there as it is, without a copy."""
     if not tensors:
         return torch.empty(0, device=place.device)
-    return tensors[0].reshape(-1) if len(tensors) == 1 else torch.cat([tensor.reshape(-1) for tensor in tensors])
+    flat = tensors[0].reshape(-1) if len(tensors) == 1 else torch.cat([tensor.reshape(-1) for tensor in tensors])
+    return flat.to(place.device)
 
 
 def _by_name(matrices: list[Matrix], flat: Tensor) -> dict[str, Tensor]:

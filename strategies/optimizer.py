@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from strategies import matrices
+from strategies.errors import UserError
 from strategies.layout import Intervals, Shape, speaks
 from strategies.mesh import Place
 from strategies.owners import Matrix, assign_owners
@@ -94,7 +95,7 @@ class IntervalOptimizer(torch.optim.Optimizer):
         named = [name for group in recipe for name in group.parameters]
         if sorted(named) != sorted(parameters):
             wrong = sorted(set(parameters) ^ set(named)) or [name for name in named if named.count(name) > 1]
-            raise ValueError(f"The optimizer's recipe must name every parameter once; look at {wrong[0]!r}.")
+            raise UserError(f"The optimizer's recipe must name every parameter once; look at {wrong[0]!r}.")
         self.slices: dict[int, list[Slice]] = {}
         self.rules = {name: group.rule for group in recipe for name in group.parameters}
         self.observe: Callable[[str, dict[str, Tensor]], None] | None = None
@@ -199,10 +200,10 @@ class IntervalOptimizer(torch.optim.Optimizer):
         self.state[holder] = {buffer: torch.zeros_like(local(holder)) for buffer in rule.buffers}
         if numel := sum(max(piece.shape) for piece in self._owned(holder)):
             self.state[holder] |= {
-                buffer: torch.zeros(numel, device=self.place.device) for buffer in rule.matrix_buffers
+                buffer: torch.zeros(numel, device=local(holder).device) for buffer in rule.matrix_buffers
             }
         if not rule.whole_matrix:
-            self.state[holder]["step"] = torch.zeros((), device=self.place.device)
+            self.state[holder]["step"] = torch.zeros((), device=local(holder).device)
 
     def _step_elements(self, holders: list[Tensor], group: dict[str, Any]) -> None:
         held = [holder for holder in holders if self.state.get(holder)]
@@ -225,15 +226,23 @@ class IntervalOptimizer(torch.optim.Optimizer):
         whole = [Matrix(piece.name, piece.shape, piece.state, self.owners[piece.name]) for piece in pieces.values()]
         replicated = any(piece.replicated for piece in pieces.values())
         exchange = matrices.transform_replicated if replicated else matrices.transform_sharded
-        exchange(
-            whole,
-            {name: held.get(name, nothing) for name in pieces},
-            lambda stack, which: rule.transform(
-                stack, group, [self.matrix_state(pieces[m.name]) for m in which] if rule.matrix_buffers else []
-            ),
-            lambda name, update: rule.apply(self.weight(pieces[name]), update, group),
-            self.place,
-        )
+
+        def transform(stack: Tensor, which: list[Matrix]) -> Tensor:
+            states = [self.matrix_state(pieces[m.name]) for m in which] if rule.matrix_buffers else []
+            # Of states in host memory the rule gets copies, which are written back.
+            here = [{buffer: tensor.to(stack.device) for buffer, tensor in state.items()} for state in states]
+            result = rule.transform(stack, group, here)
+            for state, new in zip(states, here, strict=True):
+                for buffer in state:
+                    if new[buffer] is not state[buffer]:
+                        state[buffer].copy_(new[buffer])
+            return result
+
+        def apply(name: str, update: Tensor) -> None:
+            weight = self.weight(pieces[name])
+            rule.apply(weight, update.to(weight.device), group)
+
+        exchange(whole, {name: held.get(name, nothing) for name in pieces}, transform, apply, self.place)
 
     @torch.no_grad()
     def reset(self) -> None:
@@ -278,7 +287,7 @@ class IntervalOptimizer(torch.optim.Optimizer):
             for buffer in self.rules[piece.name].matrix_buffers:
                 vector = torch.zeros(max(piece.shape), device=self.place.device)
                 if self.owners[piece.name] == self.place.rank and self.state.get(piece.holder):
-                    vector += self.matrix_state(piece)[buffer]
+                    vector.copy_(self.matrix_state(piece)[buffer])
                 if self.place.world_size > 1:
                     dist.all_reduce(vector, group=self.place.group)  # zeros but on the owner
                 result[piece.name][buffer] = vector
@@ -295,12 +304,13 @@ def local(tensor: Tensor) -> Tensor:
 def gather(local: Tensor, shape: Shape, intervals: Intervals, place: Place) -> Tensor:
     """The whole tensor on every rank, out of the part that each one holds. Collective unless all ranks hold all.
 
-    local: this rank's elements, flat. Returns a new tensor of `shape`. Parts are equal copies, or do not overlap.
+    local: this rank's elements, flat, on its device or in host memory. Returns a new tensor of `shape`, on the device.
+    Parts are equal copies, or do not overlap.
     """
     numel, here = math.prod(shape), intervals[place.rank]
     if here.numel == numel and all(other == here for other in intervals):
-        return local.clone().view(shape)
-    whole = torch.zeros(numel, dtype=local.dtype, device=local.device)
+        return local.to(place.device, copy=True).view(shape)
+    whole = torch.zeros(numel, dtype=local.dtype, device=place.device)
     if speaks(intervals, place.rank):
         whole[here.start : here.stop] = local
     dist.all_reduce(whole, group=place.group)  # every element is non-zero on one rank at most, so the sum is exact

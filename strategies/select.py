@@ -1,7 +1,8 @@
 """From what `accelerate launch` asked for to a Strategy, refusing to run as anything else.
 
-Accelerate reads the config file, starts the processes and exports what it resolved as environment variables; its
-plugins parse those. We then call the engines directly, because on CPU accelerate's own path falls back without a word
+Accelerate reads the config file, starts the processes and exports what it resolved. What it was asked for we read
+ourselves (strategies/config_file.py): the same file, its command line, and the environment. We then call the engines
+directly, because on CPU accelerate's own path falls back without a word
 to plain DDP or even to processes that each train alone, and a fallback looks like success. So everything that was
 asked for is checked here against what is there.
 """
@@ -9,6 +10,7 @@ asked for is checked here against what is there.
 import os
 import sys
 from argparse import Namespace
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -16,15 +18,30 @@ from typing import Any
 
 import torch
 
-from strategies import catalogue
+from strategies import catalogue, config_file
 from strategies.base import Precision, Settings, Strategy
-from strategies.config_values import flag
+from strategies.config_file import Asked
+from strategies.config_keys import COMMAND_LINE, DYNAMO, ENVIRONMENT, FOREIGN, MPIRUN, PARALLELISM, TOP, Said
+from strategies.config_values import ConfigError, flag
 from strategies.mesh import Place
 
 CPU_CONFIGS = Path(__file__).parent.parent / "accelerate_configs/cpu"
 
 COLLECTIVE_TIMEOUT = 600.0
 """Seconds after which a collective that a rank never joins ends with an error."""
+
+
+ALL_KEYS = (
+    {key for folder in catalogue.configs() for key in folder.KEYS}
+    | set(DYNAMO)
+    | set(PARALLELISM)
+    | set(MPIRUN)
+    | set(TOP)
+)
+"""That the command line may say too."""
+
+OTHERS = tuple(section.removesuffix("config") for section in FOREIGN)
+"""What options for launches of other kinds begin with."""
 
 
 @dataclass(frozen=True)
@@ -42,46 +59,134 @@ class Launch:
     config_file: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
     """The accelerate config file as written, for the run's record."""
+    asks: dict[str, Said] = field(default_factory=dict)
+    """What it asks of the trainer: see strategies.config_file.Asked."""
 
 
 def launched() -> Launch:
     """Read and check what this process was launched as. Starts nothing.
 
-    Raises ValueError, in one sentence, for everything that this machine or this project cannot do as asked.
+    Raises ConfigError, in one sentence, for everything that this machine or this project cannot do as asked.
     """
-    command = _launch_command()
-    config_file = command.config_file if command else None
-    config = _read_config(config_file)
-    shown = config_file or "the accelerate config"
-    environ = os.environ
+    command, environ = _launch_command(), os.environ
+    file = command.config_file if command else None
+    path = Path(file) if file and os.path.isfile(file) else None
     world_size = int(environ.get("WORLD_SIZE", 1))
     local_world_size = int(environ.get("LOCAL_WORLD_SIZE", world_size))
-    asked = int((command and command.num_processes) or config.get("num_processes") or world_size)
-    if str(config.get("distributed_type")) == "MULTI_CPU":
-        raise ValueError(
-            f"{shown}: distributed_type MULTI_CPU starts a single process under accelerate launch; "
-            "write MULTI_GPU with use_cpu: true, as accelerate_configs/cpu/ddp.yaml does."
+    beside = said_beside(path, command, environ)
+    found = config_file.asked(path, beside, ranks=world_size)
+    shown = file or "the accelerate config"
+    if found.world_size != world_size and "use_cpu" in beside:
+        raise ConfigError(
+            f"{shown}: accelerate launch --cpu starts one process, and {found.world_size} were asked for; leave out "
+            "--cpu (a config for CPUs has use_cpu: true), or add --num_processes 1."
         )
-    if asked != world_size:
-        raise ValueError(
-            f"{shown}: {asked} processes were asked for but {world_size} started "
-            f"(distributed_type {config.get('distributed_type', 'NO')}); "
+    if found.world_size != world_size:
+        raise ConfigError(
+            f"{shown}: {found.world_size} processes were asked for but {world_size} started "
+            f"({beside.get('distributed_type', 'see its distributed_type')}); "
             "use accelerate_configs/ddp.yaml, fsdp.yaml or a zero*.yaml for more than one."
         )
-    cpu = _on_cpu(shown, bool(config.get("use_cpu") or (command and command.cpu)), config, local_world_size)
-    strategy, engine = _strategy_and_engine(shown, cpu, config)
+    cpu = _on_cpu(shown, found, path is not None, local_world_size)
+    catalogue.look_here(found.strategy, cpu)
+    if found.precision == "fp16" and cpu and not found.cpu:
+        found = config_file.asked(path, {**beside, "use_cpu": Said("use_cpu", True, "this machine")}, ranks=world_size)
     return Launch(
-        strategy=strategy,
+        strategy=found.strategy,
         rank=int(environ.get("RANK", 0)),
         local_rank=int(environ.get("LOCAL_RANK", 0)),
         world_size=world_size,
         local_world_size=local_world_size,
-        precision=_precision(shown, engine),
+        precision=found.precision,  # type: ignore[arg-type]
         cpu=cpu,
-        engine=engine,
-        config_file=config_file,
-        config=config,
+        engine=found.engine,
+        config_file=file,
+        config=config_file.read_mapping(path) if path else {},
+        asks=found.asks,
     )
+
+
+FLAGS = {
+    "use_deepspeed": "DEEPSPEED",
+    "use_fsdp": "FSDP",
+    "use_megatron_lm": "MEGATRON_LM",
+    "tpu": "XLA",
+    "multi_gpu": "MULTI_GPU",
+}
+"""Option of accelerate launch → the distributed_type that it stands for."""
+
+EXPORTED: dict[str, tuple[str, str] | dict[str, tuple[str, str]]] = {
+    "ACCELERATE_MIXED_PRECISION": ("mixed_precision", "no"),
+    "ACCELERATE_DYNAMO_BACKEND": ("dynamo_backend", "NO"),
+    "ACCELERATE_USE_FSDP": {
+        "FSDP_VERSION": ("fsdp_version", "1"),
+        "FSDP_SHARDING_STRATEGY": ("fsdp_sharding_strategy", "FULL_SHARD"),
+        "FSDP_RESHARD_AFTER_FORWARD": ("fsdp_reshard_after_forward", "true"),
+        "FSDP_OFFLOAD_PARAMS": ("fsdp_offload_params", "false"),
+        "FSDP_AUTO_WRAP_POLICY": ("fsdp_auto_wrap_policy", "NO_WRAP"),
+        "FSDP_TRANSFORMER_CLS_TO_WRAP": ("fsdp_transformer_layer_cls_to_wrap", ""),
+        "FSDP_FORWARD_PREFETCH": ("fsdp_forward_prefetch", "false"),
+        "FSDP_ACTIVATION_CHECKPOINTING": ("fsdp_activation_checkpointing", "false"),
+        "FSDP_ACTIVATION_CHECKPOINTING_OFFLOAD": ("fsdp_activation_checkpointing_offload", "false"),
+        "FSDP_IGNORED_MODULES": ("fsdp_ignored_modules", ""),
+    },
+    "ACCELERATE_USE_PARALLELISM_CONFIG": {
+        f"PARALLELISM_CONFIG_{axis}_SIZE": (f"parallelism_config_{axis.lower()}_size", "1")
+        for axis in ("DP_REPLICATE", "DP_SHARD", "TP", "CP", "SP")
+    },
+    "ACCELERATE_USE_DEEPSPEED": {
+        "ACCELERATE_DEEPSPEED_ZERO_STAGE": ("zero_stage", ""),
+        "ACCELERATE_DEEPSPEED_CONFIG_FILE": ("deepspeed_config_file", ""),
+        "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": ("offload_optimizer_device", "none"),
+        "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": ("offload_param_device", "none"),
+        "ACCELERATE_GRADIENT_CLIPPING": ("gradient_clipping", "auto"),
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("gradient_accumulation_steps", "auto"),
+        "ACCELERATE_DEEPSPEED_MOE_LAYER_CLS_NAMES": ("deepspeed_moe_layer_cls_names", ""),
+    },
+}
+"""Variable that accelerate exports → the key that it stands for, and what it exports where nobody said anything; or the
+switch of several such.
+"""
+
+
+def said_beside(path: Path | None, command: Namespace | None, environ: Mapping[str, str]) -> dict[str, Said]:
+    """What accelerate's command line says, and the environment where neither that nor the file does.
+
+    The launcher exports what it read, so the environment repeats the file; where its command line is not to be seen
+    (another launcher on another machine), the environment is all there is.
+    """
+    options = vars(command) if command else {}
+    found = {
+        name: Said(name, options[name], COMMAND_LINE)
+        for name in options.get("nondefault", ())
+        if (name in ALL_KEYS or name.startswith(OTHERS)) and options[name] is not None
+    }
+    kind = next((kind for flag_, kind in FLAGS.items() if options.get(flag_)), None)
+    if kind:
+        found["distributed_type"] = Said("distributed_type", kind, COMMAND_LINE)
+    if options.get("cpu"):
+        found["use_cpu"] = Said("cpu", True, COMMAND_LINE)
+    written = set(config_file.of_file(path)) if path else set()
+    if "fp16" in written:  # the old way to say it
+        written.add("mixed_precision")
+    if path is None and "distributed_type" not in found:
+        switches = {
+            f"ACCELERATE_USE_{name}": kind
+            for name, kind in (("DEEPSPEED", "DEEPSPEED"), ("FSDP", "FSDP"), ("MEGATRON_LM", "MEGATRON_LM"))
+        }
+        several = "MULTI_GPU" if "RANK" in environ else "NO"
+        kind = next((kind for name, kind in switches.items() if flag(environ, name)), several)
+        found["distributed_type"] = Said("distributed_type", kind, ENVIRONMENT)
+    for variable, entry in EXPORTED.items():
+        if isinstance(entry, tuple):
+            group = {variable: entry}
+        else:
+            group = entry if flag(environ, variable) else {}
+        for name, (key, default) in group.items():
+            value = environ.get(name)
+            if key not in found and key not in written and value not in (None, "None", default):
+                found[key] = Said(name, value, ENVIRONMENT)
+    return found
 
 
 def start(launch: Launch, timeout: float = COLLECTIVE_TIMEOUT) -> Strategy:
@@ -114,7 +219,9 @@ def start(launch: Launch, timeout: float = COLLECTIVE_TIMEOUT) -> Strategy:
     if launch.strategy != "single" and backend not in torch.distributed.get_backend():
         raise RuntimeError(f"backend {backend} was asked for, but {torch.distributed.get_backend()} is running")
     place = Place(launch.rank, launch.world_size, state.device)
-    return catalogue.engine(launch.strategy, Settings(place, launch.precision, launch.engine))
+    return catalogue.engine(
+        launch.strategy, Settings(place, launch.precision, launch.engine, launch.config_file or "the accelerate config")
+    )
 
 
 def bound_collectives(timeout: float) -> None:
@@ -174,60 +281,26 @@ def _launch_command() -> Namespace | None:
     return command
 
 
-def _read_config(config_file: str | None) -> dict[str, Any]:
-    if config_file is None or not os.path.isfile(config_file):
-        return {}
-    import yaml
-
-    with open(config_file, encoding="utf-8") as file:
-        config = yaml.safe_load(file)  # JSON is YAML
-    return config if isinstance(config, dict) else {}
-
-
-def _on_cpu(shown: str, asked: bool, config: dict[str, Any], local_world_size: int) -> bool:
-    """Whether to run on CPU. Raises ValueError where GPUs were asked for that are not there."""
-    if asked or flag(os.environ, "ACCELERATE_USE_CPU"):
+def _on_cpu(shown: str, found: Asked, from_file: bool, local_world_size: int) -> bool:
+    """Whether to run on CPU. Raises ConfigError where GPUs were asked for that are not there."""
+    if found.cpu or flag(os.environ, "ACCELERATE_USE_CPU"):
         return True
     if not torch.cuda.is_available():
-        if not config:
+        if not from_file:
             return True  # started without accelerate, or without a config file: whatever there is
-        raise ValueError(
+        raise ConfigError(
             f"{shown} is for GPUs (use_cpu is not true) and this machine has none that torch can use; "
-            f"use accelerate_configs/cpu/{_cpu_config(shown, config)} to run on CPU."
+            f"use accelerate_configs/cpu/{_cpu_config(shown, found)} to run on CPU."
         )
     if local_world_size > torch.cuda.device_count():
-        raise ValueError(
+        raise ConfigError(
             f"{shown}: {local_world_size} processes on this machine, which has {torch.cuda.device_count()} GPUs; "
             f"launch with --num_processes {torch.cuda.device_count()} (the global batch stays the same)."
         )
     return False
 
 
-def _cpu_config(config_file: str, config: dict[str, Any]) -> str:
+def _cpu_config(config_file: str, found: Asked) -> str:
     """The file in accelerate_configs/cpu/ that stands for this one: of the same name, or of the same strategy."""
     name = Path(config_file).name
-    if (CPU_CONFIGS / name).is_file():
-        return name
-    return f"{_strategy_and_engine(config_file, True, config)[0]}.yaml"
-
-
-def _precision(shown: str, engine: dict[str, Any]) -> Precision:
-    """What accelerate exported, unless a DeepSpeed config file sets a precision of its own."""
-    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
-    for other in ("bf16", "fp16"):
-        if engine.get(other, {}).get("enabled") is True:
-            precision = other
-    if precision == "no":
-        return "fp32"
-    if precision == "bf16":
-        return "bf16"
-    raise ValueError(f"{shown}: mixed_precision {precision!r} is not supported; write 'no' or bf16.")
-
-
-def _strategy_and_engine(shown: str, cpu: bool, config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The strategy that accelerate exported, and its engine's settings as accelerate's own plugin parses them."""
-    asked = next((folder for folder in catalogue.configs() if folder.launched(os.environ, config)), None)
-    if asked is None:
-        raise ValueError(catalogue.no_such_type(shown, config))
-    strategy, engine = asked.exported(shown, cpu)
-    return strategy, engine
+    return name if (CPU_CONFIGS / name).is_file() else f"{found.strategy}.yaml"

@@ -20,7 +20,7 @@ from strategies import catalogue
 
 CONFIGS = Path(__file__).parent.parent / "accelerate_configs"
 STRATEGIES = [name for name in catalogue.names() if name != "single"]
-ONE_MACHINE = ["single", *STRATEGIES, "fsdp_no_reshard"]
+ONE_MACHINE = ["single", *STRATEGIES, "fsdp_no_reshard", "fsdp_offload", "zero3_offload"]
 EXPECTED = (
     {f"{name}.yaml" for name in ONE_MACHINE}
     | {f"cpu/{name}.yaml" for name in ONE_MACHINE}
@@ -55,7 +55,8 @@ def environment_of(name: str, *overrides: str) -> dict[str, str]:
 def launched_environment(arguments: Namespace, defaults: Any) -> dict[str, str]:
     """The same from what accelerate has parsed and filled in."""
     if arguments.use_deepspeed:
-        arguments.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
+        fields = [*defaults.deepspeed_config, *(["mixed_precision"] if defaults.mixed_precision is not None else [])]
+        arguments.deepspeed_fields_from_accelerate_config = ",".join(fields)
         return prepare_deepspeed_cmd_env(arguments)[1]
     if arguments.use_fsdp or arguments.multi_gpu:
         return prepare_multi_gpu_env(arguments)
@@ -102,9 +103,13 @@ def test_the_ranks_learn_what_was_asked_for(name: str, monkeypatch: pytest.Monke
     if strategy in ("fsdp", "hsdp"):
         assert environment["FSDP_VERSION"] == "2"
         assert environment["FSDP_TRANSFORMER_CLS_TO_WRAP"] == "Block"
+        assert environment.get("FSDP_OFFLOAD_PARAMS", "false") == str("offload" in name).lower()
         assert environment["FSDP_RESHARD_AFTER_FORWARD"] == ("false" if "no_reshard" in name else "true")
     if strategy.startswith("zero"):
         assert environment["ACCELERATE_DEEPSPEED_ZERO_STAGE"] == strategy[-1]
+        for part in ("OPTIMIZER", "PARAM"):
+            device = environment.get(f"ACCELERATE_DEEPSPEED_OFFLOAD_{part}_DEVICE", "none")
+            assert device == ("cpu" if "offload" in name else "none")
     # accelerate passes use_cpu on only to a single process; the others see that no GPU is visible.
     cpu = environment.get("ACCELERATE_USE_CPU") == "True" or environment.get("CUDA_VISIBLE_DEVICES", "").startswith(
         "-1,-1"

@@ -14,6 +14,7 @@ from lessons.compared import ACCUMULATION, STEPS
 from lessons.kit import CONFIG, build, headline, launched, launched_scenario, prepare, save_figure, table
 from shardrun.colours import COLOURS
 from speedrun.run.ending import guarded
+from strategies.errors import UserError
 from strategies.forecast.predict import predict_memory
 from strategies.forecast.traffic import predict_traffic
 
@@ -29,9 +30,9 @@ def main() -> None:
         product_of_three(device)
         return
     if launch.strategy != "ddp":
-        raise ValueError(f"this demo compares with DDP, not with {launch.strategy}; launch it with cpu/ddp.yaml.")
+        raise UserError(f"this demo compares with DDP, not with {launch.strategy}; launch it with cpu/ddp.yaml.")
     if launch.precision != "fp32":
-        raise ValueError("this demo compares weights, and bf16 would hide its answer; add --mixed_precision no.")
+        raise UserError("this demo compares weights, and bf16 would hide its answer; add --mixed_precision no.")
     alone = compared.train_alone(device)
     ddp = compared.load_beside(__file__, "by_hand").HandDDP(build().to(device), BUCKET)
     sent_at = watch(ddp)

@@ -19,6 +19,7 @@ from lessons.compared import (
 )
 from lessons.kit import CONFIG, build, headline, launched, launched_scenario, prepare, save_figure, table
 from speedrun.run.ending import guarded
+from strategies.errors import UserError
 from strategies.forecast.predict import predict_memory
 
 SENT = {"all_reduce": "gradients", "all_gather": "parameters"}
@@ -33,7 +34,7 @@ def main() -> None:
         books_alone(launch)
         return
     if launch.strategy != "zero1":
-        raise ValueError(f"this demo compares with ZeRO-1, not with {launch.strategy}; launch it with cpu/zero1.yaml.")
+        raise UserError(f"this demo compares with ZeRO-1, not with {launch.strategy}; launch it with cpu/zero1.yaml.")
     alone = compared.train_alone(place.device)
     hand = compared.train_by_hand(by_hand(place), place)
     prepare(strategy, accumulation=ACCUMULATION)

@@ -26,6 +26,7 @@ from lessons.compared import (
 from lessons.kit import CONFIG, build, headline, launched, launched_scenario, open_text, prepare, save_figure, table
 from shardrun.tables import mib
 from speedrun.run.ending import guarded
+from strategies.errors import UserError
 from strategies.forecast.predict import predict_memory
 from strategies.ledger.memory import measure
 
@@ -43,7 +44,7 @@ def main() -> None:
         books_alone(launch)
         return
     if launch.strategy != "zero2":
-        raise ValueError(f"this demo compares with ZeRO-2, not with {launch.strategy}; launch it with cpu/zero2.yaml.")
+        raise UserError(f"this demo compares with ZeRO-2, not with {launch.strategy}; launch it with cpu/zero2.yaml.")
     alone = compared.train_alone(place.device)
     hand = compared.train_by_hand(by_hand(place), place)
     alive = {name: on_all_ranks(gradients_alive(by_hand(place, size), place)) for name, size in BUCKETS.items()}

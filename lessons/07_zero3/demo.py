@@ -24,6 +24,7 @@ from lessons.compared import (
 from lessons.kit import CONFIG, build, headline, launched, launched_scenario, open_text, prepare, save_figure, table
 from shardrun.tables import mib
 from speedrun.run.ending import guarded
+from strategies.errors import UserError
 from strategies.forecast.predict import predict_memory
 from strategies.forecast.traffic import predict_traffic
 
@@ -44,7 +45,7 @@ def main() -> None:
         books_alone(launch)
         return
     if launch.strategy != "zero3":
-        raise ValueError(f"this demo compares with ZeRO-3, not with {launch.strategy}; launch it with cpu/zero3.yaml.")
+        raise UserError(f"this demo compares with ZeRO-3, not with {launch.strategy}; launch it with cpu/zero3.yaml.")
     alone = compared.train_alone(place.device)
     hand = compared.train_by_hand(by_hand(place), place)
     kept = compared.train_by_hand(by_hand(place, keep=True), place)

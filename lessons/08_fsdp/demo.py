@@ -26,6 +26,7 @@ from lessons.compared import (
 from lessons.kit import CONFIG, build, headline, launched, launched_scenario, prepare, save_figure, table
 from shardrun.tables import mib
 from speedrun.run.ending import guarded
+from strategies.errors import UserError
 from strategies.forecast.predict import predict_after_forward, predict_memory
 from strategies.layout import equal_cuts, row_blocks
 from strategies.ledger.terms import MODEL_STATES
@@ -43,7 +44,7 @@ def main() -> None:
         books_alone(launch)
         return
     if launch.strategy != "fsdp":
-        raise ValueError(f"this demo compares with FSDP, not with {launch.strategy}; launch it with cpu/fsdp.yaml.")
+        raise UserError(f"this demo compares with FSDP, not with {launch.strategy}; launch it with cpu/fsdp.yaml.")
     dtype = torch.bfloat16 if launch.precision == "bf16" else torch.float32
     alone = compared.train_alone(place.device)
     hand = compared.train_by_hand(by_hand(place, dtype=dtype), place)

@@ -18,6 +18,7 @@ from speedrun.books.shapes import ledger_groups, shapes_from
 from speedrun.config import Config, ModelConfig, OptimizerConfig
 from speedrun.run.ending import guarded
 from strategies import catalogue
+from strategies.errors import UserError
 from strategies.forecast.predict import predict_memory
 from strategies.forecast.traffic import predict_traffic
 from strategies.ledger.memory import measure
@@ -91,7 +92,7 @@ def guess(asks: bool, psi: int) -> tuple[dict[str, float], str]:
     if sys.argv[1:]:
         given = [number(word) for word in sys.argv[1:]]
         if len(given) != len(ENGINES) or None in given:
-            raise ValueError(f"{' '.join(sys.argv[1:])!r} are no guesses; give five numbers: {', '.join(ENGINES)}.")
+            raise UserError(f"{' '.join(sys.argv[1:])!r} are no guesses; give five numbers: {', '.join(ENGINES)}.")
         return dict(zip(ENGINES, given, strict=True)), "you"
     if not asks:
         print("(Nobody to ask here: the ZeRO paper guesses in your place. Yours: demo.py 106 13 25 25 13)\n")
@@ -204,7 +205,7 @@ def planned(arguments: list[str]) -> list[dict]:
     command = [sys.executable, "-m", "shardrun", "plan", *arguments, *ADAMW, "--world", str(RANKS)]
     done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=False)
     if done.returncode:
-        raise ValueError(f"shardrun plan failed: {done.stderr.strip()}")
+        raise UserError(f"shardrun plan failed: {done.stderr.strip()}")
     return json.loads(done.stdout)["estimates"]
 
 

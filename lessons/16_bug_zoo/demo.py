@@ -15,6 +15,7 @@ from zoo import BATCH, Report, Trainer, run
 
 from lessons.kit import headline, launched, save_figure, steps, table
 from speedrun.run.ending import guarded
+from strategies.errors import UserError
 
 STEPS, ACCUMULATION = steps(40), 2
 KINDS = {"healthy": Trainer, **ANIMALS}
@@ -24,7 +25,7 @@ def main() -> None:
     launch, strategy = launched()
     asked = sys.argv[1:]
     if unknown := [name for name in asked if name not in KINDS]:
-        raise ValueError(f"there is no {unknown[0]} in the zoo; there are {', '.join(KINDS)}.")
+        raise UserError(f"there is no {unknown[0]} in the zoo; there are {', '.join(KINDS)}.")
     reports, alone = {}, {}
     for name in asked or KINDS:
         if launch.world_size == 1:

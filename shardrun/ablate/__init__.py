@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from shardrun.ablate.ideas import IDEAS, Setting, described
 from shardrun.ablate.suites import SUITES, Suite, one_at_a_time, suite_of
 from shardrun.launch import find_config
+from strategies.errors import UserError
 
 if TYPE_CHECKING:
     from shardrun.ablate.runs import Result
@@ -71,7 +72,7 @@ def configure(arguments: argparse.Namespace) -> tuple[Setting, list[str]]:
     options += ["--eval-every", str(max(1, number_of_steps(parsed) // VALIDATIONS))]
     parsed = parse([arguments.preset, *options])[1]
     if parsed.target_val_loss is not None:
-        raise ValueError("target_val_loss would end runs at different tokens: use --target of shardrun ablate.")
+        raise UserError("target_val_loss would end runs at different tokens: use --target of shardrun ablate.")
     return Setting(parsed, find_config(arguments.config)), options
 
 
@@ -82,7 +83,7 @@ def ablate(arguments: argparse.Namespace) -> tuple[str, dict[str, object]]:
     from shardrun.ablate.runs import Runs
 
     if arguments.seeds < 1:
-        raise ValueError(f"--seeds {arguments.seeds} must be at least 1.")
+        raise UserError(f"--seeds {arguments.seeds} must be at least 1.")
     setting, options = configure(arguments)
     suite = _suite(arguments, setting)
     runs = Runs(arguments.preset, options, setting, arguments.out)
@@ -111,12 +112,12 @@ def _suite(arguments: argparse.Namespace, setting: Setting) -> Suite:
     except ValueError:
         factors = (0.0,)
     if any(not factor > 0 for factor in factors) or len(set(factors)) < len(factors):
-        raise ValueError(f"--sweep {arguments.sweep} must be different positive factors, such as 0.5,1,2.")
+        raise UserError(f"--sweep {arguments.sweep} must be different positive factors, such as 0.5,1,2.")
     if factors and 1.0 not in factors:
         factors = (*factors, 1.0)  # the rates of the preset are always among those compared
     asked = None if arguments.sweep is None else tuple(sorted(factors))
     if arguments.suite and (drop or add):
-        raise ValueError("--suite and --drop or --add are two ways of saying what to compare: use one of them.")
+        raise UserError("--suite and --drop or --add are two ways of saying what to compare: use one of them.")
     if drop or add:
         return one_at_a_time(drop, add, setting, asked)
     return suite_of(arguments.suite or "features", setting, asked)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from shardrun.ablate.effects import Effect, effect, loss_at, reached
 from shardrun.ablate.runs import Result, Runs
 from shardrun.ablate.suites import Arm, Suite, scaled
+from strategies.errors import UserError
 
 EXTENSIONS = 2
 """How often a sweep whose best factor is its lowest or highest goes on by one more factor on that side."""
@@ -71,13 +72,13 @@ def run_suite(suite: Suite, runs: Runs, seeds: list[int], target: float | None) 
     results = [list(of_arm) for of_arm in zip(*by_seed, strict=True)]
     hashes = {result.data_hash for of_arm in results for result in of_arm}
     if len(hashes) > 1:
-        raise ValueError(
+        raise UserError(
             f"{runs.file} holds runs on different data (hashes {', '.join(sorted(hashes))}), which cannot be paired: "
             "choose another --out."
         )
     if target is None:
         if any(result.diverged for result in results[0]):
-            raise ValueError("the baseline diverged, so that there is nothing to compare with: lower its rates.")
+            raise UserError("the baseline diverged, so that there is nothing to compare with: lower its rates.")
         target = sum(loss_at(result.curve, 0.75) for result in results[0]) / len(seeds)
     rows = [
         row(arm, factors[arm.name], of_arm, results[0], target) for arm, of_arm in zip(suite.arms, results, strict=True)

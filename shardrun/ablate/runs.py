@@ -21,6 +21,7 @@ from shardrun.ablate.ideas import Changes, Setting, trainer_options
 from shardrun.launch import launch, what_went_wrong
 from shardrun.machine import cpu_name
 from speedrun.run.record import step_times
+from strategies.errors import UserError
 
 SCHEMA = 1
 
@@ -92,7 +93,7 @@ class Runs:
         status = launch(wanted.accelerate, "speedrun.train", trainer, options, log)
         diverged = status != 0 and "the loss is " in what_went_wrong(log)
         if status and not diverged:
-            raise ValueError(f"{label}, seed {seed}, ended with status {status}: {what_went_wrong(log)} ({log}).")
+            raise UserError(f"{label}, seed {seed}, ended with status {status}: {what_went_wrong(log)} ({log}).")
         _check_it_is_the_run(folder, wanted)
         return result_of(folder, label, seed, diverged)
 
@@ -115,7 +116,7 @@ def read(file: Path) -> dict[str, Result]:
         assert content["schema"] == SCHEMA
         return {key: Result(**entry) for key, entry in content["runs"].items()}
     except (ValueError, KeyError, TypeError, AssertionError):
-        raise ValueError(
+        raise UserError(
             f"{file} is no results file of this version of shardrun ablate: move it away, or choose another --out."
         ) from None
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 
 from shardrun.ablate.ideas import IDEAS, Changes, Setting
 from speedrun.config import OptimizerConfig
+from strategies.errors import UserError
 
 ALL_RATES = tuple(f"optimizer.{field.name}" for field in fields(OptimizerConfig) if field.name.endswith("_lr"))
 
@@ -73,7 +74,7 @@ def suite_of(name: str, setting: Setting, factors: tuple[float, ...] | None) -> 
         arms = tuple(Arm(label, "schedule", changes) for label, changes in SCHEDULES.items())
         return Suite(arms, (0.5, 1.0, 2.0) if factors is None else factors)
     if name not in SUITES:
-        raise ValueError(f"there is no suite {name!r}; there are {', '.join(SUITES)}.")
+        raise UserError(f"there is no suite {name!r}; there are {', '.join(SUITES)}.")
     chosen = FEATURES if name == "features" else tuple(IDEAS)
     hindrances = {name: IDEAS[name].hindrance(setting) for name in chosen}
     return Suite(
@@ -93,12 +94,12 @@ def one_at_a_time(
     """
     for name in (*drop, *add):
         if name not in IDEAS:
-            raise ValueError(f"there is no idea {name!r}; shardrun ablate --list shows all of them.")
+            raise UserError(f"there is no idea {name!r}; shardrun ablate --list shows all of them.")
         if why := IDEAS[name].hindrance(setting):
-            raise ValueError(f"{name} is not possible here: {why.rstrip('.')}.")
+            raise UserError(f"{name} is not possible here: {why.rstrip('.')}.")
         if IDEAS[name].is_on(setting) != (name in drop):
             there = "has it already: use --drop" if name in add else "does not have it: use --add"
-            raise ValueError(f"{name} cannot be {'added' if name in add else 'dropped'}, the run {there} {name}.")
+            raise UserError(f"{name} cannot be {'added' if name in add else 'dropped'}, the run {there} {name}.")
     return Suite((Arm("baseline"), *(_arm(name, setting) for name in (*drop, *add))), factors or ())
 
 

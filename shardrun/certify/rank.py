@@ -11,6 +11,7 @@ import torch
 from shardrun.certify.equivalence import Case, run_strategy
 from speedrun.run.ending import guarded
 from strategies import select
+from strategies.errors import UserError
 
 
 def main() -> None:
@@ -20,7 +21,7 @@ def main() -> None:
     cases = [Case(**case) for case in json.loads((folder / "cases.json").read_text())]
     rows = cases[0].config().data.global_batch
     if any(rows % (launch.world_size * case.accumulation) for case in cases):
-        raise ValueError(f"{launch.world_size} processes do not divide the certificate's batches of {rows} rows.")
+        raise UserError(f"{launch.world_size} processes do not divide the certificate's batches of {rows} rows.")
     traces = []
     for case in cases:
         strategy = select.start(launch)

@@ -12,6 +12,7 @@ from typing import Any
 from strategies.checkpoint.format import Index
 from strategies.checkpoint.load import WEIGHT, verify_files
 from strategies.checkpoint.shards import Shards, write_shard
+from strategies.errors import UserError
 
 SHARD_BYTES = 5 * 10**9
 """Weights beyond this go into several files with an index, as the hub's own libraries write them."""
@@ -25,9 +26,9 @@ def export(folder: Path, index: Index, out: Path) -> list[Path]:
     """
     config = index.run.get("config")
     if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
-        raise ValueError(f"{folder} was not saved by the trainer: its index says nothing of the model's configuration.")
+        raise UserError(f"{folder} was not saved by the trainer: its index says nothing of the model's configuration.")
     if out.exists():
-        raise ValueError(f"{out} is there already: name another folder with --out.")
+        raise UserError(f"{out} is there already: name another folder with --out.")
     verify_files(folder, index)
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)

@@ -14,6 +14,7 @@ import numpy as np
 
 from speedrun.data.shards import FORMATS, open_shard, split_of, write_tokens
 from speedrun.data.vocabulary import GPT2, LLAMA3, Vocabulary, write_sidecar
+from strategies.errors import UserError
 
 SHARD_TOKENS = 100_000_000
 
@@ -50,10 +51,10 @@ def convert(
             `out` already.
     """
     if any(out.glob("*.bin")):
-        raise ValueError(f"{str(out)!r} holds .bin shards already: name another folder with --out, or remove them.")
+        raise UserError(f"{str(out)!r} holds .bin shards already: name another folder with --out, or remove them.")
     files = {split: [path for path in _files(sources) if split_of(path) == split] for split in ("val", "train")}
     if not all(files.values()):
-        raise ValueError(
+        raise UserError(
             f"There are {len(files['train'])} files with train in their name and {len(files['val'])} with val (.bin or "
             ".npy): training needs at least one of each; rename what is for validation to val."
         )
@@ -104,16 +105,16 @@ def _open(path: Path, dtype: str | None) -> np.ndarray:
         try:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
         except (ValueError, OSError, EOFError) as error:
-            raise ValueError(f"{path} cannot be read as a NumPy array ({error}): fetch it again.") from error
+            raise UserError(f"{path} cannot be read as a NumPy array ({error}): fetch it again.") from error
         if array.ndim != 1 or array.dtype.kind not in "iu" or not array.size:
-            raise ValueError(f"{path} is {array.dtype} of shape {array.shape}, not a vector of tokens: leave it out.")
+            raise UserError(f"{path} is {array.dtype} of shape {array.shape}, not a vector of tokens: leave it out.")
         return array
     if magic in FORMATS or path.suffix == ".npy":
         return open_shard(path)  # which says what is wrong, too
     width = 4 if dtype == "uint32" else 2
     size = path.stat().st_size
     if not size or size % width:
-        raise ValueError(f"{path} has {size} bytes, no whole number of tokens of {width} bytes each: fetch it again.")
+        raise UserError(f"{path} has {size} bytes, no whole number of tokens of {width} bytes each: fetch it again.")
     return np.memmap(path, dtype=f"<u{width}", mode="r")
 
 
@@ -131,7 +132,7 @@ def _vocabulary(
     size = vocab_size or default.size
     start = size if document_start is None else document_start
     if size < 1 or start < 0:
-        raise ValueError(f"A vocabulary of {size} tokens with document start {start} cannot be: both count from 0.")
+        raise UserError(f"A vocabulary of {size} tokens with document start {start} cannot be: both count from 0.")
     return Vocabulary(max(size, start + 1), start)
 
 
@@ -144,7 +145,7 @@ def _check(path: Path, array: np.ndarray, limit: int) -> int:
         if low < 0 or high >= limit:
             token = low if low < 0 else high
             where = begin + int(np.argmax(part == token))
-            raise ValueError(
+            raise UserError(
                 f"{path} holds token {token} at position {where:,}, outside the vocabulary of {limit}: say "
                 "whose tokens they are with --tokenizer or --vocab-size (and --dtype uint32 where a token takes 4 "
                 "bytes); if they are none, leave it out."

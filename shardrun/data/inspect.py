@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from strategies.errors import UserError
+
 EXCERPT = 300
 """Characters shown of a shard's first document."""
 
@@ -58,7 +60,7 @@ def _shard(path: Path, arguments: argparse.Namespace, say: Say) -> dict[str, Any
     size, largest = path.stat().st_size, int(tokens.max())
     if largest >= vocab_size:
         where = int(np.argmax(tokens >= vocab_size))
-        raise ValueError(
+        raise UserError(
             f"Shard {path} holds token {tokens[where]} at position {where}, outside the vocabulary of "
             f"{vocab_size}: it was made by another tokenizer; name its size with --vocab-size."
         )

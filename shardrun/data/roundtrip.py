@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from strategies.errors import UserError
+
 EXCERPT = 24
 """Characters shown from where text and decoded text part."""
 
@@ -35,7 +37,7 @@ def load_tokenizer(path: Path) -> Any:
     try:
         return _for_plain_text(Tokenizer.from_file(str(path)))
     except Exception as error:  # tokenizers raises nothing more special
-        raise ValueError(f"{path} is no tokenizer file in the form of tokenizer.json ({error}).") from error
+        raise UserError(f"{path} is no tokenizer file in the form of tokenizer.json ({error}).") from error
 
 
 def tokenizer_of(definition: str) -> Any:
@@ -77,7 +79,7 @@ def unknown_token(definition: str, tokenizer: Any) -> int:
     return number if isinstance(number, int) else -1
 
 
-class TokenizerError(ValueError):
+class TokenizerError(UserError):
     """What a tokenizer did wrong, as the rest of a sentence that names it."""
 
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 
 from shardrun.data.roundtrip import Encoder, Loss, TokenizerError, load_tokenizer, size_and_start
+from strategies.errors import UserError
 
 if TYPE_CHECKING:
     from speedrun.data.report import TextReport
@@ -83,11 +84,9 @@ def tokenize(
     from speedrun.data.vocabulary import Vocabulary, write_sidecar
 
     if processes < 1 or shard_tokens < 1:
-        raise ValueError(
-            f"{processes} processes and {shard_tokens} tokens a shard were asked for: both are at least 1."
-        )
+        raise UserError(f"{processes} processes and {shard_tokens} tokens a shard were asked for: both are at least 1.")
     if any(out.glob("*.bin")):
-        raise ValueError(f"{str(out)!r} holds .bin shards already: name another folder with --out, or remove them.")
+        raise UserError(f"{str(out)!r} holds .bin shards already: name another folder with --out, or remove them.")
     size, start = size_and_start(load_tokenizer(tokenizer))
     definition = tokenizer.read_bytes()
     vocabulary = Vocabulary(size, start, hashlib.sha256(definition).hexdigest())
@@ -113,7 +112,7 @@ def tokenize(
             training = _in_training(again, dict(sizes), held_out, aside, places)
             writing.write("train", 1, _in_order(pool, training, 2 * processes))
             if places.keys() != held_out.keys():
-                raise ValueError(CHANGED)
+                raise UserError(CHANGED)
             validation = _held_out(held_out, sizes, aside, places)
             writing.write("val", 0, _in_order(pool, validation, 2 * processes))
     except BaseException as error:
@@ -122,7 +121,7 @@ def tokenize(
         if not any(out.iterdir()):
             out.rmdir()
         if isinstance(error, BrokenProcessPool):
-            raise ValueError("A worker process ended, perhaps for want of memory: take fewer --processes.") from error
+            raise UserError("A worker process ended, perhaps for want of memory: take fewer --processes.") from error
         raise
     finally:
         _unfinished(out / "held_out").unlink(missing_ok=True)
@@ -189,7 +188,7 @@ class _Writing:
                 self.progress(self.loss.text_bytes, self.text_bytes)
                 yield tokens
         except TokenizerError as error:
-            raise ValueError(f"The tokenizer {self.tokenizer} cannot be used: {error}") from error
+            raise UserError(f"The tokenizer {self.tokenizer} cannot be used: {error}") from error
 
 
 def _in_training(
@@ -211,7 +210,7 @@ def _in_training(
             yield name, document
         left.pop(digest, None)
     if left:
-        raise ValueError(CHANGED)
+        raise UserError(CHANGED)
 
 
 def _held_out(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from shardrun.doctor import python
 from shardrun.doctor.report import Finding, Report
 from strategies import catalogue
+from strategies.errors import UserError
 
 if TYPE_CHECKING:
     from shardrun.doctor.gpu import Driver
@@ -33,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
         if hasattr(stream, "reconfigure"):  # a terminal that lacks a character gets a question mark, not an error
             stream.reconfigure(errors="replace")
     if arguments.timeout <= 0:
-        raise ValueError(f"--timeout {arguments.timeout:g} is no time; give a number of seconds above 0.")
+        raise UserError(f"--timeout {arguments.timeout:g} is no time; give a number of seconds above 0.")
     started = time.monotonic()
     report = Report(silent=arguments.json)
     examine(report, arguments.quick, arguments.timeout)

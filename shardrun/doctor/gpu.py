@@ -192,7 +192,7 @@ def loaded_torch(answer: dict, found: Driver) -> Iterator[Finding]:  # type: ign
             yield Finding("torch", "failure", said, other_torch())
         elif not answer["bf16"]:
             said = "these GPUs have no bf16, in which the shipped configs compute"
-            yield Finding("bf16", "failure", said, "accelerate launch --mixed_precision no --config_file …")
+            yield Finding("bf16", "failure", said, "accelerate launch --mixed_precision fp16 --config_file …")
         else:
             yield Finding("torch", "ok", f"loaded, it sees {answer['gpus']} GPUs")
     else:

@@ -7,8 +7,8 @@ from pathlib import Path
 from shardrun.doctor import shell
 from shardrun.doctor.report import Finding
 
-STRATEGY_VARIABLES = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_CPU")
-"""accelerate sets each where its config asks for it and leaves it alone where not, so what is there already stays."""
+STRATEGY_VARIABLES = ("ACCELERATE_USE_CPU",)
+"""What is there already stays where a config says nothing of it. (Which strategy it is, a config file always says.)"""
 
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 
@@ -46,7 +46,7 @@ def environment_variables() -> Iterator[Finding]:
         if name.startswith(("ACCELERATE_", "FSDP_")) and name not in STRATEGY_VARIABLES or name in RANK_VARIABLES
     ]
     if left:
-        said = f"{', '.join(left)}: a run is then not what its config file says"
+        said = f"{', '.join(left)}: a run is then on the CPU, whatever its config file is for"
         yield Finding("variables", "failure", said, shell.unset(left, shell.current()))
     if others:
         shown = ", ".join(others[:6]) + (" …" if len(others) > 6 else "")

@@ -13,6 +13,7 @@ from shardrun.lesson import show
 from shardrun.lesson.course import Exercise, Lesson, course, find_lesson
 from shardrun.lesson.folder import Folder, open_folder, reset, start
 from shardrun.lesson.source import function_source
+from strategies.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,7 +84,7 @@ def _lesson(folder: Folder, number: int | None) -> Lesson:
     if number is None:
         number = folder.current
     if number is None:
-        raise ValueError("no lesson has been started here; begin with: shardrun lesson start 1")
+        raise UserError("no lesson has been started here; begin with: shardrun lesson start 1")
     return find_lesson(number)
 
 
@@ -99,7 +100,7 @@ def _one(folder: Folder, lesson: Lesson, name: str | None) -> Exercise:
         if exercise not in folder.solved_in(lesson):
             return exercise
     names = ", ".join(exercise.name for exercise in lesson.exercises)
-    raise ValueError(f"all exercises of lesson {lesson.number} are solved; name the one you mean: {names}.")
+    raise UserError(f"all exercises of lesson {lesson.number} are solved; name the one you mean: {names}.")
 
 
 def _check(folder: Folder, lesson: Lesson, exercises: list[Exercise]) -> bool:

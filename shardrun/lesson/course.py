@@ -7,6 +7,8 @@ from functools import cached_property
 from importlib import resources
 from pathlib import Path
 
+from strategies.errors import UserError
+
 OURS = ("lesson.toml", "check.py", "solution.py", "wrong.py")
 """Files of a lesson that are not copied to the learner."""
 
@@ -62,7 +64,7 @@ class Lesson:
             if exercise.name == name:
                 return exercise
         names = ", ".join(exercise.name for exercise in self.exercises)
-        raise ValueError(f"lesson {self.number} has no exercise {name!r}; it has {names}.")
+        raise UserError(f"lesson {self.number} has no exercise {name!r}; it has {names}.")
 
 
 def course(folder: Path | None = None) -> list[Lesson]:
@@ -83,7 +85,7 @@ def _read(folder: Path) -> Lesson:
             content["live"] = Live(arguments=arguments, **content["live"])
         return Lesson(folder=folder, exercises=tuple(exercises), **content)
     except (tomllib.TOMLDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no description of a lesson: {error}.") from error
+        raise UserError(f"{path} is no description of a lesson: {error}.") from error
 
 
 def find_lesson(number: int) -> Lesson:
@@ -93,4 +95,4 @@ def find_lesson(number: int) -> Lesson:
         if lesson.number == number:
             return lesson
     numbers = ", ".join(str(lesson.number) for lesson in lessons)
-    raise ValueError(f"there is no lesson {number}; there are {numbers}.")
+    raise UserError(f"there is no lesson {number}; there are {numbers}.")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from shardrun.lesson.course import OURS, Exercise, Lesson
+from strategies.errors import UserError
 
 NAME = "learning"
 PROGRESS = "progress.json"
@@ -80,10 +81,10 @@ def open_folder(asked: Path | None = None) -> Folder:
     try:
         content: dict[str, Any] = json.loads(state.read_text(encoding="utf-8"))
         if content.pop("schema") != SCHEMA:
-            raise ValueError("another schema")
+            raise UserError("another schema")
         return Folder(path, **content)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{state} cannot be read ({error}); move it away to begin with no progress.") from error
+        raise UserError(f"{state} cannot be read ({error}); move it away to begin with no progress.") from error
 
 
 def start(folder: Folder, lesson: Lesson) -> list[Path]:

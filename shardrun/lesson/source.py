@@ -5,6 +5,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from strategies.errors import UserError
+
 
 def functions(path: Path) -> list[str]:
     """The names of a file's public functions, in order."""
@@ -24,7 +26,7 @@ def function_source(path: Path, name: str) -> str:
         if isinstance(node, ast.FunctionDef)
     }
     if name not in found:
-        raise ValueError(f"{path} has no function {name!r}.")
+        raise UserError(f"{path} has no function {name!r}.")
     helpers = [other for other in found if other.startswith("_") and f"{other}(" in found[name]]
     return "\n\n\n".join(found[part] for part in (*helpers, name))
 

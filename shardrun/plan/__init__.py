@@ -7,8 +7,11 @@ import argparse
 import dataclasses
 import json
 import textwrap
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from shardrun.configs import resolve_config
+from shardrun.launch import find_config
 from shardrun.plan.estimates import (
     COLUMNS,
     OVERHEAD,
@@ -25,7 +28,10 @@ from speedrun.books.forward_pass import compute_precision
 from speedrun.books.shapes import scenario_of
 from speedrun.config import Config
 from speedrun.presets import PRESETS
+from speedrun.run.asked import honoured
 from strategies import catalogue
+from strategies.config_keys import Said
+from strategies.errors import UserError
 from strategies.forecast.traffic import explain_volume
 from strategies.ledger.hardware import GIB, LATENCY, MFU, Gpu, find_gpu
 
@@ -46,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("seq", "row length"),
     ):
         parser.add_argument(f"--{name}", type=int, help=f"override the model's {what}")
+    parser.add_argument("--config", help="plan what this accelerate config says, with its ranks and precision, alone")
     parser.add_argument("--world", type=int, default=8, help="ranks (default: 8)")
     parser.add_argument("--gpu", default="h100", help="h100, h200, a100, rtx4090 or a memory in GiB (default: h100)")
     parser.add_argument(
@@ -61,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--torch", help="torch's version on the GPU, such as 2.11 (default: the one installed here)")
     parser.add_argument("--optimizer", choices=("muon", "adamw"), help="override the preset's optimizer")
-    parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="default: bf16")
+    parser.add_argument("--precision", choices=("bf16", "fp16", "fp32"), default="bf16", help="default: bf16")
     parser.add_argument("--checkpointing", choices=("none", "block", "selective"), help="default: the preset's")
     parser.add_argument("--sweep", action="store_true", help="totals for 1, 2, 4 … 1024 ranks")
     parser.add_argument("--court", action="store_true", help="what public estimators say, and why they differ")
@@ -73,7 +80,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    config = configure(arguments)
+    engine: dict[str, Any] | None = None
+    names: Sequence[str] = ()
+    asks: Mapping[str, Said] = {}
+    if arguments.config:
+        if arguments.court or arguments.simulate or arguments.sweep:
+            raise UserError("--config plans one config; leave out --court, --simulate or --sweep.")
+        resolved = resolve_config(find_config(arguments.config))
+        arguments.world, arguments.precision = resolved.world_size, resolved.precision
+        names, engine, asks = [resolved.strategy], resolved.engine, resolved.asks
+    config = honoured(configure(arguments), asks, arguments.world)
     gpu = find_gpu(arguments.gpu)
     if arguments.court:
         from shardrun.plan.court import hold_court
@@ -85,9 +101,9 @@ def run(arguments: argparse.Namespace) -> int:
         return simulation.run(config, gpu, arguments)
     if arguments.sweep:
         return _sweep(config, gpu, arguments)
-    stages = planned(config, arguments, arguments.world, kernels=kernels_for(config, gpu, arguments))
-    names = catalogue.spread(arguments.world)
-    estimates = [estimate(stages, name, arguments.world, arguments.precision, gpu) for name in names]
+    stages = planned(config, arguments, arguments.world, kernels_for(config, gpu, arguments))
+    names = names or catalogue.spread(arguments.world)
+    estimates = [estimate(stages, name, arguments.world, arguments.precision, gpu, engine) for name in names]
     if arguments.json:
         settings = {
             "preset": preset_of(arguments),
@@ -174,18 +190,26 @@ def _print_memory(estimates: list[Estimate], gpu: Gpu) -> None:
         "total",
         "",
         "spare",
+        *(["host"] if any(e.host for e in estimates) else []),
     ]
     rows = []
     for e in estimates:
         filled = min(8, round(8 * e.total / gpu.memory))
         bar = "█" * filled + "·" * (8 - filled)
         spare = f"{e.spare / GIB:+,.1f}" if e.fits else f"{e.spare / GIB:,.1f} no"
-        rows.append([e.strategy, *(gib(e.memory.get(c, 0)) for c in COLUMNS), gib(e.total), bar, spare])
+        host = [gib(sum(e.host.values()))] if "host" in headings else []
+        rows.append([e.strategy, *(gib(e.memory.get(c, 0)) for c in COLUMNS), gib(e.total), bar, spare, *host])
     table("What the fullest GPU holds at its peak (predicted)", headings, rows)
     for precision in dict.fromkeys(compute_precision(e.books) for e in estimates):
         names = [e.strategy for e in estimates if compute_precision(e.books) == precision]
         wrapped("", f"Activations {'in' if precision != 'autocast' else 'under'} {precision}: {', '.join(names)}.")
     wrapped("", OVERHEAD)
+    if "host" in headings:
+        wrapped(
+            "",
+            "Host: what each rank keeps in host memory; whether the GPU fits does not depend on it. Not in the times: "
+            "copies over PCIe, and the optimizer's step on the CPU.",
+        )
     wrapped("", "Gradients at the peak: with accumulation those of the micro-batches before wait there.")
     print()
 

@@ -19,8 +19,10 @@ from speedrun.books.kernels import (
 from speedrun.books.shapes import scenario_of
 from speedrun.config import Config, ModelConfig
 from speedrun.presets import PRESETS
-from speedrun.stages import Batches, Stage, check_engine, number_of_steps, resolve_stages
+from speedrun.stages import Batches, Stage, number_of_steps, resolve_stages
 from speedrun.wiring import check_model
+from strategies.errors import UserError
+from strategies.forecast.predict import predict_host
 from strategies.forecast.timing import communication
 from strategies.forecast.traffic import paper_volumes, predict_traffic
 from strategies.ledger.hardware import MFU, Gpu
@@ -81,6 +83,9 @@ class Estimate:
     planned: Planned
     books: Scenario
     memory: dict[str, int]
+    host: dict[str, int]
+    """In host memory just before the update, by category, where the engine's settings offload. It is not in the total.
+    """
     spare: int
     traffic: list[Entry]
     volumes: dict[str, float]
@@ -119,15 +124,15 @@ def configure(arguments: argparse.Namespace) -> Config:
     """The preset or shape asked for; a shape's rows go into `arguments`. Raises ValueError where it cannot be."""
     preset = preset_of(arguments)
     if preset not in PRESETS:
-        raise ValueError(f"there is no preset {preset!r}; there are {', '.join(PRESETS)}.")
+        raise UserError(f"there is no preset {preset!r}; there are {', '.join(PRESETS)}.")
     config = PRESETS[preset][1]
     if shaped(arguments):
         arguments.micro_batch = 8 if arguments.micro_batch is None else arguments.micro_batch
         arguments.accumulation = 1 if arguments.accumulation is None else arguments.accumulation
     if arguments.world < 1:
-        raise ValueError("--world is at least 1.")
+        raise UserError("--world is at least 1.")
     if not 0 <= arguments.rank < arguments.world:
-        raise ValueError(f"there is no rank {arguments.rank} of {arguments.world}; --rank counts from 0.")
+        raise UserError(f"there is no rank {arguments.rank} of {arguments.world}; --rank counts from 0.")
     model = config.model
     if arguments.params:
         model = shape_of(parse_count(arguments.params))
@@ -141,7 +146,7 @@ def configure(arguments: argparse.Namespace) -> Config:
     if arguments.width and not arguments.heads:
         model = dataclasses.replace(model, heads=max(1, arguments.width // 128))
     if model.layers < 1 or model.width < 1 or model.heads < 1 or model.width % model.heads:
-        raise ValueError(f"{model.heads} heads do not divide a width of {model.width}; pass --heads.")
+        raise UserError(f"{model.heads} heads do not divide a width of {model.width}; pass --heads.")
     stages = () if shaped(arguments) else config.schedule.stages
     if arguments.seq:
         stages = tuple(dataclasses.replace(stage, sequence_length=arguments.seq) for stage in stages)
@@ -175,17 +180,16 @@ def planned(
     config: Config,
     arguments: argparse.Namespace,
     world_size: int,
-    engine: dict[str, Any] | None = None,
     kernels: Kernels = CPU,
 ) -> list[Planned]:
     """Every stage of the run on so many ranks, with the rows that --micro-batch and --accumulation ask for.
 
-    engine: the settings of an accelerate config; kernels: of the device. Raises ValueError, in the trainer's own words,
+    kernels: of the device. Raises ValueError, in the trainer's own words,
     for a run that the trainer refuses.
     """
     at_most, accumulation = arguments.micro_batch, arguments.accumulation
     if any(count is not None and count < 1 for count in (at_most, accumulation)):
-        raise ValueError("--micro-batch and --accumulation are at least 1.")
+        raise UserError("--micro-batch and --accumulation are at least 1.")
     table, data = config.schedule.stages, config.data
     if at_most:
         table = tuple(dataclasses.replace(line, micro_batch=0) for line in table)
@@ -197,15 +201,13 @@ def planned(
     stages = resolve_stages(config, number_of_steps(config), world_size)
     if accumulation and not at_most:
         stages = [_in_micro_batches(stage, accumulation) for stage in stages]
-    for stage in stages:
-        check_engine(config, stage, engine or {})
     return [Planned(at_stage(config, stage), stage, kernels) for stage in stages]
 
 
 def _in_micro_batches(stage: Stage, accumulation: int) -> Stage:
     rows = stage.batches.rows
     if rows % accumulation:
-        raise ValueError(
+        raise UserError(
             f"--accumulation {accumulation} does not divide a rank's {rows} rows ({stage.name}.global_batch "
             f"{stage.global_batch} over {stage.world_size} ranks); use a divisor of {rows}, or set --micro-batch too."
         )
@@ -225,7 +227,7 @@ def parse_count(text: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMBT]?)", text.upper())
     count = float(match[1]) * {"": 1, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}[match[2]] if match else 0.0
     if count < 1e5:
-        raise ValueError(f"--params {text!r} is no size of a GPT; write for example 350M, 7B or 1T.")
+        raise UserError(f"--params {text!r} is no size of a GPT; write for example 350M, 7B or 1T.")
     return round(count)
 
 
@@ -273,9 +275,24 @@ def fullest(
     return max(rows, key=lambda row: sum(row[2].values()))
 
 
-def estimate(stages: list[Planned], strategy: str, world_size: int, precision: str, gpu: Gpu) -> Estimate:
-    """Predict one strategy, in the stage of the run that needs most memory."""
-    planned, books, memory = fullest(stages, strategy, world_size, precision)
+def host_memory(books: Scenario) -> dict[str, int]:
+    """Bytes by category in host memory just before the update, of the rank that has most there; nothing where nothing
+    is offloaded.
+    """
+    ranks = [rank["after backward"] for rank in predict_host(books)]
+    return max(ranks, key=lambda held: sum(held.values()), default={})
+
+
+def estimate(
+    stages: list[Planned],
+    strategy: str,
+    world_size: int,
+    precision: str,
+    gpu: Gpu,
+    engine: dict[str, Any] | None = None,
+) -> Estimate:
+    """Predict one strategy, in the stage of the run that needs most memory. engine: of an accelerate config."""
+    planned, books, memory = fullest(stages, strategy, world_size, precision, engine)
     entries = predict_traffic(books, rank=0)
     compute = flops(planned.config, planned.batches.rows) / (gpu.flops * MFU)
     total, exposed = communication(entries, books.strategy, compute, books.accumulation, gpu.link)
@@ -283,6 +300,7 @@ def estimate(stages: list[Planned], strategy: str, world_size: int, precision: s
         planned=planned,
         books=books,
         memory=memory,
+        host=host_memory(books),
         spare=gpu.memory - sum(memory.values()),
         traffic=entries,
         volumes=paper_volumes(entries, books.parameters),

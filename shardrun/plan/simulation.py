@@ -17,6 +17,7 @@ from speedrun.books.shapes import scenario_of
 from speedrun.config import Config, Kernels
 from speedrun.stages import number_of_steps
 from strategies import catalogue
+from strategies.errors import UserError
 from strategies.forecast.predict import predict_memory
 from strategies.ledger.hardware import Gpu, find_gpu
 from strategies.ledger.terms import MODEL_STATES
@@ -67,7 +68,7 @@ def run(config: Config, gpu: Gpu, arguments: argparse.Namespace) -> int:
     for name in names:
         if name not in fitting:
             there_are = f"on {arguments.world} ranks there are {', '.join(fitting)}"
-            raise ValueError(f"there is no strategy {name!r} to simulate; {there_are}.")
+            raise UserError(f"there is no strategy {name!r} to simulate; {there_are}.")
     stages = planned(config, arguments, arguments.world, kernels=kernels_for(config, gpu, arguments))
     simulated = []
     for name in names:

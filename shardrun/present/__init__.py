@@ -28,6 +28,7 @@ from shardrun.present.readme import Question, read_readme
 from shardrun.present.record import Event, Recorder, find_recording, new_folder, read_recording
 from shardrun.present.screen import Quit, Screen, text
 from shardrun.present.training import Launched, Script, launched, script, training
+from strategies.errors import UserError
 
 LONGEST_GAP = 1.0
 """Seconds that a replay waits between two events at most: nobody wants to see the ranks import torch again."""
@@ -59,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     lesson = find_lesson(arguments.number)
     if arguments.auto is not None and not 0 <= arguments.auto < float("inf"):
-        raise ValueError(f"--auto is a number of seconds, not {arguments.auto}.")
+        raise UserError(f"--auto is a number of seconds, not {arguments.auto}.")
     screen = Screen(f"Lesson {lesson.number}: {lesson.title}", arguments.auto)
     _end_ranks_when_killed()
     if arguments.replay:
@@ -83,11 +84,11 @@ def run(arguments: argparse.Namespace) -> int:
 def _recorded(arguments: argparse.Namespace, lesson: Lesson) -> tuple[Path, list[Event]]:
     """Raises ValueError for a recording of another lesson, or one that is cut off."""
     if arguments.config or arguments.processes:
-        raise ValueError("--replay starts nothing, so it takes neither --config nor --processes.")
+        raise UserError("--replay starts nothing, so it takes neither --config nor --processes.")
     folder = find_recording(arguments.replay, arguments.out)
     events = read_recording(folder)
     if (recorded := events[0]["number"]) != lesson.number:
-        raise ValueError(
+        raise UserError(
             f"{folder} shows lesson {recorded}, not {lesson.number}: shardrun present {recorded} --replay {folder}"
         )
     return folder, events

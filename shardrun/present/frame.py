@@ -10,7 +10,7 @@ from rich.text import Text
 
 from shardrun.present.figures import IN_TIME, SHOWN, TELLING_FIRST, Bar, Training, bars
 from shardrun.tables import mib
-from strategies.ledger.book import LedgerLine, summary_lines, traffic_lines, unexplained, verdict
+from strategies.ledger.book import LedgerLine, digits, summary_lines, traffic_lines, unexplained, verdict
 
 BAR_ROWS = 10
 """Lines that the bars take at most."""
@@ -162,8 +162,7 @@ def _table(title: str, groups: Sequence[Sequence[LedgerLine]], height: int) -> l
 
 
 def _row(line: LedgerLine, first: bool) -> list[Text]:
-    remainder = f"{line.remainder:+,}" if line.remainder else "0"
-    numbers = f"{line.predicted:>16,}{line.measured:>16,}{remainder:>14}"
+    numbers = f"{digits(line.predicted):>16}{line.measured:>16,}{digits(line.remainder, sign=True):>14}"
     style = "" if not line.remainder else "dim" if line.why else "bold red"
     row = [Text(f"{line.rank if first else '':<6}{line.what:<34}{numbers}", style)]
     return [*row, Text(f"{'':<8}({line.why})", "dim")] if line.why else row

@@ -15,7 +15,7 @@ from shardrun.present.figures import IN_TIME, SHOWN, Bar, Training, bars
 from shardrun.present.readme import Readme
 from shardrun.present.record import Event
 from shardrun.tables import mib
-from strategies.ledger.book import LedgerLine, memory_lines, traffic_lines, unexplained, verdict
+from strategies.ledger.book import LedgerLine, digits, memory_lines, traffic_lines, unexplained, verdict
 
 NAME = "page.html"
 
@@ -180,8 +180,8 @@ def _rows(lines: Sequence[LedgerLine]) -> tuple[list[list[str]], str]:
     rows = []
     for line in lines:
         star = "*" * (reasons.index(line.why) + 1) if line.why else ""
-        remainder = (f"{line.remainder:+,}" if line.remainder else "0") + star
-        rows.append([f"{line.rank}", line.what, f"{line.predicted:,}", f"{line.measured:,}", remainder])
+        numbers = [digits(line.predicted), digits(line.measured), digits(line.remainder, sign=True) + star]
+        rows.append([f"{line.rank}", line.what, *numbers])
     notes = (f"<p class=note>{'*' * number} {escape(why)}</p>" for number, why in enumerate(reasons, start=1))
     return rows, "".join(notes)
 

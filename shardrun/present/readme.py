@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shardrun.present.diagram import arrows
+from strategies.errors import UserError
 
 SECTIONS = ("Goal", "Mental model", "Terms", "What to look at")
 
@@ -35,7 +36,7 @@ def read_readme(path: Path) -> Readme:
     sections = dict(zip(parts[1::2], parts[2::2], strict=True))
     for name in (*SECTIONS, "Questions"):
         if name not in sections:
-            raise ValueError(f"{path} cannot be presented: it has no section {name!r}.")
+            raise UserError(f"{path} cannot be presented: it has no section {name!r}.")
     goal, model, terms, look = (_with_arrows(sections[name]).strip() for name in SECTIONS)
     found = re.findall(r"<summary>(.*?)</summary>(.*?)</details>", sections["Questions"], re.S)
     questions = tuple(Question(" ".join(text.split()), _with_arrows(answer).strip()) for text, answer in found)

@@ -15,6 +15,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from strategies.errors import UserError
+
 NAME = "presentation.jsonl"
 EARLIER_NAME = "demo.jsonl"
 """Of recordings from before the verb had its name."""
@@ -66,15 +68,15 @@ def read_recording(folder: Path) -> list[Event]:
         try:
             event = json.loads(line)
             if not isinstance(event, dict) or "kind" not in event:
-                raise ValueError
+                raise UserError(line)
         except ValueError:
             what = "ends in the middle of" if number == len(lines) else "cannot be read at"
-            raise ValueError(f"{path} {what} line {number}; record it again without --replay.") from None
+            raise UserError(f"{path} {what} line {number}; record it again without --replay.") from None
         events.append(event)
     if not events or events[0]["kind"] != "lesson" or events[0].get("schema") != SCHEMA:
-        raise ValueError(f"{path} is no recording of a presentation (schema {SCHEMA}).")
+        raise UserError(f"{path} is no recording of a presentation (schema {SCHEMA}).")
     if events[-1]["kind"] != "end":
-        raise ValueError(
+        raise UserError(
             f"{path} breaks off after line {len(lines)}: it was ended before its last step; record it again."
         )
     return events

@@ -21,6 +21,7 @@ from typing import Any
 from shardrun.launch import find_config, launching, running, shipped_config, shipped_names, what_went_wrong
 from shardrun.lesson.course import Lesson
 from shardrun.present.record import Event
+from strategies.errors import UserError
 from strategies.ledger import book
 
 PICTURE = re.compile(r"^Picture: (.+)$", re.M)
@@ -56,9 +57,9 @@ def launched(lesson: Lesson, config: str | None, processes: int | None) -> Launc
     """
     live = lesson.live
     if not (live.demo or live.config) and (config or processes):
-        raise ValueError(f"lesson {lesson.number} is shown in one process; --config and --processes are for others.")
+        raise UserError(f"lesson {lesson.number} is shown in one process; --config and --processes are for others.")
     if processes is not None and processes < 1:
-        raise ValueError(f"--processes is at least 1, not {processes}.")
+        raise UserError(f"--processes is at least 1, not {processes}.")
     demo, training = (find_config(config or name) if name else None for name in (live.demo, live.config))
     return Launched(lesson, demo, training, processes)
 
@@ -79,7 +80,7 @@ class Script:
         seconds = time.monotonic() - self.started
         if status := self.process.wait():
             why = what_went_wrong(self.folder / "demo.err")
-            raise ValueError(f"{self.command} ended with status {status}: {why}")
+            raise UserError(f"{self.command} ended with status {status}: {why}")
         text = (self.folder / "demo.out").read_text(encoding="utf-8")
         text = "\n".join(line for line in text.splitlines() if not any(noise in line for noise in NOISE))
         figures = []
@@ -133,7 +134,7 @@ def _events(command: str, follower: "Follower", process: subprocess.Popen[bytes]
         yield None
         time.sleep(0.1)
     if process.returncode:
-        raise ValueError(f"{command} ended with status {process.returncode}: {what_went_wrong(log)} (see {log}).")
+        raise UserError(f"{command} ended with status {process.returncode}: {what_went_wrong(log)} (see {log}).")
 
 
 @dataclass

@@ -49,6 +49,7 @@ from speedrun.books.kernels import CPU, Kernels
 from speedrun.books.log import Log, PredictedActivations, Tensor
 from speedrun.config import ModelConfig
 from speedrun.wiring import ngram_tables, padded_vocabulary, skip_sources
+from strategies.errors import UserError
 from strategies.ledger.terms import ComputePrecision
 
 LOSS_ROWS = 4096
@@ -76,7 +77,7 @@ def predict_activations(
     Raises ValueError where rows or sequence_length is not positive.
     """
     if rows < 1 or sequence_length < 1:
-        raise ValueError(
+        raise UserError(
             f"rows = {rows} and sequence_length = {sequence_length}: a forward pass needs at least one of each"
         )
     forward = _Forward(config, rows, sequence_length, precision, documents, attention, future, kernels)

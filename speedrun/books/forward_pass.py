@@ -93,6 +93,7 @@ def _predict(forward: ForwardPass, precision: ComputePrecision) -> PredictedActi
 
 def compute_precision(run: Scenario) -> ComputePrecision:
     """How a strategy computes in a run's precision."""
-    if run.precision != "bf16":
+    if run.precision == "fp32":
         return "fp32"
-    return catalogue.books(run.strategy).computes_bf16
+    computes = catalogue.books(run.strategy).computes_bf16
+    return "fp16" if (computes, run.precision) == ("bf16", "fp16") else computes

@@ -8,6 +8,7 @@ from importlib import metadata
 
 from speedrun.attention_choice import Kind, Where, choose_attention
 from speedrun.config import Attention, ModelConfig
+from strategies.errors import UserError
 
 Version = tuple[int, int]
 
@@ -58,11 +59,11 @@ CPU = Kernels(Where("cpu", (0, 0), (2, 13), sixteen_bit=False), "sdpa", triton=F
 def kernels_on_gpu(capability: Version, torch: Version, model: ModelConfig, precision: str) -> Kernels:
     """The kernels of a run on a GPU of this compute capability with Triton, as a run resolves them there.
 
-    torch: its version; precision: bf16 or fp32, of the run.
+    torch: its version; precision: fp32, bf16 or fp16, of the run. Triton's kernels are for bf16.
     """
-    sixteen_bit = precision == "bf16"
-    where = Where("cuda", capability, torch, sixteen_bit)
-    return Kernels(where, model.attention, model.kernels == "triton" or (model.kernels == "auto" and sixteen_bit))
+    where = Where("cuda", capability, torch, sixteen_bit=precision != "fp32")
+    triton = model.kernels == "triton" or (model.kernels == "auto" and precision == "bf16")
+    return Kernels(where, model.attention, triton)
 
 
 def view_of(config: ModelConfig, layer: int, time: int) -> View:
@@ -90,7 +91,7 @@ def parse_version(text: str) -> Version:
     try:
         return int(parts[0]), int(parts[1])
     except (ValueError, IndexError):
-        raise ValueError(f"torch {text!r} is no version; write for example 2.11.") from None
+        raise UserError(f"torch {text!r} is no version; write for example 2.11.") from None
 
 
 def installed_torch() -> Version:

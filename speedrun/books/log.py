@@ -85,7 +85,7 @@ class Log:
     ) -> None:
         self.config, self.rows, self.time, self.tokens = config, rows, sequence_length, rows * sequence_length
         self.autocast = precision == "autocast"
-        self.stream_size = 2 if precision == "bf16" else 4
+        self.stream_size = 2 if precision in ("bf16", "fp16") else 4
         self.product_size = 4 if precision == "fp32" else 2
         self.fused = attention == "fused"
         self.documents, self.future, self.kernels = documents, future, kernels

@@ -6,8 +6,10 @@ modules, which it forgets in a validation). Predicted from the configuration alo
 dispatch mode sees its every operator, and compiled blocks run uncompiled for it; no other step pays anything.
 (`books_every` asks for further ones: a live view.)
 
+Under "memory" stands what the device holds. What a config file offloads stands beside it under "host memory".
+
 A remainder that is no surprise says `why`: above all the peak's, whose prediction is a closed form of one of a few
-moments (strategies/forecast/predict.py).
+moments (strategies/forecast/predict.py). A line that an engine's setting makes one that is not predicted names it.
 
 Predictions are of the device, the kernels, the attention functions, the precision and torch's version that the run
 resolved to; every rank's books say so under "predicted for". On a GPU the allocator is asked too: its bytes stand
@@ -34,11 +36,12 @@ from speedrun.model.attend import where
 from speedrun.model.compiling import uncompiled
 from speedrun.stages import Stage
 from strategies import catalogue
-from strategies.base import Strategy
-from strategies.forecast.predict import predict_after_forward, predict_memory, predict_states
+from strategies.base import COMPUTE_DTYPES, Precision, Strategy
+from strategies.forecast.predict import predict_after_forward, predict_host, predict_memory, predict_states
 from strategies.forecast.traffic import predict_traffic
+from strategies.ledger import book
 from strategies.ledger.activations import ActivationBook, measure_activations
-from strategies.ledger.memory import measure
+from strategies.ledger.memory import measure_apart
 from strategies.ledger.replay import Replay, replay
 from strategies.ledger.terms import CATEGORIES, MOMENTS, Held
 from strategies.ledger.tracer import Tracer
@@ -56,12 +59,11 @@ LARGEST = 8
 """So many of the allocations alive at the peak are named."""
 
 
-def kernels_of(model: ModelConfig, device: torch.device, precision: str) -> Kernels:
+def kernels_of(model: ModelConfig, device: torch.device, precision: Precision) -> Kernels:
     """The kernels of a run on this device, whose `model.kernels` is resolved."""
     if device.type != "cuda":
         return CPU
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    return Kernels(where(device, dtype), model.attention, triton=model.kernels == "triton")
+    return Kernels(where(device, COMPUTE_DTYPES[precision]), model.attention, triton=model.kernels == "triton")
 
 
 class Books:
@@ -80,15 +82,18 @@ class Books:
         """stage: that the counted step belongs to; loss_comes_first: whether the ranks agree on it before an update."""
         accumulation, rows = stage.batches.accumulation, stage.batches.micro_batch
         about = (launch.strategy, launch.world_size, launch.precision)
-        self.run = scenario_of(config, *about, accumulation, launch.engine)
+        scenario = scenario_of(config, *about, accumulation, launch.engine)
         self.rank, self.strategy = launch.rank, strategy
         self.loss_comes_first = launch.world_size > 1 and loss_comes_first
         short, long = stage.windows[-1]
         model = replace(config.model, window_short=short, window_long=long)
         self.device = strategy.optimizer.place.device
+        self.run = replace(scenario, host_apart=self.device.type != "cpu")
         kernels = kernels_of(model, self.device, launch.precision)
         self.forward_pass = ForwardPass(model, rows, stage.sequence_length, kernels=kernels)
         self.held: dict[str, Held] = {}
+        self.host: dict[str, Held] = {}
+        """In host memory, where something is offloaded."""
         self.states: dict[str, int] = {}
         self.allocator: dict[str, dict[str, int]] = {}
         self.activations: ActivationBook | None = None
@@ -101,10 +106,11 @@ class Books:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)  # from here on it is this step's
         names = {id(module): path or "model" for path, module in self.strategy.model.named_modules()}
-        self.tracer = Tracer(names, inside)
+        self.tracer = Tracer(names, inside, gpu=self.device.type == "cuda")
         self.tracer.buffers = lambda: self.strategy.held().get("communication buffers", ())
         with self.meter, uncompiled(self.strategy.model), self.tracer:
             self.tracer.admit(self.strategy.held())
+            self._mark_host()
             yield
             self._enter("end")
         if self.activations:
@@ -134,7 +140,8 @@ class Books:
 
     def note(self, moment: str, activations: int = 0) -> None:
         """Measure what this rank holds now; activations: bytes of them, where they are there."""
-        self.held[moment] = measure(self.strategy.held())
+        apart = measure_apart(self.strategy.held(), self.strategy.offloaded(), self.device)
+        self.held[moment], self.host[moment] = apart
         if activations:
             self.held[moment]["activations"] = activations
         self.states = state_by_group(self.strategy)
@@ -155,11 +162,17 @@ class Books:
         if self.tracer.phase != "forward":  # gathered parameters stand in for the lasting ones there
             for category, tensors in self.strategy.held().items():
                 self.tracer.mark(tensors, category)
+            self._mark_host()
         self.tracer.enter(0 if phase != "end" else 1, phase)
+
+    def _mark_host(self) -> None:
+        """On a CPU, where no tensor says by itself that it would lie on the host of a GPU."""
+        for tensors in self.strategy.offloaded().values():
+            self.tracer.mark_host(tensors)
 
     def gather(self) -> list[dict[str, Any]]:
         """Every rank's books, on every rank. Collective."""
-        memory = self._memory()
+        memory, host = self._memory(), self._host()
         overhead = {
             "after forward": {**self.forward_pass.overhead(self.run, peak=False), "batch": self.forward_pass.batch},
             "peak": self.forward_pass.overhead(self.run),
@@ -168,6 +181,7 @@ class Books:
             "rank": self.rank,
             "predicted for": self.forward_pass.predicted_for(self.run),
             "memory": memory,
+            **({"host memory": host} if host else {}),
             "activations": self._activations(),
             "largest at the peak": self.peak.largest[:LARGEST] if self.peak else [],
             "optimizer states by group": {
@@ -193,9 +207,12 @@ class Books:
         held = dict(self.held)
         if self.peak:
             held["peak"] = self.peak.peak
+        unknown = self.not_predicted
         memory = {
             moment: {
-                category: entry(predicted[moment].get(category, 0), held[moment].get(category, 0))
+                category: entry(
+                    None if category in unknown else predicted[moment].get(category, 0), held[moment].get(category, 0)
+                )
                 for category in (*CATEGORIES, *BESIDE.get(moment, ()))
             }
             for moment in MOMENTS
@@ -203,9 +220,33 @@ class Books:
         }
         for moment, entries in memory.items():
             for category, line in entries.items():
-                if line["remainder"] and (why := self._why(moment, category)):
+                if category in unknown:
+                    line["why"] = f"not predicted: {unknown[category]}"
+                elif line["remainder"] and (why := self._why(moment, category)):
                     line["why"] = why
         return memory
+
+    def _host(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """As `_memory`, of what lies in host memory; nothing where nothing is offloaded, nor predicted to be."""
+        predicted = predict_host(self.run)
+        if not predicted and not any(self.host.values()):
+            return {}
+        ours, unknown = predicted[self.rank] if predicted else {}, self.not_predicted
+        lines: dict[str, dict[str, dict[str, Any]]] = {}
+        for moment, held in self.host.items():
+            said = ours.get(moment, {})
+            lines[moment] = {
+                category: entry(None, held.get(category, 0)) | {"why": f"not predicted: {unknown[category]}"}
+                if category in unknown
+                else entry(said.get(category, 0), held.get(category, 0))
+                for category in CATEGORIES
+            }
+        return lines
+
+    @property
+    def not_predicted(self) -> dict[str, str]:
+        """Category or collective → the setting for which it is not predicted."""
+        return catalogue.books(self.run.strategy).not_predicted(self.run)
 
     def _why(self, moment: str, category: str) -> str:
         """Why a remainder is no surprise, or nothing."""
@@ -250,12 +291,12 @@ class Books:
         for found in self.meter.lines():
             row = line(found.collective, found.purpose, found.axis)
             row |= {"calls": found.calls, "measured": found.payload_bytes, "ring_bytes": found.ring_bytes}
+        for (collective, purpose, _), row in lines.items():
+            row["remainder"] = row["measured"] - row["predicted"]
+            if purpose == "payload" and (key := self.not_predicted.get(collective)):
+                row |= {"predicted": None, "remainder": None, "why": f"not predicted: {key}"}
         return [
-            {
-                **{"collective": collective, "purpose": purpose, "axis": axis},
-                **row,
-                "remainder": row["measured"] - row["predicted"],
-            }
+            {"collective": collective, "purpose": purpose, "axis": axis, **row}
             for (collective, purpose, axis), row in lines.items()
         ]
 
@@ -300,16 +341,18 @@ def against_allocator(
     lines = {}
     for moment, figures in allocator.items():
         beside = {} if moment == "after prepare" else overhead.get(moment, lasting)
-        predicted = sum(line["predicted"] for line in memory[moment].values()) + sum(beside.values())
+        known = book.added(memory[moment])["predicted"]
+        predicted = None if known is None else known + sum(beside.values())
         lines[moment] = {
             **figures,
             "predicted": predicted,
             "predicted, in no category": beside,
-            "remainder": figures["allocated"] - predicted,
+            "remainder": None if predicted is None else figures["allocated"] - predicted,
         }
     return lines
 
 
-def entry(predicted: int, measured: int) -> dict[str, Any]:
-    """A line of the books."""
-    return {"predicted": predicted, "measured": measured, "remainder": measured - predicted}
+def entry(predicted: int | None, measured: int) -> dict[str, Any]:
+    """A line of the books; predicted None where it is not."""
+    remainder = None if predicted is None else measured - predicted
+    return {"predicted": predicted, "measured": measured, "remainder": remainder}

@@ -10,7 +10,7 @@ from speedrun.config import GATE_CHANNELS, Config, ModelConfig, OptimizerConfig
 from speedrun.optim.policy import KINDS, kind_of
 from speedrun.wiring import ngram_tables, padded_vocabulary, skip_sources
 from strategies import catalogue
-from strategies.ledger.terms import Group, Scenario
+from strategies.ledger.terms import Group, Modules, Scenario
 
 Shape = tuple[int, ...]
 
@@ -111,6 +111,35 @@ def module_classes(config: ModelConfig, shapes: Mapping[str, Shape]) -> dict[str
     return classes
 
 
+def called_modules(config: ModelConfig, shapes: Mapping[str, Shape]) -> Modules | None:
+    """(path, the module's own parameters) of every module but lists, in the order in which a forward pass calls them.
+
+    None where ZeRO-3's order is another one: recomputation calls modules in the backward pass too, an embedding may
+    hold the head, and a value embedding is let go late, since no gradient flows into its tokens. shapes: `shapes_from`
+    the same configuration.
+    """
+    if config.checkpointing != "none" or config.untie_at or config.value_embeddings:
+        return None
+    paths = ["", "embed", *(["positions"] if config.positions == "learned" else [])]
+    for name in ngram_tables(config):
+        paths += [name, f"{name}.table", *([f"{name}.up"] if config.ngram_width else [])]
+    paths += ["smear", "smear.gate"] if config.smear else []
+    gate = ["attention.gate"] if config.attention_gate else []
+    for layer in range(config.layers):
+        parts = ["skip"] if layer in skip_sources(config) else []
+        parts += ["embedding_skip"] if config.embedding_skip else []
+        parts += ["norm1", "attention", "attention.q", "attention.k", "attention.v", *gate, "attention.out"]
+        parts += ["norm2", "mlp", "mlp.up", "mlp.down"]
+        paths += [f"blocks.{layer}", *(f"blocks.{layer}.{part}" for part in parts)]
+    paths += ["backout"] if config.backout else []
+    own: dict[str, tuple[str, ...]] = {path: () for path in (*paths, "norm", "head")}
+    for name in shapes:
+        own[name.rpartition(".")[0]] += (name,)
+    if config.tied_head:
+        own["head"] = ("embed.weight",)
+    return tuple(own.items())
+
+
 def ledger_groups(config: Config) -> list[Group]:
     """Which parameters share a rule, as the books want to know it: the policy table without its rules."""
     return _groups(config.optimizer, shapes_from(config.model))
@@ -139,4 +168,5 @@ def scenario_of(
         engine = catalogue.books(strategy).default_engine(world_size)
     shapes = shapes_from(config.model)
     groups, classes = _groups(config.optimizer, shapes), module_classes(config.model, shapes)
-    return Scenario(strategy, shapes, groups, world_size, precision, accumulation, engine, classes)
+    modules = called_modules(config.model, shapes)
+    return Scenario(strategy, shapes, groups, world_size, precision, accumulation, engine, classes, modules=modules)

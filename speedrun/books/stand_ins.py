@@ -19,6 +19,7 @@ import speedrun.model.gpt as gpt
 import speedrun.model.masks as masks
 from speedrun.books.activations import fused_loss_inside
 from speedrun.books.kernels import Kernels
+from strategies.errors import UserError
 from strategies.forecast.simulate import StandIns
 
 
@@ -28,7 +29,7 @@ def stand_ins(kernels: Kernels) -> StandIns:
     Raises ValueError where Triton, which the fused operators are defined with, is not installed here.
     """
     if kernels.triton and not speedrun.kernels.INSTALLED:
-        raise ValueError("a simulation with Triton's kernels needs Triton, which is not installed here.")
+        raise UserError("a simulation with Triton's kernels needs Triton, which is not installed here.")
     return StandIns(lambda: _patches(kernels), inside)
 
 

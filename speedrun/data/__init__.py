@@ -10,6 +10,7 @@ from speedrun.data.documents import read_folder
 from speedrun.data.prefetch import Prefetch, prefetch
 from speedrun.data.vocabulary import Vocabulary
 from speedrun.stages import Stage, tokens_before
+from strategies.errors import UserError
 
 __all__ = ["Data", "Prefetch", "batch_hash", "open_data", "prefetch"]
 
@@ -30,13 +31,13 @@ def open_data(config: DataConfig, vocab_size: int, seed: int, stages: Sequence[S
     """
     for field in ("sequence_length", "global_batch", "eval_tokens"):
         if getattr(config, field) < 1:
-            raise ValueError(f"data.{field} is {getattr(config, field)}, but it must be at least 1.")
+            raise UserError(f"data.{field} is {getattr(config, field)}, but it must be at least 1.")
     if config.eval_sequence_length < 0:
-        raise ValueError(
+        raise UserError(
             f"data.eval_sequence_length is {config.eval_sequence_length}; give a length, or 0 for data.sequence_length."
         )
     if seed < 0:
-        raise ValueError(f"seed is {seed}, but it must not be negative.")
+        raise UserError(f"seed is {seed}, but it must not be negative.")
 
     name, note = config.source, ""
     if name == "pydocs":
@@ -65,7 +66,7 @@ def open_data(config: DataConfig, vocab_size: int, seed: int, stages: Sequence[S
             train_parts, val_parts = _text_parts(documents)
 
     if vocab_size < whose.size:
-        raise ValueError(
+        raise UserError(
             f"data.source {name!r} has a vocabulary of {whose.size} tokens, with token {whose.document_start} before "
             f"each document, so model.vocab_size must be at least {whose.size}, not {vocab_size}."
         )
@@ -73,11 +74,11 @@ def open_data(config: DataConfig, vocab_size: int, seed: int, stages: Sequence[S
     rows = config.eval_tokens // length
     val_tokens = sum(len(part.tokens) for part in val_parts)
     if rows == 0:
-        raise ValueError(
+        raise UserError(
             f"data.eval_tokens {config.eval_tokens} is less than one validation row of {length} tokens: raise it."
         )
     if rows * length + 1 > val_tokens:
-        raise ValueError(
+        raise UserError(
             f"data.source {name!r} holds out {val_tokens} validation tokens, but data.eval_tokens {config.eval_tokens} "
             f"needs {rows * length + 1} (rows of {length} and one more): lower data.eval_tokens or add text."
         )

@@ -36,6 +36,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from strategies.errors import UserError
+
 
 @dataclass(frozen=True, eq=False)
 class DocumentRun:
@@ -66,7 +68,7 @@ class DocumentRun:
         """Raise ValueError if some of `tokens`, read from this part, are not below `vocab_size`."""
         if tokens.max() >= vocab_size:
             where = int(np.argmax(self.tokens >= vocab_size))
-            raise ValueError(
+            raise UserError(
                 f"{self.name} holds token {self.tokens[where]} at position {where}, outside model.vocab_size "
                 f"{vocab_size}: use data of the model's tokenizer, or raise model.vocab_size."
             )
@@ -222,7 +224,7 @@ class Data:
         """
         first_step, global_batch, stream = self.stage(step)
         if step < 0 or not 0 <= first <= last <= global_batch:
-            raise ValueError(f"There are no rows {first} to {last} at step {step} of {global_batch} rows a step.")
+            raise UserError(f"There are no rows {first} to {last} at step {step} of {global_batch} rows a step.")
         before = (step - first_step) * global_batch
         rows = stream.rows(before + first, before + last)
         return _tensor(rows[:, :-1]), _tensor(rows[:, 1:])
@@ -241,7 +243,7 @@ class Data:
             ValueError: no such rows; a token outside the vocabulary.
         """
         if not 0 <= first <= last <= self.validation_rows:
-            raise ValueError(f"There are no validation rows {first} to {last}, only {self.validation_rows} rows.")
+            raise UserError(f"There are no validation rows {first} to {last}, only {self.validation_rows} rows.")
         length = self.validation_length
         tokens = self._held_out(first * length, last * length + 1)
         return _tensor(tokens[:-1].reshape(-1, length)), _tensor(tokens[1:].reshape(-1, length))

@@ -13,6 +13,7 @@ from speedrun.data.encodings import check_encoding, decode, encoding_of, readabl
 from speedrun.data.kinds import convert_command, recognised
 from speedrun.data.records import json_lines, parquet_rows
 from speedrun.data.report import TextReport
+from strategies.errors import UserError
 
 
 def read_folder(folder: Path, encoding: str = "", text_field: str = "text") -> tuple[list[bytes], TextReport]:
@@ -46,7 +47,7 @@ def read_documents(
             yield name + where, document
         report.files += report.documents > before
     if not report.documents:
-        raise ValueError(_nothing(folder, report))
+        raise UserError(_nothing(folder, report))
 
 
 def files_below(folder: Path, report: TextReport) -> list[tuple[str, Path]]:

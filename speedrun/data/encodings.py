@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from speedrun.data.report import printable
+from strategies.errors import UserError
 
 BOMS = (
     (b"\xef\xbb\xbf", "utf-8-sig", "UTF-8 with a byte order mark"),
@@ -32,7 +33,7 @@ def check_encoding(encoding: str) -> None:
         try:
             " ".encode(encoding).decode(encoding)  # of nothing, Python would not look up the name
         except (LookupError, ValueError) as error:
-            raise ValueError(
+            raise UserError(
                 f"The encoding {encoding!r} is not known: write one such as cp1252, latin-1, shift_jis or gb18030."
             ) from error
 
@@ -66,15 +67,15 @@ def decode(path: Path, content: bytes, codec: str) -> str:
     return text
 
 
-def undecodable(path: Path, error: UnicodeError, codec: str, begin: str = "") -> ValueError:
+def undecodable(path: Path, error: UnicodeError, codec: str, begin: str = "") -> UserError:
     """What to raise; begin: what the position is counted from, if not the file's first byte."""
     where = ""
     if isinstance(error, UnicodeDecodeError) and error.start < len(error.object):
         where = f" (byte 0x{error.object[error.start]:02x} at position {error.start:,}{begin})"
     if codec not in ("utf-8", "utf-8-sig"):
         way_out = "give its encoding, save it as UTF-8, or take it out"
-        return ValueError(f"{printable(str(path))} is not text in {codec}{where}: {way_out}.")
-    return ValueError(
+        return UserError(f"{printable(str(path))} is not text in {codec}{where}: {way_out}.")
+    return UserError(
         f"{printable(str(path))} is not UTF-8{where}: name its encoding with --encoding (of the trainer: "
         "--data.encoding), such as cp1252, latin-1 or shift_jis, save it as UTF-8, or take it out."
     )
@@ -96,7 +97,7 @@ def readable(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         why = error.strerror or os.strerror(error.errno or 0)
-        raise ValueError(f"{printable(str(path))} cannot be read ({why}): make it readable, or take it out.") from error
+        raise UserError(f"{printable(str(path))} cannot be read ({why}): make it readable, or take it out.") from error
 
 
 def _is_utf8(content: bytes) -> bool:

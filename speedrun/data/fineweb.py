@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from speedrun.data.shards import open_shard
+from strategies.errors import UserError
 
 REPOSITORY = "kjj0/fineweb10B-gpt2"
 """The data set on the hub: 103 training shards of 100M tokens and a validation shard."""
@@ -67,12 +68,12 @@ def fetch(folder: Path, shards: int, say: Callable[[str], None] = print, endpoin
     """
     require("huggingface_hub", "the download from the Hugging Face hub")
     if shards < 1:
-        raise ValueError(f"{shards} training shards were asked for, but training needs at least 1.")
+        raise UserError(f"{shards} training shards were asked for, but training needs at least 1.")
     commit, listed = _listing(endpoint)
     validation = [file for file in listed if file.name.startswith("fineweb_val_")]
     training = [file for file in listed if file.name.startswith("fineweb_train_")]
     if not validation or len(training) < shards:
-        raise ValueError(
+        raise UserError(
             f"{REPOSITORY} holds {len(training)} training shards and {len(validation)} for validation, but {shards} "
             "and at least 1 were asked for: ask for fewer."
         )
@@ -133,7 +134,7 @@ def require(module: str, what: str) -> None:
     try:
         __import__(module)
     except ImportError as error:
-        raise ValueError(f"{module} is not installed, and {what} needs it: pip install 'shardrun[data]'.") from error
+        raise UserError(f"{module} is not installed, and {what} needs it: pip install 'shardrun[data]'.") from error
 
 
 def _listing(endpoint: str | None) -> tuple[str, list[HubFile]]:

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
+from strategies.errors import UserError
+
 T = TypeVar("T")
 
 
@@ -19,7 +21,7 @@ class Prefetch(Iterator[T], Generic[T]):
 
     def __init__(self, items: Iterable[T], depth: int) -> None:
         if depth < 1:
-            raise ValueError(f"Prefetching needs a depth of at least 1, not {depth}.")
+            raise UserError(f"Prefetching needs a depth of at least 1, not {depth}.")
         self._results: queue.SimpleQueue[tuple[T] | BaseException] = queue.SimpleQueue()
         self._room = threading.Semaphore(depth)
         self._ended = threading.Event()

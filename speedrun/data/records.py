@@ -8,6 +8,7 @@ from typing import Any, TextIO
 
 from speedrun.data.encodings import byte_order_mark, decode, encoding_of, readable, undecodable
 from speedrun.data.report import TextReport, printable
+from strategies.errors import UserError
 
 
 def json_lines(path: Path, report: TextReport, encoding: str, text_field: str) -> Iterator[tuple[int, bytes]]:
@@ -43,7 +44,7 @@ def parquet_rows(path: Path, report: TextReport, text_field: str) -> Iterator[tu
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise ValueError(
+        raise UserError(
             f"{printable(str(path))} is Parquet; pyarrow reads it, and is not installed: pip install "
             "'shardrun[parquet]'."
         ) from error
@@ -61,7 +62,7 @@ def parquet_rows(path: Path, report: TextReport, text_field: str) -> Iterator[tu
                         report.empty_documents += 1
     except (pyarrow.ArrowException, OSError, UnicodeError) as error:
         why = (str(error).splitlines() or [""])[0]
-        raise ValueError(
+        raise UserError(
             f"{printable(str(path))} cannot be read as Parquet ({why}): fetch or write it again."
         ) from error
 
@@ -86,22 +87,22 @@ def _text_of(line: str, where: str, text_field: str) -> bytes:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
         why = "nested too deeply" if isinstance(error, RecursionError) else error
-        raise ValueError(f"{where} is not JSON ({why}): a .jsonl file has one JSON object per line.") from error
+        raise UserError(f"{where} is not JSON ({why}): a .jsonl file has one JSON object per line.") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{where} is not a JSON object with a field {text_field!r}, but {_kind(value)}: {_WAY_OUT}")
+        raise UserError(f"{where} is not a JSON object with a field {text_field!r}, but {_kind(value)}: {_WAY_OUT}")
     if text_field not in value:
         fields = ", ".join(ascii(name[:40]) for name in list(value)[:6]) or "none"
-        raise ValueError(f"{where} has no field {text_field!r} (it has {fields}): {_WAY_OUT}")
+        raise UserError(f"{where} has no field {text_field!r} (it has {fields}): {_WAY_OUT}")
     text = value[text_field]
     if text is None:
         return b""
     if not isinstance(text, str):
-        raise ValueError(f"{where} has {_kind(text)} in the field {text_field!r}, not text: {_WAY_OUT}")
+        raise UserError(f"{where} has {_kind(text)} in the field {text_field!r}, not text: {_WAY_OUT}")
     try:
         return text.encode()
     except UnicodeEncodeError as error:
         half = ascii(text[error.start])
-        raise ValueError(f"{where} holds {half}, half of a character: write the whole pair, or take it out.") from error
+        raise UserError(f"{where} holds {half}, half of a character: write the whole pair, or take it out.") from error
 
 
 _WAY_OUT = "name the one with the text by --text-field (of the trainer: --data.text-field)."
@@ -122,4 +123,4 @@ def _check_column(path: Path, schema: Any, text_field: str) -> None:
     if kind not in (pyarrow.string(), pyarrow.large_string()):
         there = f"no text in its column {text_field!r} ({kind})" if kind is not None else f"no column {text_field!r}"
         names = ", ".join(ascii(name[:40]) for name in schema.names[:6])
-        raise ValueError(f"{printable(str(path))} has {there}; its columns are {names}: {_WAY_OUT}")
+        raise UserError(f"{printable(str(path))} has {there}; its columns are {names}: {_WAY_OUT}")

@@ -19,6 +19,7 @@ import numpy as np
 
 from speedrun.data.kinds import convert_command, recognised
 from speedrun.data.vocabulary import GPT2, LLAMA3, SIDECAR, Vocabulary, read_sidecar
+from strategies.errors import UserError
 
 MAGIC = 20240520
 VERSION = 1
@@ -39,7 +40,7 @@ def find_shards(folder: Path) -> tuple[list[Path], list[Path]]:
     paths = sorted(folder.glob("*.bin"))
     training, validation = ([path for path in paths if split_of(path) == split] for split in ("train", "val"))
     if not training or not validation:
-        raise ValueError(
+        raise UserError(
             f"data.source {str(folder)!r} holds {len(training)} shards named *_train_*.bin and {len(validation)} named "
             "*_val_*.bin, but training needs at least one of each: add or rename the missing ones, or take the .bin "
             "files away if it is a folder of text."
@@ -69,14 +70,14 @@ def shards_vocabulary(folder: Path, paths: list[Path]) -> Vocabulary:
         magic, _, marked = _header(path)
         own = FORMATS[magic][2]
         if marked and not said:
-            raise ValueError(
+            raise UserError(
                 f"Shard {path} holds tokens of a vocabulary of {marked}, but there is no {SIDECAR} beside it that says "
                 f"which: copy it along with the shards, or write them again with `shardrun data tokenize`."
             )
         right = marked == first.size if marked else own.is_like(first)
         if not right or own.dtype != first.dtype:
             by = SIDECAR if said else paths[0].name
-            raise ValueError(
+            raise UserError(
                 f"Shard {path} holds tokens of a vocabulary of {marked or own.size} ({own.dtype}), but {by} is of "
                 f"{first.size} ({first.dtype}, document start {first.document_start}): keep shards of different "
                 f"tokenizers in folders of their own."
@@ -96,13 +97,13 @@ def open_shard(path: Path) -> np.ndarray:
     body = size - HEADER_BYTES
     if body % width:
         what = "an odd number" if width == 2 else "no multiple of 4"
-        raise ValueError(
+        raise UserError(
             f"Shard {path} has {body} bytes of tokens, {what}, though a token takes {width} (its header promises "
             f"{count} tokens, {width * count} bytes): fetch or write it again."
         )
     if body != width * count:
         what = "was cut short" if body < width * count else "has something behind its tokens"
-        raise ValueError(
+        raise UserError(
             f"Shard {path} holds {body // width} tokens but its header promises {count} (the file has {size} bytes, "
             f"not {HEADER_BYTES + width * count}): it {what}; fetch or write it again."
         )
@@ -121,33 +122,33 @@ def _header(path: Path) -> tuple[int, int, int]:
     Raises ValueError for what is no shard.
     """
     if not path.is_file():
-        raise ValueError(f"Shard {path} is not a file (a folder, or a link to nothing): take it away.")
+        raise UserError(f"Shard {path} is not a file (a folder, or a link to nothing): take it away.")
     size = path.stat().st_size
     with open(path, "rb") as file:
         head = file.read(HEADER_BYTES)
     kind = recognised(head)
     if kind and not kind.startswith("a shard"):
-        raise ValueError(f"Shard {path} is no shard but {kind}.")
+        raise UserError(f"Shard {path} is no shard but {kind}.")
     if size < HEADER_BYTES:
-        raise ValueError(
+        raise UserError(
             f"Shard {path} has {size} bytes, less than its header of {HEADER_BYTES}: fetch or write it again."
         )
     magic, version, count, vocabulary = (int(number) for number in np.frombuffer(head, dtype="<i4")[:4])
     if magic not in FORMATS:
         if head.lstrip()[:5].lower() in (b"<html", b"<!doc"):
-            raise ValueError(f"Shard {path} is a web page, perhaps one that says why there is no file: fetch it again.")
-        raise ValueError(
+            raise UserError(f"Shard {path} is a web page, perhaps one that says why there is no file: fetch it again.")
+        raise UserError(
             f"Shard {path} begins with {magic}, not with the magic number {MAGIC}: it is not a shard. If it is "
             f"tokens without a header, as nanoGPT writes them, convert it: `{convert_command(path.parent)}`."
         )
     if version != FORMATS[magic][0]:
-        raise ValueError(
+        raise UserError(
             f"Shard {path} has version {version}, only {FORMATS[magic][0]} can be read: write it again in that one."
         )
     if count < 1:
-        raise ValueError(f"Shard {path} says that it holds {count} tokens: take it out of the folder.")
+        raise UserError(f"Shard {path} says that it holds {count} tokens: take it out of the folder.")
     if vocabulary < 0:
-        raise ValueError(f"Shard {path} says that its vocabulary has {vocabulary} tokens: write it again.")
+        raise UserError(f"Shard {path} says that its vocabulary has {vocabulary} tokens: write it again.")
     return magic, count, vocabulary
 
 
@@ -159,12 +160,12 @@ def write_tokens(path: Path, tokens: np.ndarray, vocabulary: Vocabulary = GPT2) 
     """
     tokens = np.asarray(tokens)
     if tokens.ndim != 1 or tokens.size == 0 or tokens.dtype.kind not in "iu":
-        raise ValueError(f"A shard needs a vector of at least one integer, not {tokens.dtype} of shape {tokens.shape}.")
+        raise UserError(f"A shard needs a vector of at least one integer, not {tokens.dtype} of shape {tokens.shape}.")
     magic = next(magic for magic, (_, _, whose) in FORMATS.items() if whose.dtype == vocabulary.dtype)
     version, dtype, whose = FORMATS[magic]
     low, high, limit = int(tokens.min()), int(tokens.max()), np.iinfo(dtype).max
     if low < 0 or high > limit:
-        raise ValueError(
+        raise UserError(
             f"A shard of {vocabulary.dtype} holds tokens from 0 to {limit}, not {low if low < 0 else high}: it is of "
             "another tokenizer."
         )

@@ -8,6 +8,8 @@ import hashlib
 
 import numpy as np
 
+from strategies.errors import UserError
+
 BYTE_DOCUMENT_START = 256
 """The token before each document; no byte has this value."""
 
@@ -44,7 +46,7 @@ def choose_held_out(sizes: dict[bytes, int], copies: int = 0) -> dict[bytes, Non
     if len(sizes) < 2:
         more = f" and {copies} copies of it, which do not count," if copies else ""
         more = more.replace("1 copies of it, which do", "1 copy of it, which does")
-        raise ValueError(
+        raise UserError(
             f"The data is {len(sizes)} document{more or ','} and validation holds out whole documents: split it into "
             "at least two files."
         )

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from strategies.errors import UserError
+
 SIDECAR = "tokens.json"
 SCHEMA = 1
 
@@ -54,24 +56,24 @@ def read_sidecar(folder: Path) -> Vocabulary | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} cannot be read ({error}): {again}.") from error
+        raise UserError(f"{path} cannot be read ({error}): {again}.") from error
     if not isinstance(content, dict) or not isinstance(content.get("schema"), int):
-        raise ValueError(f"{path} says nothing of a schema, so it is not of Shardrun: take it away, or {again}.")
+        raise UserError(f"{path} says nothing of a schema, so it is not of Shardrun: take it away, or {again}.")
     if content["schema"] > SCHEMA:
-        raise ValueError(f"{path} has schema {content['schema']}, newer than {SCHEMA}: update Shardrun.")
+        raise UserError(f"{path} has schema {content['schema']}, newer than {SCHEMA}: update Shardrun.")
     size: Any = content.get("vocab_size")
     start: Any = content.get("document_start")
     tokenizer = content.get("tokenizer")
     digest = tokenizer.get("sha256", "") if isinstance(tokenizer, dict) else ""
     good = all(type(number) is int for number in (size, start)) and 0 <= start < size <= 1 << 31
     if not good or not isinstance(digest, str):
-        raise ValueError(
+        raise UserError(
             f"{path} gives vocab_size {size!r} and document_start {start!r}, but a document start is a token from 0 to "
             f"vocab_size − 1: {again}."
         )
     vocabulary = Vocabulary(size, start, digest)
     if content.get("dtype") != vocabulary.dtype:
-        raise ValueError(
+        raise UserError(
             f"{path} gives dtype {content.get('dtype')!r}, but {size} tokens take {vocabulary.dtype}: {again}."
         )
     return vocabulary

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from speedrun.config import Kernels
 from speedrun.kernels.measured import Kernel, pays
+from strategies.errors import UserError
 
 INSTALLED = find_spec("triton") is not None
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -33,7 +34,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 def choose(asked: Kernels, device: str, precision: str) -> tuple[Literal["triton", "torch"], str]:
     """Resolve `model.kernels` for a run: the choice, and the reason for it as a sentence's end.
 
-    device: 'cuda' or 'cpu', where the run computes; precision: 'fp32' or 'bf16', of its matrix products.
+    device: 'cuda' or 'cpu', where the run computes; precision: 'fp32', 'bf16' or 'fp16', of its matrix products.
 
     Raises ValueError where Triton is asked for and cannot run.
     """
@@ -47,11 +48,13 @@ def choose(asked: Kernels, device: str, precision: str) -> tuple[Literal["triton
         hindrance = f"the run computes on {device}"
     elif asked == "auto" and precision == "fp32":
         hindrance = "the run computes in fp32 and the kernels pay in bf16"
+    elif precision == "fp16":
+        hindrance = "the run computes in fp16, and the fused loss makes its gradients before the loss scale lifts them"
     else:
         why = "as asked" if asked == "triton" else "a CUDA GPU, bf16 and Triton are there"
         return "triton", f"{why}; each where it pays"
     if asked == "triton":
-        raise ValueError(f"model.kernels is triton, but {hindrance}: use model.kernels torch or auto.")
+        raise UserError(f"model.kernels is triton, but {hindrance}: use model.kernels torch or auto.")
     return "torch", hindrance
 
 
@@ -71,7 +74,7 @@ def use_triton(asked: Kernels, tensor: Tensor, kernel: Kernel, shape: tuple[int,
     if not INSTALLED or not (tensor.is_cuda or INTERPRETED):
         choose(asked, tensor.device.type, "")
     if tensor.dtype == torch.float64:
-        raise ValueError(
+        raise UserError(
             "model.kernels is triton, but the model is in float64 and the kernels add up in float32: "
             "use model.kernels torch."
         )

@@ -12,6 +12,7 @@ from speedrun.model.masks import Mask, View, Yarn
 from speedrun.model.norm import rms_norm
 from speedrun.model.rope import rope_frequencies, rotate, rotations, yarn_scale
 from speedrun.wiring import check_attention
+from strategies.errors import UserError
 
 
 class Attention(nn.Module):
@@ -25,7 +26,7 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig, layer: int = 0) -> None:
         super().__init__()
         if config.width % config.heads:
-            raise ValueError(
+            raise UserError(
                 f"model.heads = {config.heads} does not divide model.width = {config.width}: every head needs the same "
                 "whole number of channels"
             )
@@ -33,7 +34,7 @@ class Attention(nn.Module):
         self.head_dim = config.width // config.heads
         multiple = {"rope": 2, "half_rope": 4, "learned": 1}[config.positions]
         if self.head_dim % multiple:
-            raise ValueError(
+            raise UserError(
                 f"model.positions = {config.positions} rotates channels in pairs and needs a head dimension (width / "
                 f"heads) divisible by {multiple}, but it is {self.head_dim}: change model.width or model.heads"
             )

@@ -14,6 +14,7 @@ from torch import nn
 
 from speedrun.config import ModelConfig
 from speedrun.model.gpt import GPT
+from strategies.errors import UserError
 
 
 def compile_blocks(model: GPT, cpu: bool) -> None:
@@ -23,7 +24,7 @@ def compile_blocks(model: GPT, cpu: bool) -> None:
     """
     compiler = os.environ.get("CXX", "g++")
     if cpu and not (shutil.which(compiler) or shutil.which("clang++")):
-        raise ValueError(
+        raise UserError(
             f"compile = True needs a C++ compiler on a CPU, and there is no {compiler}: install g++, or --no-compile"
         )
     torch._dynamo.config.fail_on_recompile_limit_hit = True  # else further variants run uncompiled without a word

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from speedrun.model.masks import Mask
 from speedrun.model.unseen import made_unseen
+from strategies.errors import UserError
 
 UNFUSED = (
     "FlexAttention would run uncompiled here, and hold all scores at once: {}; use --model.attention sdpa or varlen"
@@ -48,7 +49,7 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, blocks: Any, scaled: bool) -> Te
     from torch.nn.attention.flex_attention import flex_attention
 
     if not torch.compiler.is_compiling():
-        raise ValueError(UNFUSED.format("torch.compile did not take it (TORCH_COMPILE_DISABLE, or a dispatch mode)"))
+        raise UserError(UNFUSED.format("torch.compile did not take it (TORCH_COMPILE_DISABLE, or a dispatch mode)"))
     return flex_attention(q, k, v, block_mask=blocks, scale=1.0 if scaled else None)  # type: ignore[return-value]
 
 
@@ -98,7 +99,7 @@ class _Flex(torch.autograd.Function):
                     y = _compiled(BACKEND)(*inputs, mask.blocks, scaled)
                 except torch._dynamo.exc.FailOnRecompileLimitHit:
                     limit = torch._dynamo.config.recompile_limit
-                    raise ValueError(UNFUSED.format(f"torch.compile's limit of {limit} variants is used up")) from None
+                    raise UserError(UNFUSED.format(f"torch.compile's limit of {limit} variants is used up")) from None
                 if learns:
                     ctx.inner = [torch.autograd.graph.get_gradient_edge(x) for x in (y, *inputs)]
                 for x in inputs:  # the inner graph holds them, whatever becomes of what is kept

@@ -24,6 +24,7 @@ from speedrun.model.norm import make_norm, rms_norm
 from speedrun.model.skips import EmbeddingSkip, GatedSkip, Skip
 from speedrun.model.untying import UntyingEmbedding
 from speedrun.wiring import check_model, ngram_tables, padded_vocabulary, skip_sources
+from strategies.errors import UserError
 
 
 class Block(nn.Module):
@@ -193,7 +194,7 @@ class GPT(nn.Module):
         """
         time = tokens.shape[1]
         if time > self.config.max_sequence_length:
-            raise ValueError(
+            raise UserError(
                 f"a row of {time} tokens is longer than model.max_sequence_length = {self.config.max_sequence_length}: "
                 "shorten data.sequence_length or raise model.max_sequence_length"
             )
@@ -292,7 +293,7 @@ class GPT(nn.Module):
         gpt2 = config.norm == "layer" and not config.zero_init_projections
         for name, parameter in self.named_parameters():
             if parameter.is_meta:
-                raise ValueError(f"{name} is on the meta device: call to_empty(device=...) before init_weights")
+                raise UserError(f"{name} is on the meta device: call to_empty(device=...) before init_weights")
             projection = name.endswith((".out.weight", ".down.weight"))  # writes to the residual stream
             start = next((start for ending, start in CONSTANT_STARTS.items() if name.endswith(ending)), None)
             if start is not None:

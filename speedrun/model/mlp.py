@@ -10,6 +10,7 @@ from speedrun.config import ModelConfig
 from speedrun.kernels import use_triton
 from speedrun.kernels.fp8_linear import DelayedScales, mlp_down, mlp_up
 from speedrun.model.linear import Linear
+from strategies.errors import UserError
 
 
 class MLP(nn.Module):
@@ -22,7 +23,7 @@ class MLP(nn.Module):
         super().__init__()
         hidden = config.mlp_width or 4 * config.width
         if config.fp8 and config.bias:
-            raise ValueError("model.fp8 is on and so is model.bias: FP8 layers have no biases; switch one of them off")
+            raise UserError("model.fp8 is on and so is model.bias: FP8 layers have no biases; switch one of them off")
         self.nonlinearity = config.mlp
         self.up = Up(config, config.width, hidden)
         self.down = Down(config, hidden, config.width)

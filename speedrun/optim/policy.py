@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from speedrun.config import Kernels, OptimizerConfig
+from strategies.errors import UserError
 
 if TYPE_CHECKING:
     from speedrun.optim.rules import AdamW, Muon
@@ -50,11 +51,11 @@ def kind_of(name: str, shape: Shape) -> str:
 def check_optimizer(config: OptimizerConfig) -> None:
     """Raise ValueError where two fields contradict each other, or one has no meaning."""
     if config.normuon and config.name != "muon":
-        raise ValueError(
+        raise UserError(
             f"optimizer.normuon changes Muon's update, but optimizer.name = {config.name} has none: use one of the two"
         )
     if config.adamw_every < 1:
-        raise ValueError(f"optimizer.adamw_every = {config.adamw_every}: AdamW updates every 1, 2, … steps")
+        raise UserError(f"optimizer.adamw_every = {config.adamw_every}: AdamW updates every 1, 2, … steps")
 
 
 def parameter_groups(

@@ -58,6 +58,13 @@ def emulated_bf16(device: torch.device) -> str:
     )
 
 
+def emulated_fp16(device: torch.device) -> str:
+    """As `emulated_bf16`, of fp16, which every GPU computes in and few processors do (AVX512_FP16)."""
+    if device.type != "cpu" or (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_fp16_supported()):
+        return ""
+    return "fp16: emulated here (this processor has no AVX512_FP16), many times slower than fp32: for trying it out"
+
+
 def settle(config: OptimizerConfig, began: OrthogonalizationDtype, device: torch.device) -> tuple[OptimizerConfig, str]:
     """The optimizer's configuration with `orthogonalization_dtype` resolved, and why, as a sentence's end.
 

@@ -20,6 +20,7 @@ from strategies.checkpoint.folder import checkpoints, find_checkpoint
 from strategies.checkpoint.format import Index, read_index
 from strategies.checkpoint.load import check_weights, load
 from strategies.checkpoint.save import Saver
+from strategies.errors import UserError
 from strategies.layout import Shape
 from strategies.select import Launch
 
@@ -93,12 +94,12 @@ def asked_to_resume(config: Config, shapes: Mapping[str, Shape], data_hash: str)
     """
     every, eval_every = config.checkpoint.every, config.eval_every
     if every < 0 or config.checkpoint.keep < 1:
-        raise ValueError(
+        raise UserError(
             f"checkpoint.every {every} and checkpoint.keep {config.checkpoint.keep}: every must be 0 or more, keep at "
             "least 1."
         )
     if config.checkpoint.keep_best and every and (not eval_every or every % eval_every):
-        raise ValueError(
+        raise UserError(
             f"checkpoint.keep_best needs a validation at every checkpoint: make checkpoint.every {every} a multiple of "
             f"eval_every {eval_every}."
         )
@@ -107,7 +108,7 @@ def asked_to_resume(config: Config, shapes: Mapping[str, Shape], data_hash: str)
     own = Path(config.out) / config.name
     if config.resume == "auto":
         if not config.name:
-            raise ValueError("resume auto looks for the run by its name: give it one with --name.")
+            raise UserError("resume auto looks for the run by its name: give it one with --name.")
         if not checkpoints(own / "checkpoints"):
             return Resumed(None, None, continues=-1)
         folder = find_checkpoint(own / "checkpoints")
@@ -128,7 +129,7 @@ def _compare(folder: Path, index: Index, config: Config, data_hash: str) -> tupl
     saved = index.run.get("config")
     time = index.run.get("metrics", {}).get("train_time_ms") if isinstance(index.run.get("metrics"), dict) else None
     if not isinstance(saved, dict) or not isinstance(time, int | float):
-        raise ValueError(f"{folder} was not saved by the trainer: its index says nothing of a run's configuration.")
+        raise UserError(f"{folder} was not saved by the trainer: its index says nothing of a run's configuration.")
     before, now = _flat(saved), _flat(json.loads(json.dumps(dataclasses.asdict(config))))
     fixed = {"seed", "data.global_batch", "data.sequence_length", "schedule.stages"}
     if config.schedule.stages:
@@ -139,14 +140,14 @@ def _compare(folder: Path, index: Index, config: Config, data_hash: str) -> tupl
             continue
         section = name.partition(".")[0]
         if name in fixed or (section == "model" and name not in HOW_NOT_WHAT):
-            raise ValueError(
+            raise UserError(
                 f"{folder} is of a run with {name} {before[name]}, and this one has {now[name]}; "
                 f"resume with --{name.replace('_', '-')} as it was."
             )
         if section not in NOT_SHOWN and name not in NOT_SHOWN:
             changed.append(f"{name} {before[name]} → {now[name]}")
     if index.run.get("data_hash") != data_hash:
-        raise ValueError(
+        raise UserError(
             f"{folder} is of a run on other data ({saved['data']['source']}; the hashes differ): which documents come "
             "next depends on them; resume with that data."
         )
@@ -189,6 +190,7 @@ class Checkpoints:
                 strategy.optimizer,
                 config.checkpoint.keep,
                 config.checkpoint.keep_best,
+                strategy.loss_scale,
             )
 
     def after_step(self, metrics: dict[str, Any], ending: bool) -> None:

@@ -7,6 +7,7 @@ import math
 
 import torch
 
+from speedrun.books.shapes import scenario_of
 from speedrun.config import Config
 from speedrun.data import Data, open_data
 from speedrun.kernels import choose
@@ -15,10 +16,12 @@ from speedrun.model import GPT, parameter_shapes
 from speedrun.model.attend import activate_flash
 from speedrun.model.compiling import allow_variants
 from speedrun.optim.policy import check_optimizer
-from speedrun.optim.precision import emulated_bf16, settle
+from speedrun.optim.precision import emulated_bf16, emulated_fp16, settle
 from speedrun.run.checkpoints import Resumed, asked_to_resume
-from speedrun.stages import Stage, check_engine, number_of_steps, resolve_stages
+from speedrun.stages import Stage, number_of_steps, resolve_stages
 from strategies import catalogue
+from strategies.base import COMPUTE_DTYPES, Precision
+from strategies.errors import UserError
 from strategies.select import Launch
 
 
@@ -55,19 +58,25 @@ def check(config: Config, launch: Launch) -> Checked:
     Raises ValueError or FileNotFoundError, in one sentence.
     """
     if config.compile and (why := catalogue.books(launch.strategy).refuses_compile):
-        raise ValueError(why)
+        raise UserError(why)
+    about = (launch.strategy, launch.world_size, launch.precision)
+    if why := catalogue.books(launch.strategy).refuses(scenario_of(config, *about, engine=launch.engine)):
+        raise UserError(f"{launch.config_file or 'the accelerate config'}: {why}")
     stages = resolve_stages(config, number_of_steps(config), launch.world_size)
-    for stage in stages:
-        check_engine(config, stage, launch.engine)
     data = open_data(config.data, config.model.vocab_size, config.seed, stages)
     longest = max(config.data.eval_sequence_length, *(stage.sequence_length for stage in stages))
     if longest > config.model.max_sequence_length:
-        raise ValueError(
+        raise UserError(
             f"rows of {longest} tokens (sequence_length, eval_sequence_length of data and stages) exceed "
             f"model.max_sequence_length {config.model.max_sequence_length}; raise the latter."
         )
     kernels, why = choose(config.model.kernels, "cpu" if launch.cpu else "cuda", launch.precision)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, kernels=kernels))
+    if config.model.fp8 and launch.precision == "fp16":
+        raise UserError(
+            "model.fp8 is on and mixed_precision is fp16: FP8's scales of gradients know nothing of fp16's loss scale, "
+            "and every GPU that multiplies in FP8 has bf16; write mixed_precision: bf16, or switch model.fp8 off."
+        )
     fp8 = fp8_in_words(kernels, launch.cpu) if config.model.fp8 else ""
     resolved = [data.note] if data.note else []
     resolved += [f"kernels: {kernels} ({why})" + (f", head and MLP in FP8 {fp8}" if fp8 else "")]
@@ -83,25 +92,25 @@ def check(config: Config, launch: Launch) -> Checked:
     config = dataclasses.replace(config, optimizer=optimizer)
     if optimizer.name == "muon":
         resolved.append(f"orthogonalisation: {optimizer.orthogonalization_dtype} ({why})")
-    if launch.precision == "bf16" and (costs := emulated_bf16(device)):
+    emulated = {"fp32": "", "bf16": emulated_bf16(device), "fp16": emulated_fp16(device)}
+    if costs := emulated[launch.precision]:
         resolved.append(costs)
     return Checked(config, stages, data, shapes, resumed, attention, resolved)
 
 
 def attention_of_stages(
-    model: GPT, stages: list[Stage], device: torch.device, precision: str
+    model: GPT, stages: list[Stage], device: torch.device, precision: Precision
 ) -> tuple[set[str], list[str]]:
     """Which attention functions the run takes, and a line for each function of each stage that says for which windows,
     in positions, and why.
 
     Leaves the model with the last stage's windows. Raises ValueError where what was asked for cannot run.
     """
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     lines, kinds = [], set()
     for stage in stages:
         model.set_windows(stage.windows)
         windows: dict[tuple[str, str], list[int]] = {}
-        for view, choice in model.attention_choices(stage.sequence_length, device, dtype).items():
+        for view, choice in model.attention_choices(stage.sequence_length, device, COMPUTE_DTYPES[precision]).items():
             windows.setdefault(choice, []).append(view.positions(stage.sequence_length)[0])
         for (kind, why), sizes in windows.items():
             where = f" in {stage.name}" if len(stages) > 1 else ""

@@ -1,11 +1,13 @@
 """The trainer's command line: a preset, and options that replace single fields of it."""
 
+import re
 from dataclasses import replace
 
 from speedrun.config import Config
 from speedrun.data.vocabulary import vocabulary_of
 from speedrun.presets import PRESETS
 from speedrun.run.ending import leave_for_torchrun, say_after_launcher, speaks_first
+from strategies.errors import UserError
 
 HELP = """Train a preset under the strategy of an accelerate config file:
 
@@ -26,7 +28,7 @@ def parse(arguments: list[str]) -> tuple[str, Config]:
         arguments = ["tiny", *arguments]
     preset, *options = arguments
     if preset not in PRESETS:
-        raise ValueError(f"there is no preset {preset!r}; there are {', '.join(PRESETS)}.")
+        raise UserError(f"there is no preset {preset!r}; there are {', '.join(PRESETS)}.")
     try:
         return preset, _with_vocabulary(preset, _read(preset, options, show=False))
     except SystemExit as end:
@@ -37,6 +39,13 @@ def parse(arguments: list[str]) -> tuple[str, Config]:
         if speaks_first("command line"):
             _read(preset, options, show=True)
         raise
+
+
+def options_said(arguments: list[str]) -> set[str]:
+    """The fields that a command line sets: `--optimizer.clip 0.5` → optimizer.clip, `--no-compile` → compile."""
+    options = (word.partition("=")[0].lstrip("-") for word in arguments if word.startswith("--"))
+    names = {option.replace("-", "_") for option in options}
+    return {re.sub(r"(^|\.)no_", r"\1", name) for name in names}
 
 
 def _with_vocabulary(preset: str, config: Config) -> Config:

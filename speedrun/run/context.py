@@ -107,6 +107,8 @@ class Run:
         self.counted_steps = further_steps(counted, stage.last, config.eval_every, config.books_every)
         self.books = Books(config, self.launch, strategy, stage, loss_comes_first(config))
         self.books.note("after prepare")
+        self.updated = False
+        """There is optimizer state that the run has made."""
 
     @property
     def first_stage(self) -> Stage:
@@ -128,6 +130,7 @@ class Run:
         """Every step, from where a checkpoint left off, its stage and its batch. Ends at the target too. Collective."""
         if self.start and self.checked.resumed:
             self.checked.resumed.restore(self.strategy, self.say)
+            self.updated = True
         else:
             self._log({"step": 0, "tokens": 0, "train_time_ms": 0.0, "timed_steps": 0, **self._validate()})
         self.ended = False
@@ -139,6 +142,8 @@ class Run:
             self.fetched = time.perf_counter()
             self.now, self.interruption.step = step, step + 1
             self.counted = step in self.counted_steps
+            if self.counted and not self.updated and step > self.start:  # all steps so far were left out
+                self.counted = not self._count_later()
             self.watched = self.counted and step > 0  # the first step has no optimizer state before it
             yield step, stage_at(self.stages, step), batch
             if self.ended:
@@ -172,12 +177,16 @@ class Run:
         stopped = as_exception(*anywhere)
         ended = time.perf_counter()
         if self.counted:  # its every operator is watched: no measure of training
-            self._keep_books(done)
+            self.books.note("after step")
         else:
             self.train_time += ended - self.started
             self.timed_steps += 1
         # A step that is repeated to name a tensor is not timed either, nor are validation and checkpoints.
-        counts = self.faults.after_step(done, mean, norm, partial(first_nonfinite, self.strategy, repeat))
+        scale, again = self.strategy.loss_scale, partial(first_nonfinite, self.strategy, repeat)
+        counts = self.faults.after_step(done, mean, norm, again, scale)
+        self.updated = self.updated or counts
+        if self.counted and (counts or not self._count_later()):
+            self._keep_books(done)
         last = done == self.total_steps
         due = last or (config.eval_every and done % config.eval_every == 0)
         validation = self._validate() if due and not stopped else {}
@@ -190,6 +199,7 @@ class Run:
             "lr": rate,
             "grad_norm": norm if counts else None,
             **({} if counts else {"skipped": True}),
+            **({"loss_scale": scale.value} if scale else {}),
             "train_time_ms": self.train_time * 1e3,
             "timed_steps": self.timed_steps,
             "step_avg_ms": self.train_time * 1e3 / self.timed_steps if self.timed_steps else None,
@@ -207,8 +217,15 @@ class Run:
         if self.ended:
             self.say(f"reached the target validation loss {target} at step {done}")
 
+    def _count_later(self) -> bool:
+        """Put the books off to a later step of the same stage, if there is one: a step that was left out sends less
+        than one that counts, and before the first that counts there is no optimizer state."""
+        last = stage_at(self.stages, self.now).last
+        later = further_steps(self.now, last, self.config.eval_every, 1)[1:2]
+        self.counted_steps += later
+        return bool(later)
+
     def _keep_books(self, step: int) -> None:
-        self.books.note("after step")
         ranks = self.books.gather()
         if self.folder:
             self.folder.ledger(step, ranks)

@@ -23,7 +23,9 @@ from types import FrameType, TracebackType
 
 import torch.distributed as dist
 
-USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError, FloatingPointError)
+from strategies.errors import UserError
+
+USER_ERRORS = (UserError, FileNotFoundError, FileExistsError, FloatingPointError)
 """What a user's mistake raises, with a sentence to show in place of a traceback."""
 
 LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")

@@ -19,9 +19,14 @@ from torch import Tensor
 from speedrun.config import Config
 from speedrun.model.compiling import uncompiled
 from strategies.base import Strategy
+from strategies.errors import UserError
+from strategies.loss_scale import LossScale
 
 WINDOW = 32
 """Losses whose median a spike is measured by."""
+
+PATIENCE = 4
+"""Steps in a row that may overflow with an fp16 loss scale that cannot fall any more. One may be of its batch alone."""
 
 PHASES = ("weights", "forward", "loss", "backward", "reduce")
 """In the order of a step: weights that the last update left, activations, the loss, gradients of activations, and
@@ -41,10 +46,12 @@ class Faults:
     def __init__(self, config: Config, say: Callable[[str], None]):
         """Raises ValueError for a spike at or below 1, which every other step would be."""
         if config.spike and not config.spike > 1:
-            raise ValueError(f"spike {config.spike} is not above 1: give a factor such as 2, or 0 for none.")
+            raise UserError(f"spike {config.spike} is not above 1: give a factor such as 2, or 0 for none.")
         self.policy, self.spike, self.say = config.on_nonfinite, config.spike, say
         self.early = loss_comes_first(config)
         self.losses: deque[float] = deque(maxlen=WINDOW)
+        self.stuck = 0
+        """Overflows in a row with a loss scale that could not fall."""
 
     def refuses(self, loss: float) -> bool:
         """Whether a step with this loss, the mean over all ranks, must change nothing."""
@@ -54,20 +61,35 @@ class Faults:
         enough = len(self.losses) >= WINDOW // 4
         return self.spike > 0 and enough and loss > self.spike * median(self.losses)
 
-    def after_step(self, step: int, loss: float, norm: float, repeat: Callable[[], str]) -> bool:
-        """Whether the step counts. step: from 1; repeat: does it again, watched, and says where the trouble began.
+    def after_step(
+        self, step: int, loss: float, norm: float, repeat: Callable[[], str], scale: LossScale | None = None
+    ) -> bool:
+        """Whether the step counts. step: from 1; repeat: does it again, watched, and says where the trouble began;
+        scale: fp16's, as the step has left it.
+
+        In fp16 a norm that is not finite, of a loss that is, is an overflow. The step is left out and the scale falls,
+        which is no fault; `PATIENCE` such steps with a scale that cannot fall are one.
 
         Raises FloatingPointError, with the same sentence on all ranks, where the policy is to stop. Collective where
         the step does not count.
         """
         if math.isfinite(norm) and not self.refuses(loss):
             self.losses.append(loss)
+            self.stuck = 0
             return True
+        overflow = scale is not None and not self.refuses(loss)
+        self.stuck = self.stuck + 1 if scale and overflow and not scale.can_fall else 0
+        if scale and overflow and self.stuck < PATIENCE:
+            self.say(f"fp16 overflow at step {step}: the step was left out; the loss scale is {scale.value:,.10g} now")
+            return False
         if math.isfinite(loss) and self._spikes(loss):
             usual = median(self.losses)
             what = f"the loss is {loss:.4g} at step {step}, above spike = {self.spike:g} times the usual {usual:.4g}"
         else:
             what = f"the norm of the gradient is {norm}" if math.isfinite(loss) else f"the loss is {loss}"
+            if scale and overflow:
+                row = f"{self.stuck} steps in a row overflowed in fp16"
+                what = f"{row} with a loss scale, {scale.value:,.10g}, that cannot fall further, and {what}"
             what = f"{what} at step {step}; {repeat()}"
         if self.policy == "stop":
             raise FloatingPointError(f"{what}: lower the learning rates or clip, or pass --on-nonfinite skip.")

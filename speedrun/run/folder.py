@@ -2,7 +2,8 @@
 
     config.json       everything resolved: the run's own fields, the launch, the accelerate config file as written
     environment.json  versions, machine, command line, commit
-    metrics.jsonl     one line per step, flushed at once, so that a killed run is readable up to its last step
+    metrics.jsonl     one line per step, flushed at once, so that a killed run is readable up to its last step; one
+                      that was left out says "skipped", and in fp16 each says its loss_scale as the step has left it
     ledger.json       what every rank holds and sends, in bytes: predicted for the device, kernels, attention functions,
                     precision and torch's version under "predicted for", measured, and the remainder; on a GPU the
                     allocator's figures beside (speedrun/books/measured.py)

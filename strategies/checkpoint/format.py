@@ -1,6 +1,6 @@
 """The index of a checkpoint: what is in it and where. Plain Python, without torch.
 
-    {"format": "shardrun checkpoint", "version": 1, "step": 10,
+    {"format": "shardrun checkpoint", "version": 1, "step": 10, "loss_scale": {"scale": …, …} (of an fp16 run),
      "saved_by": {"strategy": …, "world_size": 2, …}, "run": {… whatever the trainer wants to find again …},
      "files": {"rank_000.safetensors": <bytes>, …},
      "tensors": {"weight/embed.weight": {"shape": [257, 48], "dtype": "float32",
@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from strategies.errors import UserError
 from strategies.layout import Interval, Shape
 
 FORMAT = "shardrun checkpoint"
@@ -28,6 +29,8 @@ VERSION = 1
 INDEX, SUMS = "index.json", "SHA256SUMS"
 ITEM_BYTES = {"float32": 4, "uint8": 1}
 """dtype → bytes of an element: weights and optimizer states, and generators' states."""
+
+LOSS_SCALE = {"scale", "clean_steps", "hysteresis"}
 
 MAX_INDEX_BYTES = 64 * 2**20
 """A 124M model saved by a thousand ranks has an index of some 20 MB; a larger one is not ours to read."""
@@ -81,6 +84,8 @@ class Index:
     files: dict[str, int]
     """File → bytes."""
     tensors: dict[str, Stored]
+    loss_scale: dict[str, Any] | None = None
+    """fp16's (strategies.loss_scale.LossScale.state); None in another precision, and where an older version saved."""
 
 
 def index_json(index: Index) -> bytes:
@@ -91,6 +96,7 @@ def index_json(index: Index) -> bytes:
         "step": index.step,
         "saved_by": index.saved_by,
         "run": index.run,
+        **({"loss_scale": index.loss_scale} if index.loss_scale else {}),
         "files": index.files,
         "tensors": {
             name: {"shape": tensor.shape, "dtype": tensor.dtype, "pieces": tensor.pieces}
@@ -116,11 +122,11 @@ def read_sums(folder: Path) -> dict[str, str]:
     try:
         text = _read_bounded(path).decode("ascii")
     except UnicodeDecodeError:
-        raise ValueError(f"{path} is damaged: it is not plain text; use another checkpoint.") from None
+        raise UserError(f"{path} is damaged: it is not plain text; use another checkpoint.") from None
     matches = [SUMS_LINE.fullmatch(line) for line in text.split("\n")[:-1]]
     hashes = {match[2]: match[1] for match in matches if match}
     if not text.endswith("\n") or len(hashes) != len(matches) or sums_text(hashes) != text:
-        raise ValueError(f"{path} is damaged: it is not as it was written; use another checkpoint.")
+        raise UserError(f"{path} is damaged: it is not as it was written; use another checkpoint.")
     return hashes
 
 
@@ -135,16 +141,16 @@ def read_index(folder: Path) -> Index:
         raise FileNotFoundError(f"{path} is missing: {folder} is not a complete checkpoint; use another one.")
     written = _read_bounded(path)
     if hashes.get(INDEX) != hashlib.sha256(written).hexdigest():
-        raise ValueError(f"{path} is damaged: its hash is not the one in {SUMS}; use another checkpoint.")
+        raise UserError(f"{path} is damaged: its hash is not the one in {SUMS}; use another checkpoint.")
     index = parse_index(written, path)
     if set(hashes) != {*index.files, INDEX}:
-        raise ValueError(f"{folder / SUMS} is damaged: it does not list the files of {INDEX}; use another checkpoint.")
+        raise UserError(f"{folder / SUMS} is damaged: it does not list the files of {INDEX}; use another checkpoint.")
     for name, size in index.files.items():
         file = folder / name
         if not file.is_file():
             raise FileNotFoundError(f"{file} is missing: {folder} is not a complete checkpoint; use another one.")
         if file.stat().st_size != size:
-            raise ValueError(
+            raise UserError(
                 f"{file} has {file.stat().st_size:,} bytes in place of {size:,}: it was cut off or written over; "
                 "use another checkpoint."
             )
@@ -156,17 +162,17 @@ def parse_index(written: bytes, path: Path) -> Index:
 
     def need(condition: bool, what: str) -> None:
         if not condition:
-            raise ValueError(f"{path} is damaged: {what}; use another checkpoint.")
+            raise UserError(f"{path} is damaged: {what}; use another checkpoint.")
 
     try:
         content = json.loads(written, parse_constant=_no_constant)
     except (ValueError, RecursionError):  # UnicodeDecodeError is a ValueError
-        raise ValueError(f"{path} is damaged: it is not JSON; use another checkpoint.") from None
+        raise UserError(f"{path} is damaged: it is not JSON; use another checkpoint.") from None
     need(isinstance(content, dict) and content.get("format") == FORMAT, f"it does not say that it is a {FORMAT}")
     version = content.get("version")
     need(_is_count(version), "it has no version")
     if version != VERSION:
-        raise ValueError(
+        raise UserError(
             f"{path} has format version {version}, and this shardrun reads version {VERSION}: "
             f"{'update shardrun' if version > VERSION else 'use the shardrun that wrote it'}."
         )
@@ -191,7 +197,17 @@ def parse_index(written: bytes, path: Path) -> Index:
         tensors[name] = tensor
     for name, size in stored.items():
         need(size <= files[name], f"the pieces in {name} need more than its {files[name]:,} bytes")
-    return Index(content["step"], content["saved_by"], content["run"], files, tensors)
+    scale = content.get("loss_scale")
+    need(scale is None or _is_loss_scale(scale), "its loss scale is not as it should be")
+    return Index(content["step"], content["saved_by"], content["run"], files, tensors, scale)
+
+
+def _is_loss_scale(state: Any) -> bool:
+    if not isinstance(state, dict) or not {"scale", "clean_steps"} <= state.keys() <= LOSS_SCALE:
+        return False
+    scale = state["scale"]
+    counts = all(_is_count(value) for key, value in state.items() if key != "scale")
+    return counts and type(scale) in (int, float) and 0 < scale < 2.0**1000
 
 
 def _parse_tensor(entry: Any) -> Stored | None:
@@ -224,12 +240,12 @@ def _is_count(value: Any) -> bool:
 
 
 def _no_constant(name: str) -> None:
-    raise ValueError(name)  # NaN and Infinity are not JSON
+    raise UserError(name)  # NaN and Infinity are not JSON
 
 
 def _read_bounded(path: Path) -> bytes:
     with open(path, "rb") as file:
         written = file.read(MAX_INDEX_BYTES + 1)
     if len(written) > MAX_INDEX_BYTES:
-        raise ValueError(f"{path} is larger than {MAX_INDEX_BYTES:,} bytes, which no index is; use another checkpoint.")
+        raise UserError(f"{path} is larger than {MAX_INDEX_BYTES:,} bytes, which no index is; use another checkpoint.")
     return written

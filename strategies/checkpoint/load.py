@@ -18,6 +18,7 @@ from strategies.base import Strategy
 from strategies.checkpoint.format import INDEX, Index, read_sums
 from strategies.checkpoint.pieces import expected, generators, parts, set_generators
 from strategies.checkpoint.shards import Shards, file_hash
+from strategies.errors import UserError
 from strategies.layout import Interval, Shape
 from strategies.mesh import Place
 
@@ -30,14 +31,12 @@ def check_weights(folder: Path, index: Index, shapes: Mapping[str, Shape]) -> No
         name.removeprefix(WEIGHT): tensor.shape for name, tensor in index.tensors.items() if name.startswith(WEIGHT)
     }
     if missing := [name for name in shapes if name not in saved]:
-        raise ValueError(f"{folder} is of another model: it has no {missing[0]} ({len(missing)} such parameters).")
+        raise UserError(f"{folder} is of another model: it has no {missing[0]} ({len(missing)} such parameters).")
     if extra := [name for name in saved if name not in shapes]:
-        raise ValueError(
-            f"{folder} is of another model: it has {extra[0]}, which this one has not ({len(extra)} such)."
-        )
+        raise UserError(f"{folder} is of another model: it has {extra[0]}, which this one has not ({len(extra)} such).")
     for name, shape in shapes.items():
         if saved[name] != tuple(shape):
-            raise ValueError(
+            raise UserError(
                 f"{folder} is of another model: its {name} has shape {list(saved[name])}, here it has {list(shape)}."
             )
 
@@ -47,11 +46,12 @@ def verify_files(folder: Path, index: Index, files: Iterable[str] | None = None)
     hashes = read_sums(folder)
     for name in files if files is not None else [*index.files, INDEX]:
         if file_hash(folder / name) != hashes[name]:
-            raise ValueError(f"{folder / name} is damaged: its SHA-256 is not the one written; use another checkpoint.")
+            raise UserError(f"{folder / name} is damaged: its SHA-256 is not the one written; use another checkpoint.")
 
 
 def load(folder: Path, index: Index, strategy: Strategy) -> None:
-    """Verify, and make the strategy's weights, optimizer state and generators what they were when it was saved.
+    """Verify, and make the strategy's weights, optimizer state, loss scale and generators what they were when it was
+    saved. An fp16 run that goes on from one in another precision, or saved by an older version, begins its scale anew.
 
     Every rank hashes some of the files and reads only the elements that it holds. Generators are set where a rank of
     this number saved at the same world size; at another one they have no counterpart. Collective: where one rank finds
@@ -79,9 +79,7 @@ def load(folder: Path, index: Index, strategy: Strategy) -> None:
                 if part.shape == ():
                     first = counts.setdefault(part.local.data_ptr(), (host.item(), part.name))
                     if first[0] != host.item():  # parameters that share a flat partition share its step count
-                        raise ValueError(
-                            f"{folder}: {first[1]} is {first[0]:.0f} but {part.name} is {host.item():.0f}."
-                        )
+                        raise UserError(f"{folder}: {first[1]} is {first[0]:.0f} but {part.name} is {host.item():.0f}.")
                 staged.append((part.local, host))
 
         _together(place, read)
@@ -89,6 +87,8 @@ def load(folder: Path, index: Index, strategy: Strategy) -> None:
         for local, host in staged:
             local.copy_(host)
     strategy.publish_weights()
+    if strategy.loss_scale and index.loss_scale:
+        strategy.loss_scale.load(index.loss_scale)
     _restore_generators(folder, index, place)
 
 
@@ -97,12 +97,10 @@ def _check_names(folder: Path, index: Index, shapes: dict[str, Shape]) -> None:
     check_weights(folder, index, {n.removeprefix(WEIGHT): s for n, s in shapes.items() if n.startswith(WEIGHT)})
     for name in sorted(set(saved) ^ set(shapes)):
         verb = "holds" if name in saved else "does not hold"
-        raise ValueError(
-            f"{folder} is of another optimizer: it {verb} {name}; resume with the optimizer that saved it."
-        )
+        raise UserError(f"{folder} is of another optimizer: it {verb} {name}; resume with the optimizer that saved it.")
     for name, shape in shapes.items():
         if saved[name].shape != shape or saved[name].dtype != "float32":
-            raise ValueError(f"{folder}: {name} is {saved[name].dtype} {list(saved[name].shape)}, not {list(shape)}.")
+            raise UserError(f"{folder}: {name} is {saved[name].dtype} {list(saved[name].shape)}, not {list(shape)}.")
 
 
 def _restore_generators(folder: Path, index: Index, place: Place) -> None:
@@ -134,4 +132,4 @@ def _together(place: Place, job: Callable[[], None]) -> None:
     if mine:
         raise mine
     if first := next((text for text in said if text), None):
-        raise ValueError(first)
+        raise UserError(first)

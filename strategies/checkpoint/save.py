@@ -38,7 +38,9 @@ from strategies.checkpoint.format import (
 )
 from strategies.checkpoint.pieces import generators, parts
 from strategies.checkpoint.shards import write_shard
+from strategies.errors import UserError
 from strategies.layout import Interval, Shape
+from strategies.loss_scale import LossScale
 from strategies.mesh import Place
 from strategies.optimizer import IntervalOptimizer
 
@@ -65,15 +67,17 @@ class Saver:
         optimizer: IntervalOptimizer,
         keep: int = 2,
         keep_best: bool = False,
+        loss_scale: LossScale | None = None,
     ):
-        """Collective: all ranks make one; the folder is that of rank 0.
+        """Collective: all ranks make one; the folder is that of rank 0. loss_scale: fp16's, the strategy's own.
 
         Raises ValueError for a `keep` below 1, OSError for a folder that cannot be made.
         """
         if keep < 1:
-            raise ValueError(f"checkpoint.keep {keep} would keep none; keep at least 1.")
+            raise UserError(f"checkpoint.keep {keep} would keep none; keep at least 1.")
         self.optimizer, self.keep, self.keep_best = optimizer, keep, keep_best
         self.place: Place = optimizer.place
+        self.loss_scale = loss_scale
         self.saved_by = {"strategy": strategy, "precision": precision, "world_size": self.place.ranks}
         self.saved_by["torch"] = torch.__version__
         self.failure: str | None = None
@@ -97,8 +101,10 @@ class Saver:
         it, but do not wait for one another. The outcome is in `failure`, after `wait`.
         """
         self.wait()
+        self.optimizer.initialize()  # nothing to do, unless all steps so far were left out
         tensors, pieces = self._copy()
-        index = Index(step, {**self.saved_by, "score": score}, run, {}, {})
+        scale = self.loss_scale.state() if self.loss_scale else None
+        index = Index(step, {**self.saved_by, "score": score}, run, {}, {}, scale)
         self._thread = threading.Thread(target=self._write, args=(index, tensors, pieces), name="checkpoint")
         self._thread.daemon = True  # a run that fails does not wait for it
         self._thread.start()

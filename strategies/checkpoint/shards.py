@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from strategies.checkpoint.format import ITEM_BYTES, Piece, Stored
+from strategies.errors import UserError
 from strategies.layout import Interval
 
 DTYPES = {"float32": ("F32", torch.float32), "uint8": ("U8", torch.uint8)}
@@ -110,11 +111,11 @@ class Shards:
             found = self._open[piece.file].get_slice(name)  # type: ignore[attr-defined]
             held = (found.get_dtype(), found.get_shape())
         except (SafetensorError, OSError) as error:
-            raise ValueError(
+            raise UserError(
                 f"{path} is damaged: it cannot be read as safetensors ({error}); use another checkpoint."
             ) from error
         if held != (DTYPES[tensor.dtype][0], [piece.stop - piece.start]):
-            raise ValueError(
+            raise UserError(
                 f"{path} is damaged: {name} is {held[0]} {held[1]} there, and the index says "
                 f"{tensor.dtype} of {piece.stop - piece.start} elements; use another checkpoint."
             )

@@ -22,7 +22,7 @@ class DDPBooks(StrategyBooks):
     """See strategies.ledger.terms.StrategyBooks."""
 
     computes_bf16: ComputePrecision = "autocast"
-    precision_in_words = "float32 weights and gradients, matrix products in bf16 (autocast)"
+    precision_in_words = "float32 weights and gradients, matrix products in 16 bits (autocast)"
     words = {
         "parameters": "whole, float32 (autocast casts for use)",
         "master parameters": "none: the parameters are float32",

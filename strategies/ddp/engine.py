@@ -8,11 +8,12 @@ stays out of DDP's buckets and is reduce-scattered to the owner at the step, the
 transforms it, and the update is all-gathered. On a ring an all-reduce *is* a reduce-scatter and an all-gather, so the
 wire carries the same bytes as before, the work per rank falls to 1/N, and so does the memory of the momentum.
 
-Holds: all parameters and all gradients in float32 (bf16 too: autocast casts for the moment of use), AdamW's moments for
-everything that AdamW updates, Muon's momentum for the matrices it owns. AdamW's gradients are views of the buckets,
-which stay between steps. With accumulation they are there twice from the first micro-batch to the last: under `no_sync`
-autograd makes gradients of its own beside the buckets, and the last backward pass moves them in. Muon's have no
-buckets, and so are there once. (In its first two steps DDP's C++ alone knows of the buckets; `held` names them after.)
+Holds: all parameters and all gradients in float32 (bf16 and fp16 too: autocast casts for the moment of use), AdamW's
+moments for everything that AdamW updates, Muon's momentum for the matrices it owns. AdamW's gradients are views of the
+buckets, which stay between steps. With accumulation they are there twice from the first micro-batch to the last: under
+`no_sync` autograd makes gradients of its own beside the buckets, and the last backward pass moves them in. Muon's have
+no buckets, and so are there once. (In its first two steps DDP's C++ alone knows of the buckets; `held` names them
+after.)
 Sends per step: an all-reduce of AdamW's gradients, a reduce-scatter and an all-gather of Muon's matrices, and a number
 for the global norm of what Muon's owners hold.
 """
@@ -78,9 +79,10 @@ class DDP(TorchEngine):
 
     def step(self, update: bool = True) -> float:
         mine = self._reduce_matrices()
+        gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
+        self.unscale(list(gradients.values()))
         if self.optimizer.observe:
             self.optimizer.observe("reduce", self.optimizer.gradients(self.optimizer.all_slices()))
-        gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
         if self.matrices:
             # A matrix's gradient lies with its owner, all others lie on every rank, and there the first one speaks.
             first = self.settings.place.rank == 0
@@ -90,7 +92,7 @@ class DDP(TorchEngine):
             norm = nn.utils.get_total_norm(list(gradients.values()))
         # DDP keeps its buckets when the gradients in them are cleared. C++ holds them, without a name in Python.
         self.buckets = [weakref.ref(gradient) for name, gradient in gradients.items() if name not in mine]
-        return clip_and_step(self.optimizer, list(gradients.values()), norm, self.clip, update)
+        return clip_and_step(self.optimizer, list(gradients.values()), norm, self.clip, update, self.loss_scale)
 
     @torch.no_grad()
     def _reduce_matrices(self) -> set[str]:

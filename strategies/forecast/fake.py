@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from strategies import catalogue
+from strategies.errors import UserError
 
 
 @contextmanager
@@ -30,7 +31,7 @@ def fake_rank(rank: int, world_size: int, strategy: str) -> Iterator[None]:
     Raises ValueError where a process group is running: the engine would use it.
     """
     if dist.is_initialized():
-        raise ValueError("A simulation needs a process without a process group, and here one is running already.")
+        raise UserError("A simulation needs a process without a process group, and here one is running already.")
     import torch.distributed._tools.fake_collectives  # noqa: F401  collectives of fake tensors, for torch.ops.c10d
     from torch.testing._internal.distributed.fake_pg import FakeStore
 

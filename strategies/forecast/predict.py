@@ -1,4 +1,5 @@
 """Predicted memory: what every rank holds, in bytes by category, from shapes, dtypes, world size and settings alone.
+On its device, which is what has to fit; what is offloaded from there to host memory stands apart (`predict_host`).
 
 Plain Python, no torch: no weights, no process group, milliseconds for any size. What a strategy holds, its own books
 say (strategies/*/books.py); here is what is alike for all.
@@ -11,12 +12,30 @@ from strategies.ledger.terms import FP32, STATE_MOMENTS, Group, Held, Moments, S
 
 
 def predict_memory(scenario: Scenario) -> list[Moments]:
-    """For every rank: moment → category → bytes. Linear in parameters plus ranks, so also for thousands of ranks."""
-    ranks = catalogue.books(scenario.strategy).states(scenario)
-    for group in scenario.groups:
+    """For every rank: moment → category → bytes on its device.
+
+    Linear in parameters plus ranks, so also for thousands of ranks.
+    """
+    books = catalogue.books(scenario.strategy)
+    ranks = books.states(scenario)
+    for group in [] if books.optimizer_on_host(scenario) else scenario.groups:
         for rank, size in zip(ranks, second_moments(scenario, group), strict=True):
             for moment in STATE_MOMENTS[1:]:
                 rank[moment]["optimizer states"] += size
+    return ranks
+
+
+def predict_host(scenario: Scenario) -> list[Moments]:
+    """For every rank: moment → category → bytes in host memory, where something is offloaded; else nothing.
+
+    Of what a strategy keeps there, not of what training on a CPU holds, nor of what the process itself does.
+    """
+    books = catalogue.books(scenario.strategy)
+    ranks = books.on_host(scenario)
+    for group in scenario.groups if ranks and books.optimizer_on_host(scenario) else []:
+        for rank, size in zip(ranks, second_moments(scenario, group), strict=True):
+            for moment in rank:
+                rank[moment]["optimizer states"] += size if moment != "after prepare" else 0
     return ranks
 
 
@@ -40,7 +59,8 @@ def predict_states(scenario: Scenario) -> list[dict[str, int]]:
     for group in scenario.groups:
         shapes = {name: scenario.shapes[name] for name in group.parameters}
         alone = replace(scenario, shapes=shapes, groups=[replace(group, second_moments=False)])
-        ranks = [rank["after step"]["optimizer states"] for rank in predict_memory(alone)]
+        there = predict_host(alone) if catalogue.books(scenario.strategy).optimizer_on_host(scenario) else []
+        ranks = [rank["after step"]["optimizer states"] for rank in there or predict_memory(alone)]
         by_group[group.name] = [sum(sizes) for sizes in zip(ranks, second_moments(scenario, group), strict=True)]
     return [{name: ranks[rank] for name, ranks in by_group.items()} for rank in range(scenario.world_size)]
 

@@ -24,6 +24,7 @@ from torch import nn
 
 from strategies import catalogue
 from strategies.base import Precision, Settings, Strategy
+from strategies.errors import UserError
 from strategies.forecast.fake import fake_rank, gloo_copies, gpu_kernels
 from strategies.ledger.replay import Replay, replay
 from strategies.ledger.tracer import Inside, Tracer
@@ -82,7 +83,7 @@ def simulate(
         strategy = catalogue.engine(name, Settings(Place(rank, world_size, torch.device("cpu")), precision, engine))
         plain = model()
         if any(module._compiled_call_impl or hasattr(module, "_orig_mod") for module in plain.modules()):
-            raise ValueError("A simulation cannot see into torch.compile: simulate the model without it.")
+            raise UserError("A simulation cannot see into torch.compile: simulate the model without it.")
         tracer.buffers = lambda: strategy.held().get("communication buffers", ())
         names |= {id(module): path or type(module).__name__ for path, module in plain.named_modules()}
 
@@ -103,15 +104,17 @@ def simulate(
 
 def _check(name: str, rank: int, world_size: int, engine: dict[str, Any], steps: int) -> None:
     if name not in catalogue.names():
-        raise ValueError(f"There is no strategy {name!r}; it is one of {', '.join(catalogue.names())}.")
+        raise UserError(f"There is no strategy {name!r}; it is one of {', '.join(catalogue.names())}.")
     if not 0 <= rank < world_size or (name == "single" and world_size > 1):
-        raise ValueError(f"There is no rank {rank} of {world_size} under {name}.")
+        raise UserError(f"There is no rank {rank} of {world_size} under {name}.")
     if steps < 2:
-        raise ValueError(f"A simulation of {steps} step has no steady state: the second step is the first to have it.")
+        raise UserError(f"A simulation of {steps} step has no steady state: the second step is the first to have it.")
     zero = engine.get("zero_optimization", {})
     for part in ("offload_optimizer", "offload_param"):
         if (zero.get(part) or {}).get("device", "none") != "none":
-            raise ValueError(f"A simulation has one kind of memory and cannot follow {part}: remove it.")
+            raise UserError(f"A simulation has one kind of memory and cannot follow {part}: remove it.")
+    if engine.get("offload"):
+        raise UserError("A simulation has one kind of memory and cannot follow fsdp_offload_params: remove it.")
 
 
 def train(

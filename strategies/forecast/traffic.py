@@ -16,10 +16,7 @@ from strategies.ledger.terms import Entry, Modules, Scenario
 def predict_traffic(scenario: Scenario, rank: int = 0, modules: Modules | None = None) -> list[Entry]:
     """What `rank` sends in one step. Nothing on one rank.
 
-    modules: of the model; by default those that the names tell of. They only matter to ZeRO-3, and only where a limit
-    makes it let go of parameters between two uses.
-
-    Raises ValueError for a DeepSpeed setting whose traffic is not known here.
+    modules: of the model; by default the scenario's, or those that the names tell of.
     """
     if scenario.world_size == 1:
         return []

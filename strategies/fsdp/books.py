@@ -1,19 +1,34 @@
-"""What FSDP2 holds, sends and hides: a block of rows of everything, in float32; gathered unit by unit for its use."""
+"""What FSDP2 holds, sends and hides: a block of rows of everything, in float32; gathered unit by unit for its use. With
+`offload` the rows lie in host memory.
+"""
 
 import copy
 import math
 from dataclasses import replace
 from typing import Any
 
+from strategies.fsdp.settings import fsdp_refusal, resharded_to
 from strategies.layout import row_blocks
 from strategies.ledger.exchange import exchange, owners_of
-from strategies.ledger.terms import FP32, Entry, Held, Modules, Moments, Names, Scenario, StrategyBooks, entry, moments
+from strategies.ledger.terms import (
+    FP32,
+    Entry,
+    Held,
+    Modules,
+    Moments,
+    Names,
+    Scenario,
+    StrategyBooks,
+    entry,
+    host_moments,
+    moments,
+)
 
 
 class FSDPBooks(StrategyBooks):
     """See strategies.ledger.terms.StrategyBooks."""
 
-    precision_in_words = "float32 shards, gathered in bf16, gradients reduced in float32"
+    precision_in_words = "float32 shards, gathered in 16 bits, gradients reduced in float32"
     words = {
         "parameters": "float32 rows, gathered for use",
         "master parameters": "none: the shards are float32",
@@ -27,11 +42,50 @@ class FSDPBooks(StrategyBooks):
     def default_engine(self, world_size: int) -> dict[str, Any]:
         return {"reshard_after_forward": True, "wrap": ["Block"]}
 
+    def refuses(self, scenario: Scenario) -> str:
+        if found := fsdp_refusal(scenario.engine, scenario.world_size):
+            return f"{found[0]}: {found[1]}."
+        unit_of = {name: unit for unit, names in units(scenario).items() for name in names}
+        for path, names in scenario.modules or ():
+            for name in names:  # fully_shard shares a parameter between modules of one unit only
+                if unit_of[name] != (other := _unit(scenario, path)):
+                    classes = [scenario.classes[unit] for unit in (unit_of[name], other) if unit]
+                    return (
+                        f"fsdp_transformer_layer_cls_to_wrap {', '.join(scenario.engine['wrap'])}: {name} is used in "
+                        f"{path} too, and both must be in one unit; leave out {' and '.join(classes)}."
+                    )
+        return ""
+
     def states(self, scenario: Scenario) -> list[Moments]:
-        """float32 under bf16 too (bf16 exists gathered only). Parameters and gradients are padded to the largest block
-        of rows on every rank, because the collectives work on equal parts; optimizer state is not.
+        """float32 under bf16 and fp16 too (which exist gathered only). Parameters and gradients are padded to the
+        largest block of rows on every rank, because the collectives work on equal parts; optimizer state is not.
+        Offloaded, all of it lies on the host.
         """
-        padded, states = 0, [0] * scenario.world_size
+        if _offloads(scenario):
+            return [moments(0, 0, 0, 0) for _ in range(scenario.world_size)]
+        padded, _, states = self._shards(scenario)
+        return [moments(FP32 * padded, 0, FP32 * padded, mine) for mine in states]
+
+    def on_host(self, scenario: Scenario) -> list[Moments]:
+        """CPUOffloadPolicy: shards, their gradients from the backward pass to the step, and optimizer states.
+
+        From a GPU every gradient comes by itself, without padding (`foreach_reduce` in _fsdp_collectives.py, torch
+        2.13); where host and device are one it stays a view of what was reduced.
+        """
+        if not _offloads(scenario):
+            return []
+        padded, rows, states = self._shards(scenario)
+        return [
+            host_moments({"parameters": FP32 * padded}, FP32 * (own if scenario.host_apart else padded), mine)
+            for own, mine in zip(rows, states, strict=True)
+        ]
+
+    def optimizer_on_host(self, scenario: Scenario) -> bool:
+        return _offloads(scenario)
+
+    def _shards(self, scenario: Scenario) -> tuple[int, list[int], list[int]]:
+        """Elements of a rank's shards with their padding; by rank elements without it, and bytes of states."""
+        padded, own, states = 0, [0] * scenario.world_size, [0] * scenario.world_size
         for g in scenario.groups:
             for n in g.parameters:
                 rows, row = scenario.shapes[n][0], math.prod(scenario.shapes[n][1:])
@@ -39,8 +93,9 @@ class FSDPBooks(StrategyBooks):
                 padded += block * row
                 for rank in range(math.ceil(rows / block)):  # the ranks that hold any of it
                     mine = min(block, rows - rank * block)
+                    own[rank] += mine * row
                     states[rank] += g.state_bytes * mine * row + g.holder_bytes
-        return [moments(FP32 * padded, 0, FP32 * padded, mine) for mine in states]
+        return padded, own, states
 
     def owners(self, scenario: Scenario) -> dict[str, int]:
         held = {name: row_blocks(shape, scenario.world_size) for name, shape in scenario.shapes.items()}
@@ -51,10 +106,12 @@ class FSDPBooks(StrategyBooks):
         return {"gradients": FP32 * scenario.parameters}
 
     def kept_gathered(self, scenario: Scenario) -> int:
-        """What no wrapped module holds; and all of them, where they are not let go."""
-        reshards = _reshards(scenario)
-        kept = [name for unit, names in units(scenario).items() if not (unit and reshards) for name in names]
-        return scenario.compute_bytes * _padded(scenario, kept)
+        """What no wrapped module holds; and of the others what is not let go: all, or a smaller group's share."""
+        parts, size = units(scenario), resharded_to(scenario.engine, scenario.world_size)
+        kept = _padded(scenario, parts.pop("", []))
+        if not _reshards(scenario) or size < scenario.world_size:
+            kept += sum(_padded(scenario, names) for names in parts.values()) // size
+        return scenario.compute_bytes * kept
 
     def prefetched(self, scenario: Scenario) -> int:
         """The last unit, whose parameters are gathered again at the very start of the backward pass."""
@@ -72,7 +129,9 @@ class FSDPBooks(StrategyBooks):
             largest = max(sizes.values())
             gathered = root + (2 * largest if _reshards(scenario) else sum(sizes.values()))
         width = scenario.compute_bytes
+        rows = {"a block's rows, on their way from the host": FP32 * largest // scenario.world_size}
         return {
+            **(rows if _offloads(scenario) else {}),
             "gathered parameters (root, block, next block)": width * gathered,
             "a block's gradients before the reduce-scatter": width * largest,
             "reduce-scatter input, float32": FP32 * largest,
@@ -81,20 +140,25 @@ class FSDPBooks(StrategyBooks):
     def traffic(self, scenario: Scenario, rank: int, modules: Modules | None) -> list[Entry]:
         """One all-gather per unit, of blocks of ceil(rows / N) rows: rows that do not divide make the gathered tensor
         longer than the parameters. In forward, and for resharded modules again in backward, at every micro-batch, in
-        the compute dtype; backward lets go of all of them (`FSDPParamGroup.post_backward`, torch 2.13).
+        the compute dtype; backward lets go of all of them (`FSDPParamGroup.post_backward`, torch 2.13). Those that lie
+        within a smaller group between the passes are gathered there: axis "reshard".
 
         One reduce-scatter per unit at the last micro-batch (`set_requires_gradient_sync`), float32 by our policy.
         """
         ranks, times = scenario.world_size, scenario.accumulation
-        parts = units(scenario)
-        gathers = {unit: 2 if unit and _reshards(scenario) else 1 for unit in parts}
-        elements = sum(gathers[unit] * scenario.elements(names) for unit, names in parts.items())
+        parts, size = units(scenario), resharded_to(scenario.engine, ranks)
         padded = {unit: _padded(scenario, names) for unit, names in parts.items()}
-        payload = scenario.compute_bytes * sum(gathers[unit] * padded[unit] for unit in parts)
-        calls = times * sum(gathers.values())
+        again = [unit for unit in parts if unit and size > 1]
+
+        def gathered(over: int, which: list[str], axis: str) -> list[Entry]:
+            elements = times * sum(scenario.elements(parts[unit]) for unit in which)
+            payload = times * scenario.compute_bytes * sum(padded[unit] for unit in which)
+            return entry(over, "all_gather", "parameters", times * len(which), elements, payload, axis)
+
         reduced = FP32 * sum(padded.values())
         return [
-            *entry(ranks, "all_gather", "parameters", calls, times * elements, times * payload),
+            *gathered(ranks, [*parts, *(again if size == ranks else [])], "all"),
+            *gathered(size, again if size < ranks else [], "reshard"),
             *entry(ranks, "reduce_scatter", "gradients", len(parts), scenario.parameters, reduced),
             *exchange(
                 scenario,
@@ -107,6 +171,8 @@ class FSDPBooks(StrategyBooks):
 
     def volume_in_words(self, scenario: Scenario) -> str:
         gathered = "gathered in forward and again in backward" if _reshards(scenario) else "gathered once"
+        if 1 < (size := resharded_to(scenario.engine, scenario.world_size)) < scenario.world_size:
+            gathered = f"gathered in forward and again in backward within groups of {size} ranks"
         return (
             f"blocks are {gathered} for every micro-batch, what no block holds once; gradients are reduce-scattered "
             "once a step (torch FSDP2)"
@@ -138,6 +204,10 @@ class HSDPBooks(FSDPBooks):
         one = super().states(self._one(scenario))
         return [copy.deepcopy(rank) for _ in range(self.replicas(scenario)) for rank in one]
 
+    def on_host(self, scenario: Scenario) -> list[Moments]:
+        one = super().on_host(self._one(scenario))
+        return [copy.deepcopy(rank) for _ in range(self.replicas(scenario)) for rank in one]
+
     def owners(self, scenario: Scenario) -> dict[str, int]:
         """In every replica the same."""
         return super().owners(self._one(scenario))
@@ -158,7 +228,8 @@ class HSDPBooks(FSDPBooks):
         one, replicas = self._one(scenario), self.replicas(scenario)
         entries = []
         if one.world_size > 1:
-            entries = [replace(e, axis="shard") for e in super().traffic(one, rank % one.world_size, modules)]
+            entries = super().traffic(one, rank % one.world_size, modules)
+            entries = [replace(e, axis="shard") if e.axis == "all" else e for e in entries]
         if replicas > 1:
             parts = units(scenario)
             shards = sum(_padded(one, names) for names in parts.values()) // one.world_size
@@ -180,6 +251,14 @@ def units(scenario: Scenario) -> dict[str, list[str]]:
 
     Which modules are wrapped, their classes say (`wrap`). Where they are not known, the items of lists of modules are.
     """
+    parts: dict[str, list[str]] = {}
+    for name in scenario.shapes:
+        parts.setdefault(_unit(scenario, name.rpartition(".")[0]), []).append(name)
+    return parts
+
+
+def _unit(scenario: Scenario, path: str) -> str:
+    """The wrapped module that a module is in, or is."""
     wrap = scenario.engine.get("wrap")
 
     def is_wrapped(path: str) -> bool:
@@ -187,17 +266,18 @@ def units(scenario: Scenario) -> dict[str, list[str]]:
             return path.rpartition(".")[2].isdigit()
         return scenario.classes.get(path) in wrap
 
-    parts: dict[str, list[str]] = {}
-    for name in scenario.shapes:
-        path = name.rpartition(".")[0]
-        while path and not is_wrapped(path):
-            path = path.rpartition(".")[0]
-        parts.setdefault(path, []).append(name)
-    return parts
+    while path and not is_wrapped(path):
+        path = path.rpartition(".")[0]
+    return path
 
 
 def _reshards(scenario: Scenario) -> bool:
-    return bool(scenario.engine.get("reshard_after_forward", True))
+    """Whether a unit's parameters are gathered again for its backward pass."""
+    return resharded_to(scenario.engine, 2) > 1
+
+
+def _offloads(scenario: Scenario) -> bool:
+    return bool(scenario.engine.get("offload", False))
 
 
 def _padded(scenario: Scenario, names: Names) -> int:

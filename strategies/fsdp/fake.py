@@ -7,6 +7,7 @@ from unittest import mock
 
 import torch
 from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch.distributed.fsdp._fully_shard import _fully_shard
 from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPCommContext
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -19,10 +20,15 @@ def fake() -> Iterator[None]:
     empty shells, FSDP2's get names, by which the tracer tells what runs beside the computation.
     """
     make_mesh, make_streams = engine.init_device_mesh, FSDPCommContext.lazy_init
+    make_smaller_mesh = _fully_shard._get_post_forward_mesh_info
 
     def real_mesh(*args: Any, **kwargs: Any) -> Any:
         with unset_fake_temporarily(), _disable_current_modes():
             return make_mesh(*args, **kwargs)
+
+    def real_smaller_mesh(*args: Any) -> Any:
+        with unset_fake_temporarily(), _disable_current_modes():
+            return make_smaller_mesh(*args)
 
     def named_streams(context: Any, *args: Any) -> None:
         make_streams(context, *args)
@@ -32,6 +38,7 @@ def fake() -> Iterator[None]:
 
     with (
         mock.patch.object(engine, "init_device_mesh", real_mesh),
+        mock.patch.object(_fully_shard, "_get_post_forward_mesh_info", real_smaller_mesh),
         mock.patch.object(FSDPCommContext, "lazy_init", named_streams),
     ):
         yield

@@ -1,14 +1,16 @@
 """ledger.json: what every rank of a run holds and sends. What is in it, and how it is read and judged. Plain Python.
 
     {"schema": 1, "step": 3, "ranks": [
-        {"rank": 0, "memory": {MOMENT: {CATEGORY: LINE}},
+        {"rank": 0, "memory": {MOMENT: {CATEGORY: LINE}}, "host memory": {MOMENT: {CATEGORY: LINE}},
          "traffic": [{"collective": …, "purpose": …, "axis": …, "calls": …, LINE}], …}]}
 
-A LINE is {"predicted", "measured", "remainder"} in bytes, and "why" where a remainder is no surprise.
+"memory" is what the device holds; "host memory", only where something is offloaded, what lies beside it in the host's.
+A LINE is {"predicted", "measured", "remainder"} in bytes, and "why" where a remainder is no surprise. Where a setting
+of the engine makes a line one that is not predicted, predicted and remainder are null, and `why` names the setting.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,20 +40,30 @@ def fullest_rank(ranks: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class LedgerLine:
-    """A line of the books: predicted and measured, in bytes; `why` where a remainder is no surprise."""
+    """A line of the books: predicted and measured, in bytes; `why` where a remainder is no surprise. predicted and
+    remainder are None where the line is not predicted."""
 
     rank: int
     what: str
-    predicted: int
+    predicted: int | None
     measured: int
-    remainder: int
+    remainder: int | None
     why: str = ""
 
 
+def host_before_step(rank: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """A rank's host memory at the moment of `before_step`; nothing where nothing is offloaded."""
+    moments = rank.get("host memory", {})
+    return moments.get("after backward") or moments.get("after step") or {}
+
+
 def memory_lines(rank: dict[str, Any], moment: str = "after backward") -> list[LedgerLine]:
-    """What a rank held at a moment, by category; categories of which there is nothing are left out."""
-    held = rank["memory"].get(moment, {})
-    return [_line(rank, name, entry) for name, entry in held.items() if entry["predicted"] or entry["measured"]]
+    """What a rank held at a moment, by category, on its device and then on the host; categories of which there is
+    nothing are left out.
+    """
+    lines = [(name, entry) for name, entry in rank["memory"].get(moment, {}).items()]
+    lines += [(f"{name}, on the host", e) for name, e in rank.get("host memory", {}).get(moment, {}).items()]
+    return [_line(rank, name, entry) for name, entry in lines if entry["predicted"] or entry["measured"]]
 
 
 def summary_lines(rank: dict[str, Any]) -> list[LedgerLine]:
@@ -60,10 +72,30 @@ def summary_lines(rank: dict[str, Any]) -> list[LedgerLine]:
     if activations := rank["memory"].get("after forward", {}).get("activations"):
         lines.append(_line(rank, "activations, after forward", activations))
     if peak := rank["memory"].get("peak"):
-        whole = {key: sum(entry[key] for entry in peak.values()) for key in ("predicted", "measured", "remainder")}
+        whole = added(peak)
+        unknown = [entry["why"] for entry in peak.values() if entry["predicted"] is None]
         why = next((entry["why"] for entry in peak.values() if "why" in entry), "")
-        lines.append(_line(rank, "everything, at the peak", {**whole, "why": why if whole["remainder"] else ""}))
+        why = unknown[0] if unknown else why if whole["remainder"] else ""
+        lines.append(_line(rank, "everything, at the peak", {**whole, "why": why}))
     return lines
+
+
+def added(entries: Mapping[str, dict[str, Any]]) -> dict[str, int | None]:
+    """Lines together, as one without its `why`; nothing where there are none. What one of them does not predict, they
+    do not.
+    """
+    return {
+        key: None if any(entry[key] is None for entry in entries.values()) else sum(e[key] for e in entries.values())
+        for key in ("predicted", "measured", "remainder")
+        if entries
+    }
+
+
+def digits(bytes: int | None, sign: bool = False) -> str:
+    """A number of a line, for people; a dash for what is not predicted. sign: of a remainder, which may be 0."""
+    if bytes is None:
+        return "–"
+    return f"{bytes:+,}" if sign and bytes else f"{bytes:,}"
 
 
 def traffic_lines(rank: dict[str, Any]) -> list[LedgerLine]:
@@ -83,7 +115,7 @@ def unexplained(ranks: list[dict[str, Any]]) -> list[str]:
     lines = [
         (f"{moment}, {line.what}", line)
         for rank in ranks
-        for moment in rank["memory"]
+        for moment in dict.fromkeys([*rank["memory"], *rank.get("host memory", {})])
         for line in memory_lines(rank, moment)
     ]
     lines += [(f"sent: {line.what}", line) for rank in ranks for line in traffic_lines(rank)]

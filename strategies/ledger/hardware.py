@@ -5,6 +5,8 @@ Plain Python. Rates are peaks; `MFU` says which share of them a training step is
 
 from dataclasses import dataclass, replace
 
+from strategies.errors import UserError
+
 GIB = 2**30
 
 MFU = 0.4
@@ -45,8 +47,8 @@ def find_gpu(text: str) -> Gpu:
     try:
         gib = float(text)
     except ValueError:
-        raise ValueError(f"there is no GPU {text!r}; name one of {', '.join(GPUS)}, or its memory in GiB.") from None
+        raise UserError(f"there is no GPU {text!r}; name one of {', '.join(GPUS)}, or its memory in GiB.") from None
     if not gib > 0:
-        raise ValueError(f"a GPU has more than {text} GiB of memory; name one of {', '.join(GPUS)}, or its GiB.")
+        raise UserError(f"a GPU has more than {text} GiB of memory; name one of {', '.join(GPUS)}, or its GiB.")
     h100 = GPUS["h100"]
     return replace(h100, name=f"GPU of {gib:g} GiB", memory=int(gib * GIB), source="memory as given; else an H100's")

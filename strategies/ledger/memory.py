@@ -1,8 +1,23 @@
-"""Counting the bytes that live tensors really hold, each storage once."""
+"""Counting the bytes that live tensors really hold, each storage once: on the device, and in host memory."""
 
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor
+
+
+def measure_apart(
+    held: dict[str, list[Tensor]], offloaded: dict[str, list[Tensor]], device: torch.device
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Bytes by category on the device, and in host memory beside it (empty where there are none).
+
+    offloaded: those of `held` that belong on the host (`Strategy.offloaded`). On a GPU it is not asked: tensors say
+    themselves where they lie. On a CPU all lie in one memory, and it alone tells the two apart.
+    """
+    if device.type != "cpu":
+        offloaded = {category: [t for t in tensors if t.device.type == "cpu"] for category, tensors in held.items()}
+    on_host = {category: bytes for category, bytes in measure(offloaded).items() if bytes}
+    return {category: bytes - on_host.get(category, 0) for category, bytes in measure(held).items()}, on_host
 
 
 def measure(held: dict[str, list[Tensor]]) -> dict[str, int]:

@@ -1,4 +1,5 @@
-"""Playing a tracer's log back: what was alive when, at the peak above all, by category and by who allocated it.
+"""Playing a tracer's log back: what was alive when, at the peak above all, by category and by who allocated it. Of the
+device: what lies in host memory beside it is left out.
 
 The log comes from a rank that is simulated (simulate.py) or from a real one (speedrun/books/measured.py).
 """
@@ -60,11 +61,11 @@ def replay(events: list[Event], step: int) -> Replay:
             if phase == "prepare" or event.step >= step:
                 moments[f"after {phase}"] = dict(held)
             phase = event.phase
-        if event.kind == "alloc":
+        if event.kind == "alloc" and not event.host:
             alive[event.id] = event
             held[event.category] += event.bytes
             total += event.bytes
-        elif event.kind == "free":
+        elif event.kind == "free" and event.id in alive:
             held[alive.pop(event.id).category] -= event.bytes
             total -= event.bytes
         if event.step == step and event.phase in PASSES and total > peak:

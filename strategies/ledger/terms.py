@@ -12,7 +12,7 @@ from typing import Any, Literal
 from strategies.layout import Shape
 
 FP32, BF16 = 4, 2
-"""Bytes per element."""
+"""Bytes per element; fp16 takes what bf16 does."""
 
 CATEGORIES = ("parameters", "master parameters", "gradients", "optimizer states", "communication buffers")
 """What a rank's tensors are held for (activations are counted elsewhere: no strategy owns them)."""
@@ -34,8 +34,8 @@ Names = Sequence[str]
 Modules = tuple[tuple[str, tuple[str, ...]], ...]
 """(path, the module's own parameters) of every module but lists of modules, in order; the root's path is ""."""
 
-ComputePrecision = Literal["fp32", "autocast", "bf16"]
-"""Of activations. autocast: float32 weights, products in bf16; bf16: weights in bf16 too."""
+ComputePrecision = Literal["fp32", "autocast", "bf16", "fp16"]
+"""Of activations. autocast: float32 weights, products in 16 bits; bf16 and fp16: weights in that too."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,11 @@ class Scenario:
     """The engine's own settings, as strategies.select reads them from an accelerate config."""
     classes: dict[str, str] = field(default_factory=dict)
     """Path of a module → the name of its class. FSDP wraps by class; without any, "blocks.3" is taken for a Block."""
+    modules: Modules | None = None
+    """All of them in the order in which they are called, where it is known. It matters to ZeRO-3 alone, and only where
+    a limit makes it let go of parameters between two uses."""
+    host_apart: bool = True
+    """Whether the device has a memory of its own, as a GPU has: what is offloaded is copied. On a CPU it is not."""
 
     def numel(self, name: str) -> int:
         return math.prod(self.shapes[name])
@@ -91,7 +96,7 @@ class Scenario:
     @property
     def compute_bytes(self) -> int:
         """Bytes per element of what the model computes with, where an engine casts it."""
-        return BF16 if self.precision == "bf16" else FP32
+        return FP32 if self.precision == "fp32" else BF16
 
     @property
     def matrix_groups(self) -> list[Group]:
@@ -151,6 +156,16 @@ def moments(
     }
 
 
+def host_moments(resting: Held, gradients: int, states: int) -> Moments:
+    """In host memory: what is always there, gradients among it; what gradients there are beside those after a backward
+    pass; and the optimizer's states, from the first step on.
+    """
+    resting = {**dict.fromkeys(CATEGORIES, 0), **resting}
+    between = {**resting, "optimizer states": states}
+    full = {**between, "gradients": resting["gradients"] + gradients}
+    return {"after prepare": resting, "after forward": between, "after backward": full, "after step": dict(between)}
+
+
 class StrategyBooks:
     """What a strategy's `books.py` says of a scenario. What stands here is true where nothing is said.
 
@@ -162,13 +177,13 @@ class StrategyBooks:
     """What a rank keeps, in a few words: by category, of "buffers" and "activations", and "waiting", the gradients of
     the micro-batches before the last."""
     precision_in_words: str
-    """What `mixed_precision: bf16` means here, for `explain`."""
+    """What `mixed_precision: bf16` or fp16 means here, for `explain`."""
     needs = ""
     """A package that it needs beside torch."""
     refuses_compile = ""
     """Why torch.compile does not go with it, and what does; empty where it does."""
     computes_bf16: ComputePrecision = "bf16"
-    """How the model computes in bf16."""
+    """How the model computes in bf16: "bf16" or "autocast". In fp16 it does likewise."""
 
     def fits(self, world_size: int) -> bool:
         """Whether so many ranks can be shared out like this."""
@@ -183,8 +198,17 @@ class StrategyBooks:
         return 1
 
     def states(self, scenario: Scenario) -> list[Moments]:
-        """For every rank: what it holds at the three moments, NorMuon's second moments left out."""
+        """For every rank: what its device holds at the three moments, NorMuon's second moments left out."""
         raise NotImplementedError
+
+    def on_host(self, scenario: Scenario) -> list[Moments]:
+        """For every rank: what lies in host memory beside that, at all moments but the peak, likewise; of a step that
+        is not the first. Empty where nothing is offloaded."""
+        return []
+
+    def optimizer_on_host(self, scenario: Scenario) -> bool:
+        """Whether the optimizer's states lie there."""
+        return False
 
     def owners(self, scenario: Scenario) -> dict[str, int]:
         """Every matrix's owner as the optimizer assigns it."""
@@ -215,7 +239,7 @@ class StrategyBooks:
         return 0, False
 
     def traffic(self, scenario: Scenario, rank: int, modules: Modules | None) -> list[Entry]:
-        """What a rank of several sends in one step. Raises ValueError for a setting whose traffic is not known."""
+        """What a rank of several sends in one step."""
         return []
 
     def volume_in_words(self, scenario: Scenario) -> str:
@@ -230,6 +254,16 @@ class StrategyBooks:
         """Estimator → bytes of model states that it says a rank holds, with AdamW in 16-bit mixed precision.
 
         psi: elements of the model; largest_layer: of its largest layer. See strategies/forecast/court.py.
+        """
+        return {}
+
+    def refuses(self, scenario: Scenario) -> str:
+        """Why the engine's settings cannot run, and the way out, in one sentence; nothing where they can."""
+        return ""
+
+    def not_predicted(self, scenario: Scenario) -> dict[str, str]:
+        """Line of the books (a category of memory, or a collective without its bookkeeping) → the engine's setting for
+        which it is not predicted. What the other methods say of such a line does not count.
         """
         return {}
 

@@ -70,23 +70,26 @@ class Event:
     """What an allocation is held for, as far as it is known; payload or bookkeeping (wire.py) for a collective."""
     flops: int = 0
     """Floating-point operations of a matrix product or of attention; a multiplication and an addition are two."""
+    host: bool = False
+    """An allocation in host memory, which is no part of what the device holds."""
 
 
 class Tracer(TorchDispatchMode):
     """Enter it above a FakeTensorMode and say with `enter` what the training loop does next.
 
-    names: modules by id, for tags. inside: what an operator allocates, holds at once beside its results and releases
+    names: modules by id, for tags. gpu: whether it watches a GPU, so that what lies on a CPU is in host memory. inside:
+    what an operator allocates, holds at once beside its results and releases
     before it returns, in bytes each, from its name and arguments.
     """
 
-    def __init__(self, names: dict[int, str], inside: Inside | None = None) -> None:
+    def __init__(self, names: dict[int, str], inside: Inside | None = None, gpu: bool = False) -> None:
         super().__init__()
         self.events: list[Event] = []
         self.phase, self.step = "prepare", 0
         self.buffers: Callable[[], Iterable[Tensor]] = tuple
         """Asked at the first collective of a backward pass: an engine's buffers, which may not outlive the pass."""
         self._asked = True
-        self._names, self._inside = names, inside
+        self._names, self._inside, self._gpu = names, inside, gpu
         self._open: dict[int, Event] = {}  # storage → the allocation it holds now
         self._watched: dict[int, weakref.ref[Storage]] = {}
         self._ids = 0
@@ -200,6 +203,12 @@ class Tracer(TorchDispatchMode):
                 if event is not None and (overwrite or not event.category):
                     event.category = category
 
+    def mark_host(self, tensors: Iterable[Tensor]) -> None:
+        """Say that these lie in host memory, or would where the device had a memory of its own."""
+        for tensor in tensors:
+            if _has_storage(tensor) and (event := self._open.get(tensor.untyped_storage()._cdata)) is not None:
+                event.host = True
+
     def _log(self, kind: Any, id: int, bytes: int, tag: str, category: str = "") -> Event:
         again = self.phase == "backward" and self._modules
         phase = "recompute" if again else self.phase
@@ -218,6 +227,7 @@ class Tracer(TorchDispatchMode):
         if bytes:
             self._ids += 1
             event = self._log("alloc", self._ids, bytes, f"{self._where()} {operator}".strip())
+            event.host = self._gpu and storage.device.type == "cpu"
             self._open[key] = event
         if key not in self._watched:
             self._watched[key] = weakref.ref(storage, partial(self._gone, key))

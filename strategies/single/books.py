@@ -1,4 +1,4 @@
-"""single: everything, in float32; under bf16 too, because autocast casts a weight for the moment of its use."""
+"""single: everything, in float32; in bf16 and fp16 too, because autocast casts a weight for the moment of its use."""
 
 from strategies.ledger.terms import FP32, ComputePrecision, Held, Moments, Scenario, StrategyBooks, moments
 from strategies.owners import assign_owners
@@ -8,7 +8,7 @@ class SingleBooks(StrategyBooks):
     """See strategies.ledger.terms.StrategyBooks."""
 
     computes_bf16: ComputePrecision = "autocast"
-    precision_in_words = "float32 weights and gradients, matrix products in bf16 (autocast)"
+    precision_in_words = "float32 weights and gradients, matrix products in 16 bits (autocast)"
     words = {
         "parameters": "whole, float32",
         "master parameters": "none: the parameters are float32",

@@ -1,7 +1,7 @@
 """single: one process, one device, no communication. What every other strategy is compared with.
 
 Holds all of everything: 4 bytes of parameters, 4 of gradients and 8 of AdamW's moments (or 4 of Muon's momentum) per
-parameter, in float32; under bf16 the same, because autocast casts weights for the moment of their use only.
+parameter, in float32; under bf16 and fp16 the same, because autocast casts weights for the moment of their use only.
 """
 
 from collections.abc import Iterator
@@ -34,10 +34,12 @@ class Single(TorchEngine):
             yield
 
     def step(self, update: bool = True) -> float:
+        gradients = self.held()["gradients"]
+        self.unscale(gradients)
         if self.optimizer.observe:
             self.optimizer.observe("reduce", self.optimizer.gradients(self.optimizer.all_slices()))
-        gradients = self.held()["gradients"]
-        return clip_and_step(self.optimizer, gradients, nn.utils.get_total_norm(gradients), self.clip, update)
+        norm = nn.utils.get_total_norm(gradients)
+        return clip_and_step(self.optimizer, gradients, norm, self.clip, update, self.loss_scale)
 
     def held(self) -> dict[str, list[Tensor]]:
         return {

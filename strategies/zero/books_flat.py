@@ -5,9 +5,9 @@ Plain Python, no torch. The places named are those in DeepSpeed 0.19.8.
 
 import functools
 
-from strategies.layout import Intervals, flat_partition, flat_partition_size
+from strategies.layout import Intervals, flat_partition, flat_partition_size, flat_starts
 from strategies.ledger.exchange import exchange, owners_of
-from strategies.ledger.terms import FP32, Entry, Held, Modules, Moments, Scenario, entry, moments
+from strategies.ledger.terms import FP32, Entry, Group, Held, Modules, Moments, Scenario, entry, host_moments, moments
 from strategies.zero.common import (
     ZeroBooks,
     closed_buckets,
@@ -17,7 +17,8 @@ from strategies.zero.common import (
     reduce_width,
     setting,
 )
-from strategies.zero.defaults import accumulates_float32
+from strategies.zero.defaults import accumulates_float32, alignment, is_bf16_optimizer
+from strategies.zero.offload import offloads_optimizer
 
 
 class FlatBooks(ZeroBooks):
@@ -41,52 +42,106 @@ class FlatBooks(ZeroBooks):
 
         bf16 with float32 accumulation: ZeRO-1 is another class of DeepSpeed's then, BF16_Optimizer, which keeps whole
         float32 gradients, padding included, from the start on, beside a micro-batch's own; ZeRO-2 accumulates its
-        slice.
+        slice. ZeRO-1 in fp16, of the usual class, adds them up whole in float32 beside each parameter (`grad_accum`),
+        and after the last pass its slice of their average is one more buffer; what it does not need is not let go.
         """
-        width = scenario.compute_bytes
+        if offloads_optimizer(scenario.engine):
+            # Gradients go to the host as soon as they are reduced.
+            parameters = scenario.compute_bytes * sum(self._slices(scenario)) * scenario.world_size
+            buffers = scenario.compute_bytes * _largest(scenario)
+            return [moments(parameters, 0, 0, 0, buffers=buffers) for _ in range(scenario.world_size)]
+        return [held for held, _ in self._held(scenario)]
+
+    def on_host(self, scenario: Scenario) -> list[Moments]:
+        """Masters, their gradients in float32 and the states, of this rank's slice. In the model's dtype, a buffer for
+        the largest gradient and one for its slice of parameters (`temp_grad_buffer_for_cpu_offload` and
+        `param_buffer_of_bit16_for_cpu_offload_groups` in stage_1_and_2.py); and ZeRO-2's sums of several micro-batches,
+        whole for every parameter that the slice touches (`accumulated_grads_in_cpu`).
+        """
+        if not offloads_optimizer(scenario.engine):
+            return []
+        width, part = scenario.compute_bytes, sum(self._slices(scenario))
+        held = []
+        for ours, touched in self._held(scenario):
+            resting = {
+                "master parameters": FP32 * part,
+                "gradients": FP32 * part,
+                "communication buffers": width * (_largest(scenario) + part),
+            }
+            found = host_moments(resting, 0, ours["after step"]["optimizer states"])
+            if self.stage == 2 and scenario.accumulation > 1:  # they come with the first step and stay
+                for moment in found:
+                    found[moment]["gradients"] += width * touched if moment != "after prepare" else 0
+            held.append(found)
+        return held
+
+    def optimizer_on_host(self, scenario: Scenario) -> bool:
+        return offloads_optimizer(scenario.engine)
+
+    def _slices(self, scenario: Scenario) -> list[int]:
+        """Elements of a rank's slice of every group, padding included."""
+        numels = [[scenario.numel(name) for name in group.parameters] for group in scenario.groups]
+        return [flat_partition_size(each, scenario.world_size, self._align(scenario)) for each in numels]
+
+    def _held(self, scenario: Scenario) -> list[tuple[Moments, int]]:
+        """For every rank: all that it holds, wherever; and elements of the parameters that its slices touch."""
+        width, ranks = scenario.compute_bytes, scenario.world_size
+        align = self._align(scenario)
         parameters = masters = 0
-        gradients, states = [0] * scenario.world_size, [0] * scenario.world_size
+        touched, gradients, states = [0] * ranks, [0] * ranks, [0] * ranks
         for g in scenario.groups:
-            numels = [scenario.numel(n) for n in g.parameters]
-            part = flat_partition_size(numels, scenario.world_size)
-            parameters += width * part * scenario.world_size
+            numels = [scenario.numel(n) for n in self._order(scenario, g)]
+            part = flat_partition_size(numels, ranks, align)
+            parameters += width * part * ranks
             masters += FP32 * part
-            offset = 0
-            for numel in numels:
+            filled = [0] * ranks
+            for numel, start in zip(numels, flat_starts(numels, align), strict=False):
                 # A parameter that a boundary cuts keeps its whole gradient alive, on both sides of the boundary.
-                for rank in range(offset // part, (offset + numel - 1) // part + 1):
+                for rank in range(start // part, (start + numel - 1) // part + 1):
                     gradients[rank] += width * numel
-                offset += numel
-            for rank in range(scenario.world_size):
-                filled = min(max(offset - rank * part, 0), part)
-                gradients[rank] += width * (part - filled)  # padding
-                states[rank] += g.state_bytes * part + g.holder_bytes if filled else 0
+                    touched[rank] += numel
+                    filled[rank] += min((rank + 1) * part, start + numel) - max(rank * part, start)
+            for rank in range(ranks):
+                gradients[rank] += width * (part - filled[rank])  # padding
+                states[rank] += g.state_bytes * part + g.holder_bytes if filled[rank] else 0
         if self._accumulates_float32(scenario):
-            if self.stage == 1:
+            if self._is_bf16_optimizer(scenario):
                 whole = masters * scenario.world_size
                 own = width * scenario.parameters
-                return [moments(parameters, masters, whole + own, mine, resident=whole) for mine in states]
-            gradients = [masters] * scenario.world_size
-        return [moments(parameters, masters, g, s) for g, s in zip(gradients, states, strict=True)]
+                found = [moments(parameters, masters, whole + own, mine, resident=whole) for mine in states]
+                return list(zip(found, touched, strict=True))
+            beside = FP32 * scenario.parameters if self.stage == 1 else 0
+            gradients = [beside + masters] * scenario.world_size
+        found = [moments(parameters, masters, g, s) for g, s in zip(gradients, states, strict=True)]
+        return list(zip(found, touched, strict=True))
 
     def owners(self, scenario: Scenario) -> dict[str, int]:
-        return owners_of(scenario, _flat(scenario), scenario.world_size)
+        return owners_of(scenario, self._flat(scenario), scenario.world_size)
 
     def waiting(self, scenario: Scenario, moments: Moments, rank: int) -> Held:
-        width = scenario.compute_bytes
-        if self._accumulates_float32(scenario):
+        width, offloads = self._bucket_width(scenario), offloads_optimizer(scenario.engine)
+        sums = self._accumulates_float32(scenario) or offloads
+        if self._is_bf16_optimizer(scenario) or (self.stage == 2 and sums):
             return {"gradients": moments["after backward"]["gradients"]}
         if self.stage == 2:  # reduced at every micro-batch; zeros for the padding come with the last
-            return {"gradients": moments["after backward"]["gradients"] - width * _padding(scenario, rank)}
+            return {"gradients": moments["after backward"]["gradients"] - width * self._padding(scenario, rank)}
         # Whole, and the bucket is let go only where the last micro-batch has been reduced.
-        return {"gradients": width * scenario.parameters, "communication buffers": self._bucket(scenario)}
+        resting = moments["after step"]["communication buffers"]
+        return {"gradients": width * scenario.parameters, "communication buffers": resting + self._bucket(scenario)}
 
     def buffers(self, scenario: Scenario) -> dict[str, int]:
         return {"reduce bucket": self._bucket(scenario)} if scenario.world_size > 1 else {}
 
     def _bucket(self, scenario: Scenario) -> int:
-        overlap = scenario.engine.get("zero_optimization", {}).get("overlap_comm") is True
-        return scenario.compute_bytes * reduce_bucket(scenario) * (2 if overlap else 1)
+        if not setting(scenario, "contiguous_gradients"):
+            return 0
+        overlap = 2 if setting(scenario, "overlap_comm") else 1
+        return self._bucket_width(scenario) * reduce_bucket(scenario) * overlap
+
+    def _bucket_width(self, scenario: Scenario) -> int:
+        """Bytes of an element of the reduce bucket (`_gradient_reduction_buffer_dtype` in stage_1_and_2.py)."""
+        beside = self.stage == 1 and self._accumulates_float32(scenario) and not self._is_bf16_optimizer(scenario)
+        return FP32 if beside else scenario.compute_bytes
 
     def at_the_end(self, scenario: Scenario) -> tuple[int, bool]:
         """ZeRO-2: what is sent is a copy of the bucket, its slices end to end (`allreduce_bucket` in stage_1_and_2.py).
@@ -99,7 +154,7 @@ class FlatBooks(ZeroBooks):
         bucket = reduce_bucket(scenario)
         return scenario.compute_bytes * bucket, bucket >= scenario.parameters
 
-    def known_traffic(self, scenario: Scenario, rank: int, modules: Modules | None) -> list[Entry]:
+    def traffic(self, scenario: Scenario, rank: int, modules: Modules | None) -> list[Entry]:
         """Gradients reduced whole, parameters gathered once a step.
 
         The paper reduce-scatters. DeepSpeed fills buckets with gradients as they come, and with its default
@@ -114,8 +169,8 @@ class FlatBooks(ZeroBooks):
         all_gather_into_tensor.
         """
         ranks, groups = scenario.world_size, scenario.groups
-        numels = [[scenario.numel(name) for name in group.parameters] for group in groups]
-        flat = [ranks * flat_partition_size(each, ranks) for each in numels]  # elements of each buffer, with padding
+        align, numels = self._align(scenario), [[scenario.numel(n) for n in self._order(scenario, g)] for g in groups]
+        flat = [ranks * flat_partition_size(each, ranks, align) for each in numels]  # with padding
         bf16_optimizer = self._is_bf16_optimizer(scenario)
         if bf16_optimizer:
             collective, calls, reduced = "all_reduce", closed_buckets(flat, 500_000_000), sum(flat)
@@ -126,14 +181,43 @@ class FlatBooks(ZeroBooks):
         gathered = scenario.compute_bytes * sum(flat)
         entries = entry(ranks, collective, "gradients", times * calls, times * scenario.parameters, payload)
         entries += entry(ranks, "all_gather", "parameters", len(groups), scenario.parameters, gathered)
-        matrices = [group.parameters for group in scenario.matrix_groups]
-        entries += exchange(scenario, rank, lambda: _flat(scenario), matrices)
+        matrices = [self._order(scenario, group) for group in scenario.matrix_groups]
+        entries += exchange(scenario, rank, lambda: self._flat(scenario), matrices)
         if bf16_optimizer:
             return entries  # it holds whole reduced gradients, so every rank computes the norm for itself
         norms = len(groups) if setting(scenario, "compute_grad_norm") else 0
+        # A byte that says whether any rank found an inf or NaN: always in fp16, as the config says in bf16.
         checked = scenario.engine.get("bf16", {}).get("check_grad_overflow", True)
-        overflow = int(scenario.precision == "bf16" and checked)
+        overflow = int(scenario.precision == "fp16" or (scenario.precision == "bf16" and checked))
         return entries + entry(ranks, "all_reduce", "bookkeeping", norms + overflow, 0, FP32 * norms + overflow)
+
+    def _order(self, scenario: Scenario, group: Group) -> tuple[str, ...]:
+        """A group's parameters as they lie in its flat buffer: with `round_robin_gradients` dealt out, those of the
+        first deal first (`_round_robin_reorder`).
+        """
+        if not setting(scenario, "round_robin_gradients") or self._is_bf16_optimizer(scenario):
+            return group.parameters
+        ranks = scenario.world_size
+        return tuple(name for deal in range(ranks) for name in group.parameters[deal::ranks])
+
+    def _align(self, scenario: Scenario) -> int:
+        """Elements at a multiple of which every parameter begins."""
+        return 1 if self._is_bf16_optimizer(scenario) else alignment(scenario.precision, scenario.engine)
+
+    def _flat(self, scenario: Scenario) -> dict[str, Intervals]:
+        """Every parameter's intervals, group by group."""
+        orders = (self._order(scenario, group) for group in scenario.groups)
+        groups = tuple(tuple((name, scenario.shapes[name]) for name in order) for order in orders)
+        return _partitions(groups, scenario.world_size, self._align(scenario))
+
+    def _padding(self, scenario: Scenario, rank: int) -> int:
+        """Elements of the padding in this rank's slices of the flat buffers."""
+        held, padding = self._flat(scenario), 0
+        for group in scenario.groups:
+            numels = [scenario.numel(name) for name in self._order(scenario, group)]
+            padding += flat_partition_size(numels, scenario.world_size, self._align(scenario))
+            padding -= sum(held[name][rank].numel for name in group.parameters)
+        return padding
 
     def _accumulates_float32(self, scenario: Scenario) -> bool:
         return accumulates_float32(scenario.precision, scenario.engine)
@@ -143,7 +227,7 @@ class FlatBooks(ZeroBooks):
         flat gradients, padding included, after the last backward pass, in buckets of 5e8 elements
         (`buffered_allreduce_fallback`).
         """
-        return self.stage == 1 and self._accumulates_float32(scenario)
+        return is_bf16_optimizer(self.stage, scenario.precision, scenario.engine)
 
     def _reductions(self, scenario: Scenario) -> tuple[str, int]:
         """The collective that gradients are reduced with, and its calls to reduce the whole model once."""
@@ -153,8 +237,8 @@ class FlatBooks(ZeroBooks):
             # It goes through its groups after the last backward pass (`reduce_gradients`).
             order = [name for group in scenario.groups for name in group.parameters]
         filled = fill_buckets(scenario, order)
-        if not setting(scenario, "reduce_scatter"):
-            return "all_reduce", len(filled)
+        if not setting(scenario, "reduce_scatter") or not setting(scenario, "contiguous_gradients"):
+            return "all_reduce", len(filled)  # `buffered_reduce_fallback`: it knows no slices
         together = setting(scenario, "use_multi_rank_bucket_allreduce")
         calls = 0
         for bucket in filled:
@@ -163,7 +247,7 @@ class FlatBooks(ZeroBooks):
                 continue
             slices: dict[int, list[int]] = {}
             for name in bucket:
-                for rank, part in enumerate(_flat(scenario)[name]):
+                for rank, part in enumerate(self._flat(scenario)[name]):
                     if part.numel:
                         slices.setdefault(0 if together else rank, []).append(part.numel)
             calls += sum(closed_buckets(numels, limit) for numels in slices.values())
@@ -189,22 +273,13 @@ class FlatBooks(ZeroBooks):
         return said | {"ZeRO paper": 2 * psi + 14 * psi // ranks}
 
 
-def _flat(scenario: Scenario) -> dict[str, Intervals]:
-    """Every parameter's intervals under ZeRO-1/2, group by group."""
-    groups = [tuple((name, scenario.shapes[name]) for name in group.parameters) for group in scenario.groups]
-    return _partitions(tuple(groups), scenario.world_size)
-
-
-def _padding(scenario: Scenario, rank: int) -> int:
-    """Elements of the padding in this rank's slices of ZeRO-1/2's flat buffers."""
-    padding = 0
-    for group in scenario.groups:
-        numels = [scenario.numel(name) for name in group.parameters]
-        part = flat_partition_size(numels, scenario.world_size)
-        padding += part - min(max(sum(numels) - rank * part, 0), part)
-    return padding
+def _largest(scenario: Scenario) -> int:
+    """Elements of the largest parameter."""
+    return max(map(scenario.numel, scenario.shapes))
 
 
 @functools.lru_cache(maxsize=4)
-def _partitions(groups: tuple[tuple[tuple[str, tuple[int, ...]], ...], ...], world_size: int) -> dict[str, Intervals]:
-    return {name: cuts for group in groups for name, cuts in flat_partition(dict(group), world_size).items()}
+def _partitions(
+    groups: tuple[tuple[tuple[str, tuple[int, ...]], ...], ...], world_size: int, align: int
+) -> dict[str, Intervals]:
+    return {name: cuts for group in groups for name, cuts in flat_partition(dict(group), world_size, align).items()}

@@ -3,15 +3,29 @@
 Plain Python, no torch. The places named are those in DeepSpeed 0.19.8.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 
 from strategies.layout import Intervals, equal_cuts
 from strategies.ledger.exchange import exchange, owners_of
-from strategies.ledger.terms import FP32, STATE_MOMENTS, Entry, Group, Modules, Moments, Scenario, entry, moments
+from strategies.ledger.terms import (
+    FP32,
+    STATE_MOMENTS,
+    Entry,
+    Group,
+    Modules,
+    Moments,
+    Scenario,
+    entry,
+    host_moments,
+    moments,
+)
 from strategies.zero.common import ZeroBooks, deepspeed_live, fill_buckets, reduce_bucket, reduce_width, setting
-from strategies.zero.defaults import accumulates_float32
-from strategies.zero.gathers import gathers, modules_of
+from strategies.zero.defaults import accumulation_width
+from strategies.zero.gathers import Fetched, gathers, modules_of
+from strategies.zero.offload import offloads_optimizer, offloads_parameters
+from strategies.zero.settings import ZERO
 
 
 class PartitionedBooks(ZeroBooks):
@@ -37,66 +51,118 @@ class PartitionedBooks(ZeroBooks):
         Persistent parameters are whole beside their cuts, as they were gathered after the step before, padding
         included. On one rank nothing is gathered: the cut is the parameter.
         """
+        found, kept = self._held(scenario), 0
+        if scenario.world_size > 1:
+            numels = [scenario.numel(name) for name in persistent_parameters(scenario)]
+            kept = sum(math.ceil(numel / scenario.world_size) * scenario.world_size for numel in numels)
+        for each, moment in itertools.product(found, STATE_MOMENTS):
+            held = each[moment]
+            for category in self._offloaded(scenario):
+                held[category] = 0
+            held["parameters"] += scenario.compute_bytes * kept if moment != "after prepare" else 0
+        return found
+
+    def on_host(self, scenario: Scenario) -> list[Moments]:
+        """Cuts in the model's dtype (offload_param). Masters and states, and gradients twice: in a buffer as they are
+        added up, and in float32 as the optimizer takes them (offload_optimizer; `partition_grads` in stage3.py).
+        """
+        offloaded = self._offloaded(scenario)
+        if not offloaded:
+            return []
+        hosts = []
+        for held in self._held(scenario):
+            after = held["after step"]
+            resting = {category: after[category] for category in offloaded if category != "optimizer states"}
+            if "gradients" in offloaded:
+                resting["gradients"] += after["master parameters"]
+            hosts.append(host_moments(resting, 0, after["optimizer states"] if "optimizer states" in offloaded else 0))
+        return hosts
+
+    def optimizer_on_host(self, scenario: Scenario) -> bool:
+        return offloads_optimizer(scenario.engine)
+
+    def _offloaded(self, scenario: Scenario) -> list[str]:
+        """The categories that lie in host memory. (Persistent parameters stay on the device beside their cuts.)"""
+        parameters = ["parameters"] if offloads_parameters(scenario.engine) else []
+        optimizer = ["master parameters", "gradients", "optimizer states"]
+        return parameters + (optimizer if offloads_optimizer(scenario.engine) else [])
+
+    def _held(self, scenario: Scenario) -> list[Moments]:
+        """For every rank: all that it holds, wherever, without persistent parameters."""
         width, ranks = scenario.compute_bytes, scenario.world_size
         whole, states = 0, [0] * ranks
         for g in scenario.groups:
-            parts = [math.ceil(scenario.numel(n) / ranks) for n in g.parameters]
-            whole += sum(parts)
-            holders = max(math.ceil(scenario.numel(n) / part) for n, part in zip(g.parameters, parts, strict=True))
-            for rank in range(holders):  # the ranks that hold any of this group, padding aside
-                states[rank] += g.state_bytes * sum(parts) + g.holder_bytes
-        bucket = width * reduce_bucket(scenario)
-        float32 = accumulates_float32(scenario.precision, scenario.engine)
-        gradients = (FP32 if float32 else width) * whole
-        found = [moments(width * whole, FP32 * whole, gradients, mine, gradients, bucket) for mine in states]
-        if ranks > 1:
-            numels = [scenario.numel(name) for name in persistent_parameters(scenario)]
-            kept = width * sum(math.ceil(numel / ranks) * ranks for numel in numels)
-            for each in found:
-                for moment in STATE_MOMENTS[1:]:
-                    each[moment]["parameters"] += kept
-        return found
+            for names in _subgroups(scenario, g):
+                parts = [math.ceil(scenario.numel(n) / ranks) for n in names]
+                whole += sum(parts)
+                holders = max(math.ceil(scenario.numel(n) / part) for n, part in zip(names, parts, strict=True))
+                for rank in range(holders):  # the ranks that hold any of this sub-group, padding aside
+                    states[rank] += g.state_bytes * sum(parts) + g.holder_bytes
+        contiguous = setting(scenario, "contiguous_gradients")
+        bucket = reduce_width(scenario) * reduce_bucket(scenario) if contiguous else 0
+        gradients = accumulation_width(scenario.precision, scenario.engine) * whole
+        return [moments(width * whole, FP32 * whole, gradients, mine, gradients, bucket) for mine in states]
 
     def owners(self, scenario: Scenario) -> dict[str, int]:
         names = [name for group in scenario.groups for name in group.parameters]
         return owners_of(scenario, _cuts(scenario, names), scenario.world_size)
 
     def kept_gathered(self, scenario: Scenario) -> int:
-        """All of them, up to stage3_max_live_parameters; above that it depends on the order of modules, and this is an
-        upper bound.
+        """What the coordinator keeps till the backward pass. A parameter that was gathered alone keeps the padding of
+        its buffer; of several it is copied out of theirs (`AllGatherCoalescedHandle.wait`), or with all-reduce remains
+        a view of it.
         """
-        if scenario.world_size == 1:
+        if scenario.world_size == 1 and not (scenario.host_apart and offloads_parameters(scenario.engine)):
             return 0
-        live = min(most_gathered(scenario), int(setting(scenario, "stage3_max_reuse_distance")))
-        return scenario.compute_bytes * live
+        kept = 0
+        for call in _gathers(scenario, None):
+            if len(call.parameters) == 1:
+                kept += _padded(scenario, call.kept)
+            elif setting(scenario, "stage3_use_all_reduce_for_fetch_params"):
+                kept += _padded(scenario, call.parameters) if call.kept else 0
+            elif call.waited:
+                kept += scenario.elements(call.kept)
+        return scenario.compute_bytes * kept
+
+    def not_predicted(self, scenario: Scenario) -> dict[str, str]:
+        lines = super().not_predicted(scenario)
+        uncertain = scenario.modules is None or persistent_parameters(scenario)
+        if uncertain and scenario.world_size > 1:
+            # Where a limit lets go of parameters, the order counts in which modules are called, which is not known; and
+            # with parameters that stay whole, what was there in the first pass after the recorded one: what is let go
+            # in it is let go for good (`__params_to_release` is cached), and an evaluation before it has let go of all.
+            calls = _gathers(scenario, None)
+            often = sum(len(call.parameters) for call in calls) - sum(len(call.kept) for call in calls)
+            said = scenario.engine.get("zero_optimization", {})
+            limits = [key for key in LIMITS if said.get(key) is not None]
+            if often and limits:
+                lines = {**dict.fromkeys(("parameters", "all_gather", "all_reduce"), ZERO + limits[0]), **lines}
+        return lines
 
     def buffers(self, scenario: Scenario) -> dict[str, int]:
         width = scenario.compute_bytes
         return {"gathered parameters": width * most_gathered(scenario) if scenario.world_size > 1 else 0}
 
-    def known_traffic(self, scenario: Scenario, rank: int, modules: Modules | None) -> list[Entry]:
+    def traffic(self, scenario: Scenario, rank: int, modules: Modules | None) -> list[Entry]:
         """Every gather and every reduction is of equal cuts, so of ceil(elements / N) · N elements per parameter.
 
         Gathers at every micro-batch: see strategies/zero/gathers.py. Persistent parameters stay; they are gathered one
         by one after every step instead (`_post_step` in stage3.py). Gradients are reduce-scattered at every
         micro-batch, bucket by bucket (`__avg_scatter_grads`); with `reduce_scatter: false` all-reduced unpadded.
         """
-        width, ranks = scenario.compute_bytes, scenario.world_size
-        padded = {name: ranks * math.ceil(scenario.numel(name) / ranks) for name in scenario.shapes}
+        width, ranks, times = scenario.compute_bytes, scenario.world_size, scenario.accumulation
         persistent = persistent_parameters(scenario)
-        calls, gathered = gathers(
-            tuple((name, scenario.numel(name)) for name in scenario.shapes),
-            modules or modules_of(scenario.shapes),
-            frozenset(persistent),
-            int(setting(scenario, "stage3_max_live_parameters")),
-            int(setting(scenario, "stage3_max_reuse_distance")),
-            int(setting(scenario, "stage3_prefetch_bucket_size")),
-        )
-        times = scenario.accumulation
-        calls = times * calls + len(persistent)
-        numel = times * scenario.elements(gathered) + scenario.elements(persistent)
-        payload = times * sum(padded[name] for name in gathered) + sum(padded[name] for name in persistent)
-        entries = entry(ranks, "all_gather", "parameters", calls, numel, width * payload)
+        calls = [call.parameters for call in _gathers(scenario, modules)]
+        reducing = setting(scenario, "stage3_use_all_reduce_for_fetch_params")
+        entries = []
+        for collective in ("all_gather", "all_reduce"):
+            fetched = [call for call in calls if (len(call) > 1 and reducing) == (collective == "all_reduce")]
+            names = [name for call in fetched for name in call] * times
+            made = times * len(fetched)
+            if collective == "all_gather":
+                names, made = names + persistent, made + len(persistent)
+            payload = width * _padded(scenario, names)
+            entries += entry(ranks, collective, "parameters", made, scenario.elements(names), payload)
 
         limit, filled = reduce_bucket(scenario), fill_buckets(scenario, list(reversed(scenario.shapes)))
         whole = not setting(scenario, "reduce_scatter") and setting(scenario, "contiguous_gradients")
@@ -104,7 +170,7 @@ class PartitionedBooks(ZeroBooks):
             buckets = [b for b in filled if (whole and scenario.elements(b) <= limit) == (collective == "all_reduce")]
             sent = [name for bucket in buckets for name in bucket]
             numel = scenario.elements(sent)
-            payload = numel if collective == "all_reduce" else sum(padded[name] for name in sent)
+            payload = numel if collective == "all_reduce" else _padded(scenario, sent)
             payload *= times * reduce_width(scenario)
             entries += entry(ranks, collective, "gradients", times * len(buckets), times * numel, payload)
 
@@ -115,8 +181,15 @@ class PartitionedBooks(ZeroBooks):
             lambda: _cuts(scenario, [name for _, names in subgroups for name in names]),
             [names for group, names in subgroups if group.whole_matrix],
         )
-        # A norm per sub-group, in float64 (`get_norm_dtype`; float32 on the few devices without it).
-        return entries + entry(ranks, "all_reduce", "bookkeeping", len(subgroups), 0, 8 * len(subgroups))
+        if setting(scenario, "enable_sanity_checks"):  # the bucket's length and its numbers, in int64
+            numbers = 8 * times * (len(filled) + len(scenario.shapes))
+            entries += entry(ranks, "broadcast", "bookkeeping", 2 * times * len(filled), 0, numbers)
+        # A norm per sub-group, in float64 (`get_norm_dtype`; float32 on the few devices without it), or where the
+        # optimizer is offloaded in float32 (`complete_grad_norm_calculation_for_cpu_offload`); and in fp16 a byte that
+        # says whether any rank found an inf or NaN.
+        norm, norms = FP32 if offloads_optimizer(scenario.engine) else 8, len(subgroups)
+        overflow = int(scenario.precision == "fp16")
+        return entries + entry(ranks, "all_reduce", "bookkeeping", norms + overflow, 0, norm * norms + overflow)
 
     def volume_in_words(self, scenario: Scenario) -> str:
         return (
@@ -148,6 +221,34 @@ def persistent_parameters(scenario: Scenario) -> list[str]:
             names.append(name)
             total += numel
     return names
+
+
+def _padded(scenario: Scenario, names: Sequence[str]) -> int:
+    """Elements of parameters gathered out of equal cuts."""
+    ranks = scenario.world_size
+    return sum(ranks * math.ceil(scenario.numel(name) / ranks) for name in names)
+
+
+LIMITS = ("stage3_max_live_parameters", "stage3_max_reuse_distance", "stage3_prefetch_bucket_size")
+"""Settings that may make ZeRO-3 let go of a parameter between two uses."""
+
+
+def _gathers(scenario: Scenario, modules: Modules | None) -> tuple[Fetched, ...]:
+    """The calls that gather in a micro-batch. modules: in the order in which they are called, if not the scenario's."""
+    live, reuse, prefetch = (int(setting(scenario, key)) for key in LIMITS)
+    one_by_one = setting(scenario, "stage3_allgather_sequential")
+    calls = gathers(
+        tuple((name, scenario.numel(name)) for name in scenario.shapes),
+        modules or scenario.modules or modules_of(scenario.shapes),
+        frozenset(persistent_parameters(scenario)),
+        live,
+        reuse,
+        1 if one_by_one else prefetch,
+    )
+    if one_by_one:  # DeepSpeed prefetches one element then, which is one parameter
+        alone = [(name, call) for call in calls for name in call.parameters]
+        return tuple(Fetched((name,), (name,) if name in call.kept else (), True) for name, call in alone)
+    return calls
 
 
 def most_gathered(scenario: Scenario) -> int:

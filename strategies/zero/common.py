@@ -6,15 +6,16 @@ The places named are those in DeepSpeed 0.19.8.
 from collections.abc import Sequence
 from typing import Any
 
-from strategies.ledger.terms import BF16, FP32, Entry, Modules, Scenario, StrategyBooks
-from strategies.zero.defaults import DEFAULTS, replaced_defaults
+from strategies.ledger.terms import Scenario, StrategyBooks
+from strategies.zero.defaults import DEFAULTS, WIDTHS, replaced_defaults
+from strategies.zero.settings import unpredicted, value, zero_refusal
 
 
 class ZeroBooks(StrategyBooks):
     """What the stages have in common. See strategies.ledger.terms.StrategyBooks."""
 
     needs = "deepspeed"
-    precision_in_words = "bf16 weights and gradients, float32 master weights in the optimizer's partition"
+    precision_in_words = "16-bit weights and gradients, float32 master weights in the optimizer's partition"
 
     def __init__(self, stage: int) -> None:
         self.stage = stage
@@ -22,34 +23,12 @@ class ZeroBooks(StrategyBooks):
     def default_engine(self, world_size: int) -> dict[str, Any]:
         return {"zero_optimization": {"stage": self.stage}}
 
-    def traffic(self, scenario: Scenario, rank: int, modules: Modules | None) -> list[Entry]:
-        zero = scenario.engine.get("zero_optimization", {})
-        for key, harmless in UNKNOWN.items():
-            if zero.get(key, "auto") not in ("auto", None, harmless):
-                raise ValueError(
-                    f"zero_optimization.{key}: {zero[key]!r} changes what DeepSpeed sends in a way that is not "
-                    f"predicted; remove it, or write {harmless!r}."
-                )
-        return self.known_traffic(scenario, rank, modules)
+    def refuses(self, scenario: Scenario) -> str:
+        found = zero_refusal(self.stage, scenario.precision, scenario.engine, scenario.world_size)
+        return f"{found[0]} {value(scenario.engine, found[0])!r} cannot run here: {found[1]}." if found else ""
 
-    def known_traffic(self, scenario: Scenario, rank: int, modules: Modules | None) -> list[Entry]:
-        """`traffic`, for settings that are all known."""
-        raise NotImplementedError
-
-
-UNKNOWN = {
-    "allgather_sequential": False,
-    "parameter_alignment": False,
-    "round_robin_gradients": False,
-    "stage3_allgather_sequential": False,
-    "stage3_module_granularity_threshold": 0,
-    "stage3_use_all_reduce_for_fetch_params": False,
-    "zero_hpz_partition_size": 1,
-    "zero_quantized_gradients": False,
-    "zero_quantized_nontrainable_weights": False,
-    "zero_quantized_weights": False,
-}
-"""Settings that change the traffic in ways not known here, with the value that leaves it alone."""
+    def not_predicted(self, scenario: Scenario) -> dict[str, str]:
+        return unpredicted(self.stage, scenario.precision, scenario.engine)
 
 
 def deepspeed_live(stage: int, psi: int, largest_layer: int, ranks: int) -> dict[str, int]:
@@ -70,7 +49,9 @@ def deepspeed_live(stage: int, psi: int, largest_layer: int, ranks: int) -> dict
 def setting(scenario: Scenario, key: str) -> Any:
     """A setting of DeepSpeed's `zero_optimization`, completed as strategies/zero/engine.py completes it."""
     value = scenario.engine.get("zero_optimization", {}).get(key, "auto")
-    return {**DEFAULTS, **replaced_defaults(scenario.parameters)}[key] if value == "auto" else value
+    if value in ("auto", None):  # null is DeepSpeed's "by the stage" for overlap_comm
+        return {**DEFAULTS, **replaced_defaults(scenario.parameters)}[key]
+    return value
 
 
 def reduce_bucket(scenario: Scenario) -> int:
@@ -83,7 +64,7 @@ def reduce_width(scenario: Scenario) -> int:
     gradients are accumulated in (`DeepSpeedEngine.communication_data_type`).
     """
     named = scenario.engine.get("communication_data_type")
-    return (FP32 if named == "fp32" else BF16) if named else scenario.compute_bytes
+    return WIDTHS[named.lower()] if named else scenario.compute_bytes
 
 
 def closed_buckets(numels: Sequence[int], limit: int) -> int:

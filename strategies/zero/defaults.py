@@ -5,7 +5,14 @@ engine.py gives the replaced ones to DeepSpeed, and books.py reads the same, whe
 
 from typing import Any
 
+from strategies.zero.settings import DTYPES
+
 DEFAULTS = {
+    "round_robin_gradients": False,
+    "parameter_alignment": False,
+    "enable_sanity_checks": False,
+    "stage3_allgather_sequential": False,
+    "stage3_use_all_reduce_for_fetch_params": False,
     "contiguous_gradients": True,
     "reduce_scatter": True,
     "use_multi_rank_bucket_allreduce": True,
@@ -33,7 +40,36 @@ def replaced_defaults(parameters: int) -> dict[str, int]:
     }
 
 
-def accumulates_float32(precision: str, engine: dict[str, Any]) -> bool:
-    """Whether DeepSpeed adds up a bf16 model's gradients in float32: `data_types` of its own config file says so."""
+WIDTHS = {name: 4 if dtype == "fp32" else 2 for name, dtype in DTYPES.items()}
+"""DeepSpeed's names of a dtype → bytes per element."""
+
+
+def compute_width(precision: str) -> int:
+    """Bytes per element of the model's dtype."""
+    return 4 if precision == "fp32" else 2
+
+
+def accumulation_width(precision: str, engine: dict[str, Any]) -> int:
+    """Bytes per element of a gradient as it is added up over micro-batches: data_types.grad_accum_dtype, else the
+    model's dtype.
+    """
     named = engine.get("data_types", {}).get("grad_accum_dtype")
-    return precision == "bf16" and named in ("fp32", "float32", "float", "torch.float32")
+    return WIDTHS[named] if named else compute_width(precision)
+
+
+def accumulates_float32(precision: str, engine: dict[str, Any]) -> bool:
+    """Whether DeepSpeed adds up a 16-bit model's gradients in float32: `data_types` of its own config file says so."""
+    return accumulation_width(precision, engine) > compute_width(precision)
+
+
+def alignment(precision: str, engine: dict[str, Any]) -> int:
+    """Elements at a multiple of which every parameter begins in ZeRO-1/2's flat buffers: parameter_alignment asks for
+    16 bytes.
+    """
+    aligned = engine.get("zero_optimization", {}).get("parameter_alignment") is True
+    return 16 // compute_width(precision) if aligned else 1
+
+
+def is_bf16_optimizer(stage: int, precision: str, engine: dict[str, Any]) -> bool:
+    """Whether ZeRO-1 is another class of DeepSpeed's, BF16_Optimizer (`_do_optimizer_sanity_check` in engine.py)."""
+    return stage == 1 and precision == "bf16" and accumulates_float32(precision, engine)

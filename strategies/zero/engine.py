@@ -9,21 +9,28 @@ whose `.grad` is already reduced, accumulated and clipped, and copies the update
 optimizer is bound to the partitions after `deepspeed.initialize`: slices of many parameters lie end to end in one
 partition, and a matrix that a boundary cuts in two meets its other half on the owner.
 
-In bf16 DeepSpeed rounds the model first and takes its master weights from that. Ours begin at the initial float32
-values, as FSDP's do: masters on bf16's grid would round the first, small updates of a warm-up away in the copies that
-the model computes with.
+In bf16 and fp16 DeepSpeed rounds the model first and takes its master weights from that. Ours begin at the initial
+float32 values, as FSDP's do: masters on bf16's grid would round the first, small updates of a warm-up away in the
+copies that the model computes with.
 
-Holds (bf16; float32 in brackets): parameters 2 [4] bytes, all of them in ZeRO-1/2 and 1/N in ZeRO-3 (where
+Holds (bf16 and fp16; float32 in brackets): parameters 2 [4] bytes, all of them in ZeRO-1/2 and 1/N in ZeRO-3 (where
 stage3_param_persistence_threshold is set, smaller ones also whole); float32 master weights, 1/N (in float32 too:
 DeepSpeed keeps a second copy); gradients 2 [4] bytes; optimizer state 1/N. Sends per step: ZeRO-1 an all-reduce of
 gradients at the last micro-batch, ZeRO-2 one at every micro-batch, both an all-gather of parameters; ZeRO-3
 all-gathers in forward and backward and a reduce-scatter, at every micro-batch.
+
+Offload (strategies/zero/offload.py). `offload_optimizer: {device: cpu}`: masters, their float32 gradients and optimizer
+state lie in host memory, and our optimizer runs there; Muon's matrices still meet on the device. Over PCIe go, per
+step and rank, 1/N of the gradients (in ZeRO-2 and -3 at every micro-batch, from the second on there and back) and 1/N
+of the updated parameters. `offload_param: {device: cpu}`, ZeRO-3 alone: this rank's cuts lie there too and go to the
+device for every gather. What DeepSpeed keeps beside that: in ZeRO-1 and -2 a buffer for the largest gradient on either
+side, and one on the host for its slice of parameters in the model's dtype.
 """
 
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,9 +38,14 @@ import torch
 from torch import Tensor, nn
 
 from strategies.base import Settings
-from strategies.layout import Shape, equal_cuts, flat_partition
+from strategies.config_values import ConfigError
+from strategies.errors import UserError
+from strategies.layout import Shape, equal_cuts, flat_partition, flat_partition_size, flat_starts
+from strategies.loss_scale import LossScale
 from strategies.optimizer import IntervalOptimizer, Recipe, Slice
-from strategies.zero.defaults import accumulates_float32, replaced_defaults
+from strategies.zero.defaults import alignment, is_bf16_optimizer, replaced_defaults
+from strategies.zero.loss_scale import take_over
+from strategies.zero.offload import check_offload, offloads_optimizer, offloads_parameters
 
 
 class ZeRO:
@@ -43,24 +55,31 @@ class ZeRO:
 
     def __init__(self, settings: Settings):
         self.settings = settings
+        self.loss_scale: LossScale | None = None
+        self.offloads = offloads_optimizer(settings.engine)
         self.name = f"zero{settings.engine['zero_optimization']['stage']}"
 
     def prepare(self, model: nn.Module, recipe: Recipe, clip: float, accumulation: int) -> None:
+        check_offload(self.settings.engine, self.settings.precision)
         deepspeed = import_deepspeed(self.settings.place.device)
         self.accumulation = accumulation
         names = {id(p): name for name, p in model.named_parameters()}
         shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
         initial: dict[str, Tensor] = {}
-        if self.settings.precision == "bf16":
+        if self.settings.precision != "fp32":
             # Not copies: the tensors that the parameters hold until DeepSpeed puts rounded ones in their place.
             initial = {name: p.detach() for name, p in model.named_parameters()}
         self.optimizer = IntervalOptimizer(model, recipe)
-        self.engine, self.zero, _, _ = deepspeed.initialize(
-            model=model,
-            optimizer=self.optimizer,
-            config=deepspeed_config(self.settings, sum(p.numel() for p in model.parameters()), clip, accumulation),
-            dist_init_required=False,
-        )
+        config = deepspeed_config(self.settings, sum(p.numel() for p in model.parameters()), clip, accumulation)
+        try:
+            self.engine, self.zero, _, _ = deepspeed.initialize(
+                model=model, optimizer=self.optimizer, config=config, dist_init_required=False
+            )
+        except (ValueError, TypeError, AssertionError, NotImplementedError, _config_error()) as error:
+            why = " ".join(str(error).split()) or type(error).__name__
+            raise ConfigError(f"{self.settings.config}: DeepSpeed stops at its settings: {why.rstrip('.')}.") from error
+        self._check_engine()
+        self.loss_scale = take_over(self.zero) if self.settings.precision == "fp16" else None
         self.model = self.engine
         # DeepSpeed partitions in the order of the parameter groups, and the optimizer's groups now hold its partitions.
         slices = self._slices(names, shapes)
@@ -71,6 +90,30 @@ class ZeRO:
                 start, stop = piece.state[self.settings.place.rank]
                 self.optimizer.weight(piece).copy_(initial.pop(piece.name).view(-1)[start:stop])
 
+    def _check_engine(self) -> None:
+        """Raises RuntimeError where the engine is not what was announced: one that is something else trains all the
+        same, and looks like success.
+        """
+        zero = self.engine._config.zero_config
+        found = {
+            "stage": int(self.engine.zero_optimization_stage()),
+            "bf16": bool(self.engine.bfloat16_enabled()),
+            "fp16": bool(self.engine.fp16_enabled()),
+            "torch_autocast": bool(self.engine._config.torch_autocast_enabled),
+            "offload_optimizer": bool(zero.offload_optimizer and zero.offload_optimizer.device != "none"),
+            "offload_param": bool(zero.offload_param and zero.offload_param.device != "none"),
+        }
+        announced = {
+            "stage": self.settings.engine["zero_optimization"]["stage"],
+            "bf16": self.settings.precision == "bf16",
+            "fp16": self.settings.precision == "fp16",
+            "torch_autocast": False,
+            "offload_optimizer": self.offloads,
+            "offload_param": offloads_parameters(self.settings.engine),
+        }
+        if found != announced:
+            raise RuntimeError(f"DeepSpeed runs with {found}, and {announced} was asked for")
+
     def _slices(self, names: dict[int, str], shapes: dict[str, Shape]) -> list[Slice]:
         """Where the parameters lie in this rank's float32 partitions. names: by the identity of the parameter."""
         raise NotImplementedError
@@ -78,6 +121,8 @@ class ZeRO:
     def set_accumulation(self, accumulation: int) -> None:
         self.accumulation = self.zero.gradient_accumulation_steps = accumulation
         self.engine.set_train_batch_size(accumulation * self.settings.place.world_size)  # of micro-batches of "1"
+        if self.offloads and self.name != "zero3":
+            self.zero.accumulated_grads_in_cpu.clear()  # sums of micro-batches, which a step of one has no use for
         self.engine.micro_steps = 0  # an update is due where these divide by the accumulation, counted from the start
 
     @contextmanager
@@ -88,7 +133,7 @@ class ZeRO:
             self.engine.step()  # counts the micro-batch; DeepSpeed updates at the last one, in `step` below
 
     def backward(self, loss: Tensor) -> None:
-        self.engine.backward(loss)  # divides by the accumulation itself: doing it here too would scale twice
+        self.engine.backward(loss)  # divides by the accumulation and scales by itself: not twice
 
     def step(self, update: bool = True) -> float:
         if self.optimizer.observe:
@@ -96,10 +141,16 @@ class ZeRO:
         if not update:
             # DeepSpeed's own way of leaving a step out, which it takes by the all-reduced norm: every stage's optimizer
             # lets go of its gradients and changes nothing where that norm is not finite.
-            for flat in self._flat_gradients():
-                flat.fill_(math.inf)
+            for found in self._found():
+                found.fill_(math.inf)
         self.engine.step()
+        if update and self.loss_scale:
+            self.loss_scale.update(overflow=self.zero.overflow)
         return float(self.engine.get_global_grad_norm())
+
+    def _found(self) -> Iterable[Tensor]:
+        """What DeepSpeed takes the global norm from: where it offloads, norms that it has computed on the way there."""
+        return self.zero.norm_for_param_grads.values() if self.offloads else self._flat_gradients()
 
     def _flat_gradients(self) -> list[Tensor]:
         """Where this rank's part of the reduced gradient lies."""
@@ -111,13 +162,17 @@ class ZeRO:
 
     def _reduced_gradients(self) -> dict[str, Tensor]:
         """This rank's part of the reduced, unclipped gradient by parameter: what DeepSpeed is about to clip."""
-        rank = self.settings.place.rank
+        rank, device = self.settings.place.rank, self.settings.place.device
+        scale = self.loss_scale.value if self.loss_scale else 1.0
         reduced: dict[str, Tensor] = {}
+        if self.offloads and device.type == "cuda":
+            torch.cuda.synchronize(device)  # gradients may still be on their way to the host
         for index, pieces in enumerate(self.optimizer.slices.values()):
-            flat = self._flat_gradient(index)
+            flat = pieces[0].holder.grad if self.offloads else self._flat_gradient(index)
+            assert flat is not None
             for piece in pieces:
                 part = flat[piece.offset : piece.offset + piece.state[rank].numel]
-                reduced[piece.name] = part.float().clone()
+                reduced[piece.name] = part.float() / scale
         return reduced
 
     def publish_weights(self) -> None:
@@ -130,32 +185,57 @@ class ZeRO:
             yield
         self.engine.train()
 
-    def held(self) -> dict[str, list[Tensor]]:
-        parameters = list(self.engine.module.parameters())
+    def _optimizers_held(self) -> dict[str, list[Tensor]]:
+        """What lies in host memory where the optimizer does: its gradients stay allocated only there."""
+        masters = [pieces[0].holder for pieces in self.optimizer.slices.values()]
         return {
-            "parameters": [p.data for p in parameters],
-            "master parameters": [piece[0].holder for piece in self.optimizer.slices.values()],
-            "gradients": [p.grad for p in parameters if p.grad is not None],
+            "master parameters": masters,
+            "gradients": [master.grad for master in masters if master.grad is not None],
             "optimizer states": [t for state in self.optimizer.state.values() for t in state.values()],
         }
+
+    def offloaded(self) -> dict[str, list[Tensor]]:
+        return self._optimizers_held() if self.offloads else {}
+
+    def held(self) -> dict[str, list[Tensor]]:
+        parameters, ours = list(self.engine.module.parameters()), self._optimizers_held()
+        ours["gradients"] += [p.grad for p in parameters if p.grad is not None]
+        return {"parameters": [p.data for p in parameters], **ours}
 
 
 class Flat(ZeRO):
     """ZeRO-1 and -2: one flat buffer per group, of which this rank updates one slice."""
 
     def _slices(self, names: dict[int, str], shapes: dict[str, Shape]) -> list[Slice]:
-        place = self.settings.place
+        place, align = self.settings.place, self._align()
         slices = []
         for group, master in zip(*self._groups_and_masters(), strict=True):
             members = {names[id(p)]: shapes[names[id(p)]] for p in group}
-            offset = 0
-            for name, intervals in flat_partition(members, place.world_size).items():
-                slices.append(Slice(name, shapes[name], intervals, master, offset))
-                offset += intervals[place.rank].numel
+            starts = flat_starts([p.numel() for p in group], align)
+            first = place.rank * flat_partition_size([p.numel() for p in group], place.world_size, align)
+            for (name, cuts), start in zip(
+                flat_partition(members, place.world_size, align).items(), starts, strict=False
+            ):
+                offset = max(start - first, 0) if cuts[place.rank].numel else 0
+                slices.append(Slice(name, shapes[name], cuts, master, offset))
         return slices
+
+    def _align(self) -> int:
+        """Elements at a multiple of which every parameter begins in its flat buffer."""
+        return alignment(self.settings.precision, self.settings.engine)
 
     def _groups_and_masters(self) -> tuple[list[list[nn.Parameter]], list[Tensor]]:
         return self.zero.round_robin_bit16_groups, self.zero.single_partition_of_fp32_groups
+
+    def offloaded(self) -> dict[str, list[Tensor]]:
+        result = super().offloaded()
+        if self.offloads:
+            zero = self.zero
+            # Sums of micro-batches, one whole gradient for every parameter that the slice touches. They stay.
+            result["gradients"] += zero.accumulated_grads_in_cpu.values()
+            staged = zero.param_buffer_of_bit16_for_cpu_offload_groups
+            result["communication buffers"] = [zero.temp_grad_buffer_for_cpu_offload, *staged]
+        return result
 
     def held(self) -> dict[str, list[Tensor]]:
         zero, result = self.zero, super().held()
@@ -167,11 +247,19 @@ class Flat(ZeRO):
         result["communication buffers"] = [
             buffer for bucket in zero.ipg_buckets.values() for buffer in bucket.buffer if buffer is not None
         ]
+        if self.offloads:
+            on_host = self.offloaded()
+            result["gradients"] += on_host["gradients"]
+            buffers = [zero.temp_grad_buffer_for_gpu_offload, *on_host["communication buffers"]]
+            result["communication buffers"] += buffers
         return result
 
 
 class FlatFloat32(Flat):
     """ZeRO-1 in bf16 with gradients added up in float32: another class of DeepSpeed's, BF16_Optimizer."""
+
+    def _align(self) -> int:
+        return 1  # it has its own flat buffers, without parameter_alignment
 
     def _groups_and_masters(self) -> tuple[list[list[nn.Parameter]], list[Tensor]]:
         return self.zero.bf16_groups, self.zero.fp32_groups_flat_partition
@@ -226,9 +314,18 @@ class Partitioned(ZeRO):
         if coordinator.is_record_trace():
             coordinator._invalidate_trace()
 
+    def offloaded(self) -> dict[str, list[Tensor]]:
+        result = super().offloaded()
+        if self.offloads:
+            result["gradients"].append(self.zero.grad_partitions_flat_buffer)
+        if offloads_parameters(self.settings.engine):
+            result["parameters"] = [p.ds_tensor for p in self.engine.module.parameters()]
+        return result
+
     def held(self) -> dict[str, list[Tensor]]:
         zero, result, parameters = self.zero, super().held(), list(self.engine.module.parameters())
         result["parameters"] = [p.ds_tensor for p in parameters] + [p.data for p in parameters if p.numel()]
+        result["parameters"] += [p.ds_secondary_tensor for p in parameters if p.ds_secondary_tensor is not None]
         result["gradients"].append(zero.grad_partitions_flat_buffer)
         result["communication buffers"] = [b.buffer for b in zero.ipg_buckets.values() if b.buffer is not None]
         return result
@@ -239,8 +336,7 @@ def engine(name: str, settings: Settings) -> ZeRO:
     stage = int(settings.engine["zero_optimization"]["stage"])
     if stage == 3:
         return Partitioned(settings)
-    float32 = stage == 1 and accumulates_float32(settings.precision, settings.engine)
-    return FlatFloat32(settings) if float32 else Flat(settings)
+    return FlatFloat32(settings) if is_bf16_optimizer(stage, settings.precision, settings.engine) else Flat(settings)
 
 
 def deepspeed_config(settings: Settings, parameters: int, clip: float, accumulation: int) -> dict[str, Any]:
@@ -249,7 +345,7 @@ def deepspeed_config(settings: Settings, parameters: int, clip: float, accumulat
     parameters: elements of the model, on which some defaults depend (strategies/zero/defaults.py).
     """
     config = {key: value for key, value in settings.engine.items() if value != "auto"}
-    zero = {key: value for key, value in config.get("zero_optimization", {}).items() if value != "auto"}
+    zero = section(config, "zero_optimization")
     for key, value in replaced_defaults(parameters).items():
         if int(zero["stage"]) == 3 or not key.startswith("stage3_"):
             zero.setdefault(key, value)
@@ -259,11 +355,22 @@ def deepspeed_config(settings: Settings, parameters: int, clip: float, accumulat
         "train_micro_batch_size_per_gpu": 1,  # only ever multiplied for DeepSpeed's own throughput figures
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": clip,
-        "bf16": {**config.get("bf16", {}), "enabled": settings.precision == "bf16"},
+        **{name: {**section(config, name), "enabled": settings.precision == name} for name in ("bf16", "fp16")},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
     }
     return config
+
+
+def section(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """What a section of DeepSpeed's settings says, and does not leave to others."""
+    return {key: value for key, value in (config.get(name) or {}).items() if value != "auto"}
+
+
+def _config_error() -> type[Exception]:
+    from deepspeed.runtime.config import DeepSpeedConfigError
+
+    return DeepSpeedConfigError  # type: ignore[no-any-return]
 
 
 def import_deepspeed(device: torch.device) -> Any:
@@ -273,7 +380,7 @@ def import_deepspeed(device: torch.device) -> Any:
     try:
         import deepspeed
     except ImportError as error:
-        raise ValueError(
+        raise UserError(
             f"ZeRO needs DeepSpeed, which is not installed here ({error}); it has Linux wheels: pip install deepspeed, "
             "or use accelerate_configs/fsdp.yaml, which shards the same things with torch alone."
         ) from error

@@ -7,16 +7,25 @@ call, what comes next, as far as the prefetch bucket and the limit on live param
 parameters are let go, unless they are used again within `max_reuse` elements of modules, or a prefetch has already
 passed over a later use of them. So with the default of 1e9 a smaller model is gathered once per micro-batch, not twice.
 
-Every module that is called takes part, also one without parameters: it moves the prefetch on. They are taken to be
-called in the order in which they are registered. Plain Python, no torch.
+Every module that is called takes part, also one without parameters: it moves the prefetch on. Plain Python, no torch.
 """
 
 import functools
 import itertools
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 from strategies.ledger.terms import Modules
+
+
+class Fetched(NamedTuple):
+    """One call that gathers, and what of it is still there when the forward pass ends."""
+
+    parameters: tuple[str, ...]
+    kept: tuple[str, ...]
+    waited: bool
+    """Whether anyone has waited for it by then: what is fetched ahead of the backward pass has no tensors yet."""
 
 
 def modules_of(names: Iterable[str]) -> Modules:
@@ -42,10 +51,11 @@ def gathers(
     max_live: int,
     max_reuse: int,
     prefetch: int,
-) -> tuple[int, tuple[str, ...]]:
-    """The calls, and every parameter as often as it is gathered, of one micro-batch in the middle of a run.
+) -> tuple[Fetched, ...]:
+    """The calls of one micro-batch in the middle of a run.
 
-    parameters: (name, elements); persistent: parameters that stay whole; limits in elements.
+    parameters: (name, elements); modules: in the order in which they are called; persistent: parameters that stay
+    whole; limits in elements.
     """
     numel = dict(parameters)
     order: list[tuple[str, ...]] = []  # the recorded trace: every module's own parameters, step by step
@@ -65,19 +75,32 @@ def gathers(
         for parameter in own:
             uses[parameter].append(step)
 
-    gathered: list[str] = []
-    calls = live = 0
+    calls: list[tuple[str, ...]] = []
+    waited: set[int] = set()  # of the calls
+    last: dict[str, int] = {}  # a parameter's latest call
+    kept: list[tuple[str, ...]] = []
+    forward = len(events) // 2
+    live = 0
     available = set(persistent)
     queue = [(parameter, step) for step, own in enumerate(order) for parameter in own]
     position = 0  # in the queue of what may be prefetched
     passed = dict.fromkeys(numel, -1)  # the latest use of a parameter that the queue has passed
     now = 0
-    for fetch, step in events:
+
+    def gather(names: list[str]) -> None:
+        if names:
+            last.update(dict.fromkeys(names, len(calls)))
+            calls.append(tuple(names))
+
+    for number, (fetch, step) in enumerate(events):
+        if number == forward:
+            kept = [tuple(p for p in call if p in available and last[p] == i) for i, call in enumerate(calls)]
+            done = frozenset(waited)
         if fetch:
             missing = [p for p in order[step] if p not in available]
-            calls += bool(missing)
-            gathered += missing
+            gather(missing)
             available.update(missing)
+            waited.update(last[p] for p in order[step] if p in last)
             live += sum(numel[p] for p in missing)
             for _ in [p for p in order[step] if passed[p] < step]:
                 parameter, use = queue[position]
@@ -94,8 +117,7 @@ def gathers(
                     available.add(parameter)
                     upcoming.append(parameter)
                     ahead += numel[parameter]
-            calls += bool(upcoming)
-            gathered += upcoming
+            gather(upcoming)
             live += ahead
             now = step + 1
         else:
@@ -106,7 +128,8 @@ def gathers(
                 if parameter in available and not (parameter in persistent or soon or passed[parameter] > now):
                     available.discard(parameter)
                     live -= numel[parameter]
-    return calls, tuple(gathered)
+    kept += [()] * (len(calls) - len(kept))
+    return tuple(Fetched(call, kept[i], i in done) for i, call in enumerate(calls))
 
 
 def _walk(modules: Modules, backward: bool) -> Iterator[tuple[bool, tuple[str, ...]]]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, is_fake
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from tests.fake_cuda import functions
 
@@ -57,7 +57,13 @@ class FakeCUDA(TorchDispatchMode):
         kwargs.pop("pin_memory", None)  # memory of the host that only a driver can give
         device = kwargs.get("device")
         to_gpu = device is not None and torch.device(device).type == "cuda"
+        if func.namespace == "c10d" and func._opname != "barrier":
+            sent = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.numel()]
+            there = [t for t in sent if t.is_floating_point() and not is_fake(t)]  # integers: the fakes' own, of sizes
+            assert not there, f"NCCL moves nothing in host memory, but {func} is asked to"
         if FakeTensor not in types:
+            if func is aten._pin_memory.default:
+                return args[0].clone()
             if not to_gpu:
                 return func(*args, **kwargs)
             args, kwargs = tree_map_only(Tensor, self.fakes.from_tensor, (args, kwargs))
@@ -86,12 +92,15 @@ def _made_up(host: Tensor) -> Tensor:
 
 def _convert_module(module: nn.Module, convert: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
     """nn.Module's `to` and so on. Its own changes a parameter's data in place, and data that are real cannot become
-    fake: here a new parameter takes the place of the old one, the same for all modules that share it.
+    fake: here a new parameter takes the place of a real one, the same for all modules that share it.
     """
     new: dict[Tensor, nn.Parameter] = {}
     for child in module.modules() if recurse else (module,):
         for name, parameter in child._parameters.items():
             if parameter is not None:
+                if is_fake(parameter):
+                    parameter.data = convert(parameter.data)
+                    continue
                 if parameter not in new:
                     new[parameter] = nn.Parameter(convert(parameter.detach()), parameter.requires_grad)
                 child._parameters[name] = new[parameter]

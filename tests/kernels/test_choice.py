@@ -22,6 +22,12 @@ def test_auto_gives_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose("auto", "cpu", "bf16")[0] == "torch" and "cpu" in choose("auto", "cpu", "bf16")[1]
     assert choose("auto", "cuda", "fp32") == ("torch", "the run computes in fp32 and the kernels pay in bf16")
     assert choose("auto", "cuda", "bf16")[0] == "triton" and choose("triton", "cuda", "fp32")[0] == "triton"
+    assert choose("auto", "cuda", "fp16") == (
+        "torch",
+        "the run computes in fp16, and the fused loss makes its gradients before the loss scale lifts them",
+    )
+    with pytest.raises(ValueError, match="model.kernels is triton, but the run computes in fp16"):
+        choose("triton", "cuda", "fp16")
     assert choose("torch", "cuda", "bf16") == ("torch", "as asked")
     monkeypatch.setattr(kernels, "INSTALLED", False)
     assert choose("auto", "cuda", "bf16") == ("torch", "Triton is not installed")

@@ -101,7 +101,7 @@ def runs_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
         before, shape = counter.frame_count, shapes[-1]
         books = Books.__new__(Books)
         books.device = torch.device("cpu")
-        books.strategy = types.SimpleNamespace(model=model, held=dict, axes={})  # type: ignore[assignment]
+        books.strategy = types.SimpleNamespace(model=model, held=dict, offloaded=dict, axes={})  # type: ignore[assignment]
         books.activations = None
         with books.step():
             again = model(tokens_of(*shape), tokens_of(*shape))

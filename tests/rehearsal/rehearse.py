@@ -25,6 +25,7 @@ from strategies.checkpoint.load import verify_files
 from strategies.checkpoint.save import Saver
 from strategies.select import Launch
 from tests.fake_cuda.device import GPUS, fake_gpus
+from tests.fake_cuda.engines import engines
 from tests.speedrun.runs import launch_of
 
 SHORTER = 32
@@ -103,8 +104,10 @@ def rehearse(
     folder: str,
     model: dict[str, Any] | None = None,
     compiled: bool = False,
+    engine: dict[str, Any] | None = None,
 ) -> dict[str, int]:
-    """The run, as rank 0 of GPUS of them (single: as the one process). model: fields to change.
+    """The run, as rank 0 of GPUS of them (single: as the one process). model: fields to change; engine: further
+    settings of the strategy's.
 
     Raises what the trainer raises; AssertionError for a call that a GPU would not take, or a run that left something
     out. Returns how often each function was called.
@@ -112,7 +115,10 @@ def rehearse(
     world_size = 1 if strategy == "single" else GPUS
     config = dataclasses.replace(small(preset, world_size, model or {}), out=folder, compile=compiled)
     launch = dataclasses.replace(launch_of(strategy, 0, world_size, precision), cpu=False)
-    with warnings.catch_warnings(), fake_gpus(flash=config.model.attention == "flash") as calls, _rank_0(launch):
+    launch = dataclasses.replace(launch, engine={**launch.engine, **(engine or {})})
+    gpus = fake_gpus(flash=config.model.attention == "flash")
+    beside = engines() if engine else contextlib.nullcontext()
+    with warnings.catch_warnings(), gpus as calls, beside, _rank_0(launch):
         warnings.simplefilter("ignore")
         train(preset, config, launch)
     _check_run(Path(folder) / "run", config, launch)

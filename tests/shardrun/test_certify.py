@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from shardrun import certify
 from shardrun.__main__ import main
 from shardrun.certify.equivalence import Trace, compare
 
@@ -26,6 +27,31 @@ def test_a_config_of_ones_own_is_certified(tmp_path: Path, warm_python: str) -> 
     assert "8 of 8 equal the single-process run." in result.stderr
     rows = json.loads(result.stdout)["cases"]
     assert len(rows) == 8 and all(row["equal"] and row["world_size"] == 2 for row in rows)
+
+
+@pytest.mark.parametrize(("precision", "launched"), [("fp32", "no"), ("bf16", "bf16"), ("fp16", "fp16")])
+def test_the_precision_is_what_is_launched(monkeypatch: pytest.MonkeyPatch, precision: str, launched: str) -> None:
+    options: list[str] = []
+
+    def launch(config: Path, module: str, arguments: list[str], further: list[str], log: Path) -> int:
+        options.extend(further)
+        log.write_text("")
+        return 1
+
+    monkeypatch.setattr(certify, "launch", launch)
+    with pytest.raises(SystemExit):
+        main(["certify", "--config", "cpu/ddp", "--steps", "1", "--precision", precision])
+    assert options == ["--mixed_precision", launched]
+
+
+def test_tolerances_are_those_of_the_precision() -> None:
+    far = Trace([1.001], [1.01], {"a": torch.tensor([0.05])})
+    near = Trace([1.0001], [1.001], {"a": torch.tensor([0.01])})
+    true = Trace([1.0], [1.0], {"a": torch.zeros(1)})
+    assert compare(far, true, "bf16").equal and not compare(far, true, "fp16").equal
+    assert compare(near, true, "fp16").equal and not compare(near, true).equal
+    for broken in (Trace([1.005], [1.0], true.weights), Trace([1.0], [1.1], true.weights)):
+        assert not compare(broken, true, "bf16").equal
 
 
 def test_an_unknown_config_is_refused_with_the_names_there_are() -> None:

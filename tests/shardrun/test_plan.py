@@ -116,14 +116,16 @@ def test_what_the_trainer_refuses_is_not_planned(verb: str, tmp_path: Path) -> N
     assert shardrun(verb, *asked) == (2, "", f"shardrun: error: {sentence}\n")
 
 
-def test_an_accelerate_config_that_contradicts_the_preset_is_not_compared(tmp_path: Path) -> None:
+def test_what_an_accelerate_config_asks_of_the_trainer_is_compared(tmp_path: Path) -> None:
     config = tmp_path / "mine.yaml"
     config.write_text(
-        shipped_config("zero2").read_text().replace("zero_stage", "gradient_accumulation_steps: 4\n  zero_stage")
+        shipped_config("zero2").read_text().replace("zero_stage", "gradient_accumulation_steps: 5\n  zero_stage")
     )
     status, _, err = shardrun("diff", "ddp", str(config))
-    assert status == 2 and "asks for gradient_accumulation_steps 4, but data.global_batch 256 over 8 ranks" in err
-    assert shardrun("diff", "ddp", str(config), "--accumulation", "4")[0] == 0
+    assert status == 2 and "gradient_accumulation_steps 5 over 8 ranks cuts a global batch into 40, but data.glo" in err
+    config.write_text(config.read_text().replace("steps: 5", "steps: 8"))
+    sides = json.loads(shardrun("diff", "zero2", str(config), "--json")[1])["sides"]
+    assert [side["accumulation"] for side in sides] == [1, 8]
 
 
 @pytest.mark.parametrize(
@@ -280,9 +282,10 @@ def test_diff_tells_what_changes_within_ten_lines_of_figures() -> None:
 @pytest.mark.parametrize("name", shipped_names())
 def test_every_shipped_config_is_explained(name: str) -> None:
     resolved = resolve_config(shipped_config(name))
-    expected = Path(name).name.removesuffix("_bf16").removesuffix("_no_reshard")
+    expected = Path(name).name.removesuffix("_bf16").removesuffix("_no_reshard").removesuffix("_offload")
     assert resolved.strategy == expected
-    assert not any("ignored" in effect for _, _, effect in resolved.lines)
+    idle = [key for key, _, effect in resolved.lines if "without effect" in effect]
+    assert idle == (["zero3_init_flag"] if expected == "zero3" else [])
     status, out, _ = shardrun("explain", name)
     assert status == 0 and f"→ {expected} on" in out
 
@@ -290,11 +293,20 @@ def test_every_shipped_config_is_explained(name: str) -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("distributed_type: MULTI_CPU\n", "distributed_type MULTI_CPU is not supported"),
-        ("distributed_type: FSDP\nfsdp_config: {fsdp_version: 1}\n", "fsdp_version 1 is not supported"),
-        ("distributed_type: DEEPSPEED\ndeepspeed_config: {zero_stage: 0}\n", "zero_stage 0 is not supported"),
-        ("mixed_precision: fp16\n", "mixed_precision fp16 is not supported"),
-        ("just words", "holds no keys"),
+        (
+            "distributed_type: MULTI_CPU\n",
+            "distributed_type MULTI_CPU is not supported; write .*on CPU too: MULTI_GPU with use_cpu",
+        ),
+        (
+            "distributed_type: FSDP\nnum_processes: 2\nfsdp_config: {fsdp_version: 1}\n",
+            "fsdp_version 1 is not supported",
+        ),
+        (
+            "distributed_type: DEEPSPEED\nnum_processes: 2\ndeepspeed_config: {zero_stage: 0}\n",
+            "zero_stage 0 is not sup",
+        ),
+        ("mixed_precision: fp16\n", "distributed_type is missing"),
+        ("just words", "not keys and values"),
         ("a: [", "is not YAML"),
     ],
 )
@@ -308,7 +320,7 @@ def test_a_bad_config_gets_one_sentence(tmp_path: Path, text: str, sentence: str
 def test_a_key_that_is_not_used_is_named(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("distributed_type: MULTI_GPU\nnum_processes: 2\ndowncast_bf16: 'no'\n")
-    assert ("downcast_bf16", "no", "ignored: Shardrun does not use it") in resolve_config(path).lines
+    assert ("downcast_bf16", "no", "without effect: for TPUs") in resolve_config(path).lines
 
 
 def test_court_hears_all_witnesses() -> None:

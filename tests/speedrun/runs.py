@@ -12,6 +12,7 @@ from speedrun.train import train
 from strategies import catalogue
 from strategies.base import Precision
 from strategies.select import Launch
+from tests.strategies.small import allow_fp16
 
 STRATEGIES = catalogue.spread()
 
@@ -36,6 +37,8 @@ def launch_of(strategy: str, rank: int = 0, world_size: int = 1, precision: Prec
     if strategy == "fsdp":
         engine = {"reshard_after_forward": True, "wrap": ["Block"]}
     if strategy.startswith("zero"):
+        if precision == "fp16":
+            allow_fp16()
         engine = {"zero_optimization": {"stage": int(strategy[-1])}}
     return Launch(strategy, rank, rank, world_size, world_size, precision, True, engine)
 

@@ -1,7 +1,6 @@
 """How a global batch is cut: the ranks together see exactly it, whatever their number and the micro-batch."""
 
 import dataclasses
-from typing import Any
 
 import pytest
 import torch
@@ -11,16 +10,16 @@ from shardrun.launch import shipped_config
 from speedrun.config import Config, DataConfig, ScheduleConfig, StageConfig
 from speedrun.data import batch_hash, open_data
 from speedrun.presets import PRESETS
-from speedrun.stages import Batches, check_engine, cut_rows, number_of_steps, resolve_stages, validation_rows
+from speedrun.run.asked import honoured
+from speedrun.stages import Batches, cut_rows, number_of_steps, resolve_stages, validation_rows
 from tests.speedrun.runs import STRATEGIES
 
 DATA = DataConfig(sequence_length=32, global_batch=48, eval_tokens=320)
 
 
-def cut(config: Config, world_size: int, engine: dict[str, Any] | None = None) -> Batches:
+def cut(config: Config, world_size: int) -> Batches:
     """Of a run without stages."""
     (stage,) = resolve_stages(config, config.steps, world_size)
-    check_engine(config, stage, engine or {})
     return stage.batches
 
 
@@ -52,10 +51,10 @@ def test_a_micro_batch_has_at_most_so_many_rows(rows: int, at_most: int, micro_b
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_can_be_cut_for_1_2_4_and_8_ranks_under_every_shipped_config(preset: str, world_size: int) -> None:
     """Stage by stage, with what the accelerate config of every strategy sets; no rank is left out, no row too much."""
-    config = PRESETS[preset][1]
-    for stage in resolve_stages(config, number_of_steps(config), world_size):
-        for strategy in STRATEGIES:
-            check_engine(config, stage, resolve_config(shipped_config(strategy)).engine)
+    preset_config = PRESETS[preset][1]
+    configs = [honoured(preset_config, resolve_config(shipped_config(name)).asks, world_size) for name in STRATEGIES]
+    assert all(config == preset_config for config in configs)
+    for stage in resolve_stages(preset_config, number_of_steps(preset_config), world_size):
         pieces = [piece for rank in range(world_size) for piece in stage.batches.micro_batches(rank)]
         assert [row for piece in pieces for row in range(*piece)] == list(range(stage.global_batch))
         assert stage.batches.micro_batch <= (stage.micro_batch or stage.global_batch)
@@ -87,19 +86,6 @@ def test_a_validation_takes_a_row_at_least() -> None:
     assert validation_rows(config, resolve_stages(config, 1, 2)) == 1
     config = Config(data=DATA)
     assert validation_rows(config, resolve_stages(config, 1, 2)) == 24
-
-
-def test_an_accelerate_config_that_contradicts_the_run_is_refused() -> None:
-    config = Config(data=dataclasses.replace(DATA, micro_batch=4))
-    for agreeing in (3, 1, "auto"):
-        assert cut(config, 4, {"gradient_accumulation_steps": agreeing}).accumulation == 3
-    with pytest.raises(ValueError, match="gradient_accumulation_steps 4, but .* makes 3; .* data.micro_batch to 3."):
-        cut(config, 4, {"gradient_accumulation_steps": 4})
-    with pytest.raises(ValueError, match="gradient_accumulation_steps 5, but .* of 4 makes 3; remove it.$"):
-        cut(config, 4, {"gradient_accumulation_steps": 5})  # no micro-batch makes 5 of 12 rows
-    assert cut(config, 4, {"gradient_accumulation_steps": 3, "gradient_clipping": 1.0}).accumulation == 3
-    with pytest.raises(ValueError, match="gradient_clipping 0.5, but optimizer.clip is 1.0; .* --optimizer.clip 0.5"):
-        cut(config, 4, {"gradient_clipping": 0.5})
 
 
 def test_steps_stay_within_the_token_budget() -> None:

@@ -12,6 +12,7 @@ from speedrun.optim.policy import ParameterGroup, parameter_groups
 from strategies import catalogue
 from strategies.base import Precision, Settings, Strategy
 from strategies.mesh import Place
+from strategies.zero.engine import import_deepspeed
 
 STRATEGIES = catalogue.spread()
 
@@ -21,15 +22,29 @@ def place() -> Place:
 
 
 def make(name: str, precision: Precision = "fp32", engine: dict[str, Any] | None = None, **zero: Any) -> Strategy:
-    """A strategy on CPU over the ranks of this process's group; engine and zero: further settings of DeepSpeed."""
+    """A strategy on CPU over the ranks of this process's group; engine: further settings; zero: of DeepSpeed's
+    zero_optimization.
+    """
     settings: dict[str, Any] = {}
     if name.startswith(("fsdp", "hsdp")):
         settings = {"reshard_after_forward": name != "fsdp_no_reshard", "wrap": ["Block"]}
     if name == "hsdp":
         settings["replicas"] = 2
+    settings |= engine or {}
     if name.startswith("zero"):
-        settings = {**(engine or {}), "zero_optimization": {"stage": int(name[-1]), **zero}}
+        if precision == "fp16":
+            allow_fp16()
+        settings |= {"zero_optimization": {"stage": int(name[-1]), **zero}}
     return catalogue.engine(name.partition("_")[0], Settings(place(), precision, settings))
+
+
+def allow_fp16() -> None:
+    """Patch DeepSpeed's check of the device, for this process: it refuses fp16 on processors without AVX512_FP16, which
+    torch emulates there. Nothing else of DeepSpeed is touched."""
+    import_deepspeed(torch.device("cpu"))
+    from deepspeed.accelerator import get_accelerator
+
+    get_accelerator().is_fp16_supported = lambda: True
 
 
 def build(case: Case) -> GPT:

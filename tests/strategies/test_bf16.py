@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from shardrun.certify.equivalence import Case, Trace, run_reference, run_strategy
+from shardrun.certify.equivalence import Case, Trace, compare, run_reference, run_strategy
 from strategies.optimizer import IntervalOptimizer, local
 from tests.ranks import RankPool
 from tests.strategies.small import STRATEGIES, build, make
@@ -62,9 +62,11 @@ def apart(trace: Trace, case: Case) -> tuple[float, float]:
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_bf16_follows_float32(ranks: RankPool, name: str) -> None:
     for case in CASES:
-        loss, move = apart(ranks.run(2, train, name, case, False)[0], case)
+        trace = ranks.run(2, train, name, case, False)[0]
+        loss, move = apart(trace, case)
         print(f"{name}, {case.optimizer}: a loss {loss:.1e} apart, a parameter's move {move:.3f}")
         assert 0 < loss < LOSS and 0 < move < MOVE
+        assert compare(trace, reference(case), "bf16").equal  # as `shardrun certify` would say
 
 
 @pytest.mark.ranks

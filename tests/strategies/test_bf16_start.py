@@ -1,4 +1,4 @@
-"""bf16 under ZeRO starts where float32 does: masters are the initial values, not their roundings."""
+"""bf16 and fp16 under ZeRO start where float32 does: masters are the initial values, not their roundings."""
 
 import dataclasses
 from pathlib import Path
@@ -11,6 +11,7 @@ import torch.distributed as dist
 from benchmarks.bf16_start import OPTIONS, distance
 from shardrun.certify.equivalence import Case
 from speedrun.run.command_line import parse
+from strategies.base import COMPUTE_DTYPES, Precision
 from strategies.checkpoint.folder import find_checkpoint
 from strategies.checkpoint.format import read_index
 from strategies.checkpoint.load import load
@@ -26,23 +27,24 @@ ZERO = [("zero1", False), ("zero1", True), ("zero2", False), ("zero3", False)]
 
 
 def parting(strategy: Any, weights: dict[str, torch.Tensor]) -> list[str]:
-    """The parameters whose masters are not `weights` to the bit, or whose bf16 copies are not their roundings."""
+    """The parameters whose masters are not `weights` to the bit, or whose 16-bit copies are not their roundings."""
     masters = strategy.optimizer.full_weights()
     wrong = [f"master of {name}" for name, weight in weights.items() if not torch.equal(masters[name], weight)]
     for name, p in strategy.engine.module.named_parameters():
-        rounded = weights[name].bfloat16()
+        dtype = COMPUTE_DTYPES[strategy.settings.precision]
+        rounded = weights[name].to(dtype)
         copy = p.data
         if strategy.name == "zero3":
             start, stop = equal_cuts(tuple(rounded.shape), dist.get_world_size())[dist.get_rank()]
             rounded, copy = rounded.view(-1)[start:stop], p.ds_tensor[: stop - start]
-        if copy.dtype != torch.bfloat16 or not torch.equal(copy, rounded):
-            wrong.append(f"bf16 copy of {name}")
+        if copy.dtype != dtype or not torch.equal(copy, rounded):
+            wrong.append(f"16-bit copy of {name}")
     return wrong
 
 
-def start(name: str, accumulate: bool, case: Case) -> list[str]:
+def start(name: str, accumulate: bool, case: Case, precision: Precision = "bf16") -> list[str]:
     """On a rank: what parts from the initial values after `prepare`, and after a pass that publishes them again."""
-    strategy: Any = prepared(make(name, "bf16", FLOAT32_ACCUMULATION if accumulate else None), case)
+    strategy: Any = prepared(make(name, precision, FLOAT32_ACCUMULATION if accumulate else None), case)
     initial = {key: p.detach().clone() for key, p in build(case).named_parameters()}
     assert all(not torch.equal(p, p.bfloat16().float()) for key, p in initial.items() if key.endswith("q.weight"))
     wrong = parting(strategy, initial)
@@ -56,6 +58,12 @@ def start(name: str, accumulate: bool, case: Case) -> list[str]:
 def test_masters_are_the_initial_values(ranks: RankPool, name: str, accumulate: bool, world_size: int) -> None:
     for case in (Case(), Case(tied=True)):
         assert ranks.run(world_size, start, name, accumulate, case) == [[]] * world_size
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize(("name", "accumulate"), ZERO)
+def test_masters_are_the_initial_values_in_fp16(ranks: RankPool, name: str, accumulate: bool) -> None:
+    assert ranks.run(2, start, name, accumulate, Case(tied=True), "fp16") == [[]] * 2
 
 
 def save(folder: Path, case: Case) -> dict[str, torch.Tensor]:

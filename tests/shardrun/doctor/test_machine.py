@@ -139,9 +139,10 @@ def test_variables_of_an_earlier_launch(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("FSDP_VERSION", "2")
     monkeypatch.setenv("RANK", "3")
     monkeypatch.setattr(shell, "current", lambda: "fish")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     failure, warning = launcher.environment_variables()
-    assert failure.status == "failure" and failure.fix == "set -e ACCELERATE_USE_FSDP"
-    assert warning.status == "warning" and warning.fix == "set -e FSDP_VERSION RANK"
-    # And it is as bad as it says: a run under ddp.yaml becomes another.
+    assert failure.status == "failure" and failure.fix == "set -e ACCELERATE_USE_CPU"
+    assert warning.status == "warning" and warning.fix == "set -e ACCELERATE_USE_FSDP FSDP_VERSION RANK"
+    # Which strategy it is, the config file decides.
     launch: Launch = launched(monkeypatch, CONFIGS / "cpu/ddp.yaml", 2)
-    assert launch.strategy == "fsdp"
+    assert launch.strategy == "ddp"

@@ -26,6 +26,7 @@ from speedrun.run.ending import (
     say_once,
     speaks_first,
 )
+from strategies.errors import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +47,7 @@ def raising(error: BaseException) -> Callable[[], None]:
 @pytest.mark.parametrize(
     ("error", "status", "sentence"),
     [
-        (ValueError("data.global_batch 3 is odd."), 2, "shardrun: error: data.global_batch 3 is odd.\n"),
+        (UserError("data.global_batch 3 is odd."), 2, "shardrun: error: data.global_batch 3 is odd.\n"),
         (FileExistsError("runs/x is there."), 2, "shardrun: error: runs/x is there.\n"),
         (FloatingPointError("the loss is nan."), 2, "shardrun: error: the loss is nan.\n"),
         (KeyboardInterrupt(), 130, "shardrun: interrupted;"),

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from speedrun.config import Config, OptimizerConfig
-from speedrun.run.faults import Faults, first_nonfinite
+from speedrun.run.faults import PATIENCE, Faults, first_nonfinite
 from strategies import select
+from strategies.loss_scale import DynamicLossScale
 from tests.ranks import RankPool
 from tests.speedrun.runs import STRATEGIES, launch_of, read, small, train_here
 
@@ -30,6 +31,29 @@ def test_what_is_a_spike_and_what_follows() -> None:
         Faults(Config(), said.append).after_step(3, 1.0, float("inf"), lambda: "where")
     with pytest.raises(ValueError, match=r"spike 0.5 is not above 1"):
         Faults(Config(spike=0.5), said.append)
+
+
+def test_an_overflow_in_fp16_is_no_fault_unless_the_scale_cannot_fall() -> None:
+    said: list[str] = []
+    inf, scale = float("inf"), DynamicLossScale()
+    faults = Faults(Config(), said.append)  # whose policy is to stop
+    for step in range(1, 17):
+        scale.update(overflow=True)
+        assert not faults.after_step(step, 3.0, inf, str, scale)
+    assert said[0] == "fp16 overflow at step 1: the step was left out; the loss scale is 32,768 now"
+    assert len(said) == 16 and said[-1].endswith("the loss scale is 1 now") and faults.stuck == 1
+    assert faults.after_step(17, 3.0, 1.0, str, scale) and faults.stuck == 0  # in a row
+    for step in range(18, 18 + PATIENCE - 1):
+        assert not faults.after_step(step, 3.0, inf, str, scale)
+    stuck = r"4 steps in a row overflowed in fp16 with a loss scale, 1, that cannot fall further, and .* step 21; where"
+    with pytest.raises(FloatingPointError, match=stuck):
+        faults.after_step(21, 3.0, inf, lambda: "where", scale)
+    with pytest.raises(FloatingPointError, match="the loss is nan at step 22; where"):  # no scale mends a forward pass
+        Faults(Config(), said.append).after_step(22, float("nan"), inf, lambda: "where", DynamicLossScale())
+    spiking = Faults(Config(spike=2.0, on_nonfinite="skip"), said.append)
+    for step in range(1, 10):
+        spiking.after_step(step, 1.0, 1.0, str, scale)
+    assert not spiking.after_step(10, 3.0, inf, str, DynamicLossScale()) and "above spike" in said[-1]
 
 
 def poisoned_steps(name: str, precision: Any) -> tuple[list[bool], list[str]]:
@@ -97,7 +121,8 @@ def poisoned_steps(name: str, precision: Any) -> tuple[list[bool], list[str]]:
 @pytest.mark.ranks
 @pytest.mark.parametrize(
     ("name", "precision"),
-    [("single", "fp32"), *((name, "fp32") for name in STRATEGIES), *((name, "bf16") for name in STRATEGIES[2:])],
+    [("single", "fp32"), *((name, "fp32") for name in STRATEGIES), *((name, "bf16") for name in STRATEGIES[2:])]
+    + [("ddp", "fp16"), ("zero1", "fp16"), ("zero3", "fp16")],
 )
 def test_a_step_left_out_changes_nothing_and_its_cause_is_named(ranks: RankPool, name: str, precision: str) -> None:
     world_size = 1 if name == "single" else 2

@@ -28,6 +28,7 @@ GOOD = json.loads(
                 "step/a": Stored((), "float32", (Piece(shard_name(0), 0, 1),)),
                 "generator.cpu/rank_000": Stored((16,), "uint8", (Piece(shard_name(0), 0, 16),)),
             },
+            {"scale": 65536.0, "clean_steps": 7, "hysteresis": 2},
         )
     )
 )

@@ -29,9 +29,11 @@ from strategies.forecast.traffic import predict_traffic
 from strategies.ledger.replay import PASSES, Replay
 from strategies.ledger.terms import Group, Scenario
 from strategies.ledger.tracer import Event, Tracer
+from strategies.loss_scale import DynamicLossScale
 from strategies.mesh import Place
 from tests.ranks import RankPool
 from tests.strategies.ledger.allocator import build, compiler, install
+from tests.strategies.small import allow_fp16
 
 STRATEGIES = catalogue.spread()
 COLLECTIVES = (
@@ -100,7 +102,11 @@ def measured(library: str, name: str, precision: Any) -> dict[str, int]:
             if hasattr(dist, collective):  # a pause, so that gloo's hold is gone before anything else is allocated
                 patches.enter_context(mock.patch.object(dist, collective, with_pause(getattr(dist, collective))))
         place = Place(dist.get_rank(), dist.get_world_size(), torch.device("cpu"))
+        if precision == "fp16":
+            allow_fp16()
         strategy = catalogue.engine(name, Settings(place, precision, engine(name)))
+        if isinstance(strategy.loss_scale, DynamicLossScale):
+            strategy.loss_scale.value = 128.0  # torch's own initial weights overflow with more
         recipe = parameter_groups(parameter_shapes(config.model), config.optimizer)
         train(strategy, GPT(config.model), recipe, batch, 1.0, accumulation, 2, enter)
     return {**alive, "peak": max(peaks)}
@@ -116,16 +122,19 @@ def with_pause(collective: Any) -> Any:
     return paused
 
 
-@pytest.mark.ranks
-@pytest.mark.parametrize("world_size", (2, 3))
-@pytest.mark.parametrize("name", STRATEGIES)
-def test_simulated_is_measured(ranks: RankPool, counter: str, name: str, world_size: int) -> None:
-    """To the byte, but for what the tracer cannot see, which is named here.
+PLACES = [
+    (name, world_size, ("fp32", "bf16")[(STRATEGIES.index(name) + world_size) % 2])
+    for name in STRATEGIES
+    for world_size in (2, 3)
+]
+"""Both precisions under every strategy, at both world sizes, but not every one of these at each: a neighbouring
+strategy has the other half."""
 
-    Both precisions under every strategy, at both world sizes, but not every one of these at each: a neighbouring
-    strategy has the other half.
-    """
-    precision: Any = ("fp32", "bf16")[(STRATEGIES.index(name) + world_size) % 2]
+
+@pytest.mark.ranks
+@pytest.mark.parametrize(("name", "world_size", "precision"), [*PLACES, ("fsdp", 2, "fp16"), ("zero2", 3, "fp16")])
+def test_simulated_is_measured(ranks: RankPool, counter: str, name: str, world_size: int, precision: Any) -> None:
+    """To the byte, but for what the tracer cannot see, which is named here."""
     config, batch, accumulation = small(world_size)
     real = ranks.run(world_size, measured, counter, name, precision)
     rank = world_size - 1
@@ -142,16 +151,18 @@ def test_simulated_is_measured(ranks: RankPool, counter: str, name: str, world_s
 # Where no ranks can go: the formulas of predict.py and traffic.py, which know nothing of engines.
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
-def test_simulated_is_predicted(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "precision"), [*((name, "bf16") for name in STRATEGIES), ("zero1", "fp16"), ("zero3", "fp16")]
+)
+def test_simulated_is_predicted(name: str, precision: Any) -> None:
     """The last of 64 ranks: what it holds and what it sends, in an uneven model under Muon."""
     config = Case(optimizer="muon").config()
     rank, world_size, accumulation = 63, 64, 2
     shapes = parameter_shapes(config.model)
     recipe = parameter_groups(shapes, config.optimizer)
     groups = [Group(group.name, group.parameters, group.rule.whole_matrix) for group in recipe]
-    run = Scenario(name, shapes, groups, world_size, "bf16", accumulation, engine(name))
-    simulation = simulated(name, rank, world_size, config, BATCH, accumulation=accumulation)
+    run = Scenario(name, shapes, groups, world_size, precision, accumulation, engine(name))
+    simulation = simulated(name, rank, world_size, config, BATCH, accumulation=accumulation, precision=precision)
     for moment, held in predict_memory(run)[rank].items():
         for category in ("parameters", "master parameters", "gradients", "optimizer states"):
             if (name, category) == ("ddp", "gradients") and moment != "after backward":
@@ -238,6 +249,7 @@ def test_a_document_mask_costs_what_it_does_on_a_gpu() -> None:
         ({"rank": 8}, "no rank 8 of 8"),
         ({"steps": 1}, "second step"),
         ({"name": "zero2", "engine": engine("zero2", offload_optimizer={"device": "cpu"})}, "offload_optimizer"),
+        ({"name": "fsdp", "engine": {"offload": True}}, "fsdp_offload_params"),
         ({"model": lambda: torch.compile(nn.Linear(2, 2))}, "torch.compile"),
     ],
 )

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from shardrun.certify.equivalence import Case
-from speedrun.books.shapes import ledger_groups
+from speedrun.books.shapes import called_modules, ledger_groups, module_classes
 from strategies.base import Precision
 from strategies.forecast.predict import predict_after_forward, predict_memory
 from strategies.forecast.traffic import predict_traffic
@@ -29,7 +29,7 @@ Totals = dict[tuple[str, bool], tuple[int, int]]
 
 @dataclass(frozen=True)
 class Setting:
-    """Of a run beside its strategy: engine and zero are further settings of DeepSpeed, as in tests.strategies.small."""
+    """Of a run beside its strategy: engine and zero are further settings, as in tests.strategies.small."""
 
     name: str
     case: Case
@@ -40,13 +40,18 @@ class Setting:
     def run(self, world_size: int) -> Scenario:
         """What a prediction needs: no weights, no process group."""
         engine: dict[str, Any] = {}
-        if self.name.startswith("fsdp"):
-            engine = {"reshard_after_forward": self.name == "fsdp", "wrap": ["Block"]}
+        if self.name.startswith(("fsdp", "hsdp")):
+            engine = {"reshard_after_forward": self.name != "fsdp_no_reshard", "wrap": ["Block"]}
+        if self.name == "hsdp":
+            engine["replicas"] = 2
+        engine |= self.engine
         if self.name.startswith("zero"):
-            engine = {**self.engine, "zero_optimization": {"stage": int(self.name[-1]), **self.zero}}
+            engine["zero_optimization"] = {"stage": int(self.name[-1]), **self.zero}
         groups = ledger_groups(self.case.config())
-        strategy, accumulation = self.name.partition("_")[0], self.case.accumulation
-        return Scenario(strategy, shapes_of(self.case), groups, world_size, self.precision, accumulation, engine)
+        strategy, accumulation, shapes = self.name.partition("_")[0], self.case.accumulation, shapes_of(self.case)
+        model = self.case.config().model
+        classes, modules = module_classes(model, shapes), called_modules(model, shapes)
+        return Scenario(strategy, shapes, groups, world_size, self.precision, accumulation, engine, classes, modules)
 
 
 def totals(lines: list[Any]) -> Totals:
@@ -91,9 +96,7 @@ def books(settings: list[Setting]) -> list[tuple[dict[str, Held], list[SentLine]
     return result
 
 
-def check(
-    ranks: RankPool, world_size: int, settings: list[Setting], modules: bool = False, memory_too: bool = True
-) -> None:
+def check(ranks: RankPool, world_size: int, settings: list[Setting], modules: bool = False) -> None:
     """modules: the prediction of traffic is told of the modules without parameters."""
     measured = ranks.run(world_size, books, settings)
     for i, setting in enumerate(settings):
@@ -101,8 +104,7 @@ def check(
         memory, forward = predict_memory(run), predict_after_forward(run)
         for rank in range(world_size):
             held, sent = measured[rank][i]
-            if memory_too:
-                assert_equal({**memory[rank], "after forward": forward[rank]}, held, f"rank {rank}, {setting}")
+            assert_equal({**memory[rank], "after forward": forward[rank]}, held, f"rank {rank}, {setting}")
             traffic = predict_traffic(run, rank, all_modules(setting.case)) if modules else predict_traffic(run, rank)
             assert totals(traffic) == totals(sent), (rank, setting)
             assert sum(e.ring_bytes for e in traffic) == pytest.approx(sum(line.ring_bytes for line in sent))
@@ -160,6 +162,8 @@ SETTINGS = [
     Setting("zero2", TWO, "fp32", {}, {**SMALL_BUCKETS, "overlap_comm": True, "allgather_bucket_size": 1000}),
     Setting("zero2", TWO, "fp32", {}, {**SMALL_BUCKETS, "use_multi_rank_bucket_allreduce": False}),
     Setting("zero1", TIED, "bf16", {}, {"use_multi_rank_bucket_allreduce": False}),
+    Setting("zero1", TIED, "fp32", {}, {"parameter_alignment": True}),  # its biases begin and end anywhere
+    Setting("zero2", TIED, "bf16", {}, {"parameter_alignment": True, "round_robin_gradients": True}),
     Setting("zero2", TWO, "bf16", {"communication_data_type": "fp32"}, {**SMALL_BUCKETS, "reduce_scatter": False}),
     Setting("zero1", ONE, "bf16", FP32_SUMS),
     Setting("zero1", TWO, "bf16", {"data_types": {"grad_accum_dtype": "float32"}}),  # as good a name for DeepSpeed
@@ -169,7 +173,7 @@ SETTINGS = [
     Setting("zero3", TWO, "bf16", FP32_SUMS),
     Setting("zero3", TWO, "fp32", {}, {**SMALL_BUCKETS, "overlap_comm": False}),
 ]
-TRAFFIC_ALONE = [
+LIMITS = [
     Setting("zero3", ONE, "bf16", {"communication_data_type": "fp32"}, {**SMALL_BUCKETS, "reduce_scatter": False}),
     Setting("zero3", TIED, "fp32", {}, {"sub_group_size": 3000}),
     *(
@@ -185,7 +189,6 @@ TRAFFIC_ALONE = [
         for case, live in ((TWO, 0), (TIED, 15000))
     ),
 ]
-"""What ZeRO-3 holds then is not predicted: gathered parameters after a forward pass, subgroups, a wider bucket."""
 
 
 @pytest.mark.ranks
@@ -194,8 +197,33 @@ def test_under_other_settings_of_deepspeed(ranks: RankPool) -> None:
 
 
 @pytest.mark.ranks
-def test_traffic_under_zero3s_limits(ranks: RankPool) -> None:
-    check(ranks, 3, TRAFFIC_ALONE, modules=True, memory_too=False)
+def test_under_zero3s_limits(ranks: RankPool) -> None:
+    check(ranks, 3, LIMITS, modules=True)
+
+
+IN_FP16 = [Case("adamw"), Case("muon", accumulation=2, record=True), Case("muon", tied=True)]
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize(("name", "world_size"), [("single", 1), *((n, 2 + i % 2) for i, n in enumerate(STRATEGIES))])
+def test_predicted_equals_measured_in_fp16(ranks: RankPool, name: str, world_size: int) -> None:
+    """Of its steps none overflows: an overflow sends no update."""
+    check(ranks, world_size, [Setting(name, case, "fp16") for case in IN_FP16])
+
+
+FP16_SETTINGS = [
+    Setting("zero1", ONE, "fp16", FP32_SUMS),
+    Setting("zero1", TIED, "fp16", FP32_SUMS),
+    Setting("zero2", TWO, "fp16", FP32_SUMS),
+    Setting("zero3", TWO, "fp16", FP32_SUMS),
+    Setting("zero2", TWO, "fp16", {"communication_data_type": "fp32", "fp16": {"loss_scale": 128}}),
+]
+"""In fp16 ZeRO-1 is not another class for adding up in float32."""
+
+
+@pytest.mark.ranks
+def test_under_other_settings_of_deepspeed_in_fp16(ranks: RankPool) -> None:
+    check(ranks, 3, FP16_SETTINGS, modules=True)
 
 
 KEPT_WHOLE = [

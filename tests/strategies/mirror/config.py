@@ -1,30 +1,22 @@
 """What an accelerate config file says of the mirror: `main_training_function: mirror` beside MULTI_GPU."""
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from strategies.config_keys import Key, Request, Resolution, used
 
 DISTRIBUTED_TYPE = "MULTI_GPU"
 
-EFFECTS = {"main_training_function": "mirror: every gradient is all-reduced by itself"}
+SECTION = ""
+"""Its section of a config file, if it has one."""
+
+KEYS: dict[str, Key] = {"main_training_function": used("mirror: every gradient is all-reduced by itself")}
 """Key of a config → what it does here."""
 
 
-def claims(config: Mapping[str, Any]) -> bool:
-    """Whether a config file, as read, asks for this."""
-    return config.get("main_training_function") == "mirror"
+def claims(config: Request) -> bool:
+    """Whether a config asks for this."""
+    said = config.said.get("main_training_function")
+    return said is not None and said.value == "mirror"
 
 
-def written(path: Path, config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The strategy's name and its engine's settings, out of a config file that this claims."""
-    return "mirror", {}
-
-
-def launched(environ: Mapping[str, str], config: Mapping[str, Any]) -> bool:
-    """Whether what `accelerate launch` exported to this process, or the file that it read, asks for this."""
-    return claims(config)
-
-
-def exported(shown: str, cpu: bool) -> tuple[str, dict[str, Any]]:
-    """As `written`, out of what `accelerate launch` exported. shown: the config's name, for errors."""
-    return "mirror", {}
+def resolve(config: Request) -> Resolution:
+    """What a config that this claims asks for."""
+    return Resolution("mirror", {})

@@ -43,7 +43,7 @@ def test_everything_broken_at_once_is_named_with_its_fix_and_without_the_tokens(
         "PYTHONPATH": os.pathsep.join((str(tmp_path), str(ROOT))),
         "PATH": os.pathsep.join((str(programs), os.defpath)),
         "HF_TOKEN": f"'{GOOD_HF}'",
-        "ACCELERATE_USE_DEEPSPEED": "true",
+        "ACCELERATE_USE_CPU": "true",
     }
     for variable in ("HF_HOME", "XDG_CACHE_HOME", "HF_TOKEN_PATH", "NETRC", "WANDB_API_KEY"):
         environment[variable] = ""

@@ -115,12 +115,6 @@ def refused(instead: str, says_nothing: Callable[[Any], bool] = nothing_said) ->
     return Key("refused", instead, says_nothing=says_nothing)
 
 
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ConfigError("write text, in quotes")
-    return value
-
-
 def precision(value: Any) -> str:
     """mixed_precision as accelerate reads it: text, in any case."""
     if not isinstance(value, str):
@@ -170,7 +164,6 @@ def _gpu_ids(value: Any) -> str:
 
 
 ELSEWHERE = "of a TPU pod, which this is not"
-LAUNCHER = "for accelerate's launcher: how the ranks start, not what they compute"
 
 TOP: dict[str, Key] = {
     "compute_environment": refused("write LOCAL_MACHINE", lambda value: value == "LOCAL_MACHINE"),

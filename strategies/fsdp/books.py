@@ -7,7 +7,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from strategies.fsdp.settings import fsdp_refusal, resharded_to
+from strategies.fsdp.settings import resharded_to
 from strategies.layout import row_blocks
 from strategies.ledger.exchange import exchange, owners_of
 from strategies.ledger.terms import (
@@ -43,8 +43,6 @@ class FSDPBooks(StrategyBooks):
         return {"reshard_after_forward": True, "wrap": ["Block"]}
 
     def refuses(self, scenario: Scenario) -> str:
-        if found := fsdp_refusal(scenario.engine, scenario.world_size):
-            return f"{found[0]}: {found[1]}."
         unit_of = {name: unit for unit, names in units(scenario).items() for name in names}
         for path, names in scenario.modules or ():
             for name in names:  # fully_shard shares a parameter between modules of one unit only

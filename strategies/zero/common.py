@@ -8,7 +8,7 @@ from typing import Any
 
 from strategies.ledger.terms import Scenario, StrategyBooks
 from strategies.zero.defaults import DEFAULTS, WIDTHS, replaced_defaults
-from strategies.zero.settings import unpredicted, value, zero_refusal
+from strategies.zero.settings import unpredicted
 
 
 class ZeroBooks(StrategyBooks):
@@ -22,10 +22,6 @@ class ZeroBooks(StrategyBooks):
 
     def default_engine(self, world_size: int) -> dict[str, Any]:
         return {"zero_optimization": {"stage": self.stage}}
-
-    def refuses(self, scenario: Scenario) -> str:
-        found = zero_refusal(self.stage, scenario.precision, scenario.engine, scenario.world_size)
-        return f"{found[0]} {value(scenario.engine, found[0])!r} cannot run here: {found[1]}." if found else ""
 
     def not_predicted(self, scenario: Scenario) -> dict[str, str]:
         return unpredicted(self.stage, scenario.precision, scenario.engine)

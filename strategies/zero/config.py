@@ -174,13 +174,10 @@ def _read(
     said: dict[str, Said] = {}
     engine: dict[str, Any] = {"zero_optimization": {}}
     lines = []
-    try:
-        found_parts = [*json_keys.parts(content)]
-    except ConfigError as error:
-        name = str(error).partition(" ")[0]
-        raise ConfigError(f"{path}: {str(error).replace(name, written.get(name, (name,))[0], 1)}.") from error
-    for name, value in found_parts:
+    for name, value, wrong in json_keys.parts(content):
         here = said[name] = Said(*written.get(name, (name, value)), str(path))
+        if wrong:
+            raise here.refusal(wrong)
         if any(name == key or name.startswith(f"{key}.") for key in json_keys.REMOVED):
             raise here.refusal("remove it: DeepSpeed has it no more")
         if value in ({}, None) and name in json_keys.SECTIONS and name not in json_keys.KEYS:
@@ -198,7 +195,7 @@ def _read(
             raise here.refusal(entry.text)
         if entry.kind != "used" or value is None or value == "auto" or value == {}:
             continue
-        if isinstance(value, dict | list) and not name.startswith("aio"):
+        if isinstance(value, dict):
             raise here.refusal("write one value")
         try:
             taken = entry.read(value)
@@ -234,7 +231,7 @@ def _of_this_run(
     found = []
     for (key, value, effect), name in zip(lines, said, strict=True):
         section = name.partition(".")[0]
-        if name in unknown:
+        if any(name == key or name.startswith(f"{key}.") for key in unknown):
             effect += "; trains, and what it changes in the books is not predicted"
         elif stage < 3 and name in json_keys.STAGE_3:
             effect = "without effect: only read in stage 3"

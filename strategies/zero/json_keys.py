@@ -55,6 +55,12 @@ def _path(value: Any) -> str:
     return value
 
 
+def _texts(value: Any) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise ConfigError("write a list of names")
+    return value
+
+
 def _ratio(value: Any) -> float:
     found = number()(value)
     if found > 1:
@@ -96,7 +102,10 @@ ZERO: dict[str, Key] = {
     "zero_quantized_gradients": used("gradients are sent in 4 bits", truth),
     "zero_quantized_nontrainable_weights": used("weights are kept in 8 bits", truth),
     "memory_efficient_linear": idle("what a linear layer keeps for backward is the same"),
-    "leaf_module": refused("remove it: the model has no module that must be gathered whole"),
+    **{
+        f"leaf_module.{key}": used("modules whose parameters are gathered as one", _texts)
+        for key in ("classes", "names", "name_suffixes")
+    },
     "legacy_stage1": refused("remove it or write false"),
     "zenflow": refused("remove it"),
     "load_from_fp32_weights": SAVING,
@@ -241,6 +250,7 @@ STAGE_3 = (
     *(f"zero_optimization.{name}" for name in (*GATHERING, "sub_group_size", "zero_hpz_partition_size")),
     *(f"zero_optimization.{name}" for name in ("zero_quantized_weights", "zero_quantized_gradients")),
     *(f"zero_optimization.{name}" for name in ("zero_quantized_nontrainable_weights", "enable_sanity_checks")),
+    *(f"zero_optimization.leaf_module.{name}" for name in ("classes", "names", "name_suffixes")),
 )
 """Keys that stage 3 alone reads."""
 
@@ -253,21 +263,20 @@ SECTIONS = {
 """Names under which a mapping may stand."""
 
 
-def parts(tree: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value with its dotted name, sections taken apart. A name with a dot of its own is none of DeepSpeed's.
-
-    Raises ConfigError for such a name, and for a section that is no mapping, both without the file's name.
+def parts(tree: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any, str]]:
+    """Every value with its dotted name, sections taken apart, and what is wrong with the two of them, if anything is.
+    A name with a dot of its own is none of DeepSpeed's; and a section is a mapping.
     """
     for key, value in tree.items():
         name = f"{before}{key}"
         if "." in key:
-            raise ConfigError(f"{short(name)} {short(value)} is not supported; write it as a section, without a dot")
-        if isinstance(value, dict) and value and (name in SECTIONS or any(name.startswith(f"{s}.") for s in OPEN)):
+            yield name, value, "write it as a section, without a dot"
+        elif isinstance(value, dict) and value and (name in SECTIONS or any(name.startswith(f"{s}.") for s in OPEN)):
             yield from parts(value, f"{name}.")
         elif name in SECTIONS and name not in KEYS and value is not None and not isinstance(value, dict):
-            raise ConfigError(f"{short(name)} {short(value)} is not supported; write a section with keys of its own")
+            yield name, value, "write a section with keys of its own"
         else:
-            yield name, value
+            yield name, value, ""
 
 
 OPEN = tuple(name for name, key in KEYS.items() if key.kind != "used")

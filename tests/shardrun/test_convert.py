@@ -8,21 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shardrun.__main__ import main
 from speedrun.config import DataConfig
 from speedrun.data import Data, open_data
 from speedrun.data.shards import open_shard, write_tokens
 from speedrun.data.vocabulary import LLAMA3
+from tests.shardrun.test_data import shardrun
 
 EOT = 50256
-
-
-def shardrun(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as end:
-        main(["data", *map(str, arguments)])
-    output = capsys.readouterr()
-    assert isinstance(end.value.code, int)
-    return end.value.code, output.out, output.err
 
 
 def opened(folder: Path, vocab_size: int = 50257) -> Data:

@@ -3,13 +3,16 @@ that names where it stands, the key and the value.
 """
 
 import re
+from argparse import Namespace
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import accelerate
 import pytest
+import yaml
 
+from shardrun import explain
 from shardrun.configs import resolve_config
 from strategies import catalogue
 from strategies.config_file import Asked
@@ -54,6 +57,48 @@ def test_a_config_resolves_to_what_it_says(tmp_path: Path, entry: Entry) -> None
         assert getattr(resolved, fact) == getattr(entry.accepted, fact), fact
     said = asked(resolved)
     assert {key: said.get(key) for key in entry.asks} == entry.asks
+
+
+@pytest.mark.parametrize("entry", [entry for entry in ENTRIES if entry.accepted], ids=lambda entry: entry.id)
+def test_explain_prints_every_key_once(tmp_path: Path, capsys: pytest.CaptureFixture[str], entry: Entry) -> None:
+    """Within 100 columns, and last the command that runs it here. (A path of the test's own may be longer.)"""
+    path = entry.write(tmp_path)
+    try:
+        explain.run(Namespace(config=str(path), path=False, json=False))
+    except ValueError:
+        assert entry.refused
+        return
+    lines = capsys.readouterr().out.replace(str(tmp_path), ".").splitlines()
+    assert max(map(len, lines)) <= 100
+    assert lines[-1].startswith("  accelerate launch --config_file ") and lines[-1].endswith(" -m speedrun.train tiny")
+    said = [line.split()[0] for line in lines[3:] if line[:2] == "  " and line[2:3].strip()]
+    assert [key for key in said if key != "accelerate"] == keys_of(path)
+
+
+def keys_of(path: Path) -> list[str]:
+    """Every key of a config and of the JSON that it names, the two read as plain YAML: a section's with the prefix that
+    accelerate gives them, the JSON's with dots. What both say is said once.
+    """
+    content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    found: dict[str, Any] = {}
+    for name, value in content.items():
+        prefix = {"fsdp_config": "fsdp_", "dynamo_config": "dynamo_", "fp8_config": "fp8_"}.get(name, "")
+        if name.endswith("_config") and name != "use_parallelism_config":
+            found |= {key if key.startswith(prefix[:-1]) else prefix + key: part for key, part in (value or {}).items()}
+        else:
+            found[name] = value
+    engine = (content.get("deepspeed_config") or {}).get("deepspeed_config_file")
+    inside = dotted(yaml.safe_load(Path(engine).read_text(encoding="utf-8"))) if engine not in (None, "none") else []
+    if content.get("distributed_type") != "DEEPSPEED":
+        inside = []
+    return [key for key, value in found.items() if value is not None or key not in inside] + inside
+
+
+def dotted(tree: dict[str, Any], before: str = "") -> list[str]:
+    names: list[str] = []
+    for key, value in tree.items():
+        names += dotted(value, f"{before}{key}.") if isinstance(value, dict) and value else [f"{before}{key}"]
+    return names
 
 
 @every_entry

@@ -87,6 +87,23 @@ def test_settings_that_are_not_supported_are_named(
     assert str(error.value).startswith(str(file)) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("name", ("ddp", "fsdp", "zero2"))
+def test_what_the_command_line_asks_of_the_trainer_is_honoured(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Under every strategy: accelerate itself reads these two under DeepSpeed alone."""
+    options = ("--gradient_clipping", "0.5", "--gradient_accumulation_steps", "4", "--dynamo_backend", "inductor")
+    launch = launched(monkeypatch, CONFIGS / "cpu" / f"{name}.yaml", 2, *options)
+    assert {ask: said.value for ask, said in launch.asks.items()} == {"clip": 0.5, "accumulation": 4, "compile": True}
+    assert str(launch.asks["clip"]) == "accelerate launch: --gradient_clipping 0.5"
+    assert launched(monkeypatch, CONFIGS / "cpu" / f"{name}.yaml", 2).asks == {}
+
+
+def test_use_cpu_as_text_means_what_it_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    file = changed(tmp_path, "cpu/single.yaml", "use_cpu: true", "use_cpu: 'false'")
+    assert launched(monkeypatch, file, 1).cpu is False
+
+
 @pytest.mark.parametrize("precision", ("", "_bf16"))
 def test_hsdp_starts_on_the_mesh_that_its_config_says(monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
     launch = launched(monkeypatch, CONFIGS / f"cpu/hsdp{precision}.yaml", 4)

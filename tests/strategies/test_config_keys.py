@@ -93,7 +93,7 @@ def known(name: str) -> bool:
         changed, _ = json_keys.canonical(content)
     except ConfigError:
         return True  # an old switch, which wants a truth value
-    return all(json_keys.entry(path) is not None for path, _ in json_keys.parts(changed))
+    return all(json_keys.entry(path) is not None for path, _, _ in json_keys.parts(changed))
 
 
 def test_every_field_of_deepspeeds_pydantic_models() -> None:

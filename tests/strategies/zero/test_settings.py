@@ -1,6 +1,8 @@
 """DeepSpeed's settings: each has a place, and those that cannot run are refused with a way out."""
 
 import dataclasses
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,31 +10,35 @@ import pytest
 from shardrun.certify.equivalence import Case
 from speedrun.books.shapes import scenario_of
 from strategies import catalogue
+from strategies.config_file import asked
 from strategies.fsdp.settings import fsdp_refusal
-from strategies.zero.settings import CANNOT_RUN, EXACT, NO_EFFECT, NOT_PREDICTED, unpredicted, zero_refusal
+from strategies.zero import json_keys
+from strategies.zero.settings import NOT_PREDICTED, unpredicted
 
-ELSEWHERE = {
-    *("stage", "offload_param", "offload_optimizer", "cpu_offload", "cpu_offload_param", "cpu_offload_use_pin_memory"),
-    "stage3_gather_fp16_weights_on_model_save",  # an older name
-}
-"""Keys of zero_optimization that are read as something else: the strategy, offload, other names."""
+OLD = {"cpu_offload", "cpu_offload_param", "stage3_gather_fp16_weights_on_model_save"}
+"""Keys of zero_optimization that are read as another: of an older spelling."""
+
+
+def asked_of(folder: Path, engine: dict[str, Any], cpu: bool = True, ranks: int = 3) -> Any:
+    """What the reader makes of DeepSpeed's settings in a file."""
+    (folder / "ds.json").write_text(json.dumps(engine))
+    config = {"distributed_type": "DEEPSPEED", "use_cpu": cpu, "num_processes": ranks}
+    config["deepspeed_config"] = {"deepspeed_config_file": str(folder / "ds.json")}
+    (folder / "config.json").write_text(json.dumps(config))
+    return asked(folder / "config.json")
 
 
 def test_every_key_of_zero_optimization_has_one_place() -> None:
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
     fields = DeepSpeedZeroConfig.model_fields
-    keys = {field.alias or name for name, field in fields.items()} - ELSEWHERE
-    places = [EXACT, NO_EFFECT, NOT_PREDICTED, CANNOT_RUN]
-    known = [key.removeprefix("zero_optimization.") for place in places for key in place]
-    assert keys - set(known) == set()
-    assert len(known) == len(set(known))
+    keys = {field.alias or name for name, field in fields.items()} - OLD
+    assert keys - {key.partition(".")[0] for key in json_keys.ZERO} == set()
 
 
 REFUSED: list[tuple[int, dict[str, Any], str]] = [
     (1, {"zero_optimization": {"legacy_stage1": True}}, "zero_optimization.legacy_stage1"),
     (2, {"zero_optimization": {"compute_grad_norm": False}}, "zero_optimization.compute_grad_norm"),
-    (2, {"zero_optimization": {"allgather_bucket_size": 3}}, "zero_optimization.allgather_bucket_size"),
     (3, {"zero_optimization": {"mics_shard_size": 2}}, "zero_optimization.mics_shard_size"),
     (3, {"zero_optimization": {"zero_hpz_partition_size": 2}}, "zero_optimization.zero_hpz_partition_size"),
     (3, {"zero_optimization": {"zero_quantized_gradients": True}}, "zero_optimization.zero_quantized_gradients"),
@@ -53,28 +59,38 @@ REFUSED: list[tuple[int, dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("stage", "engine", "key"), REFUSED)
-def test_what_cannot_run_is_refused_with_a_way_out(stage: int, engine: dict[str, Any], key: str) -> None:
-    found = zero_refusal(stage, "fp32", engine, ranks=3, cpu=True)
-    assert found and found[0] == key and not found[1].endswith(".")
+def test_what_cannot_run_is_refused_with_a_way_out(
+    tmp_path: Path, stage: int, engine: dict[str, Any], key: str
+) -> None:
     engine = {**engine, "zero_optimization": {"stage": stage, **engine.get("zero_optimization", {})}}
-    on_cpus_alone = key.endswith("quantized_gradients")
-    sentence = catalogue.books(f"zero{stage}").refuses(
-        scenario_of(Case().config(), f"zero{stage}", 3, "fp32", 1, engine)
-    )
-    assert sentence.startswith(f"{key} ") and sentence.endswith(".") or on_cpus_alone
+    with pytest.raises(ValueError) as error:
+        asked_of(tmp_path, engine)
+    sentence = str(error.value)
+    assert sentence.startswith(f"{tmp_path / 'ds.json'}: {key} ") and "; " in sentence and sentence.endswith(".")
+
+
+NEUTRAL = {
+    "zero_optimization.legacy_stage1": False,
+    "zero_optimization.compute_grad_norm": True,
+    "zero_optimization.zenflow": None,
+    "bf16.bf16_master_weights_and_grads": False,
+    "bf16.bf16_optimizer_states": False,
+    "gradient_allreduce_op": "mean",
+    "managed_gradient_accumulation": True,
+    "gradient_predivide_factor": 1.0,
+}
 
 
 @pytest.mark.parametrize("stage", (1, 2, 3))
-def test_neutral_values_and_auto_are_as_good_as_silence(stage: int) -> None:
-    said = {**{key: neutral for key, (neutral, _) in CANNOT_RUN.items()}, "gradient_predivide_factor": 1.0}
-    said |= {key: neutral for key, (neutral, _) in NOT_PREDICTED.items()}
-    for every in (said, dict.fromkeys(said, "auto")):
-        engine: dict[str, Any] = {}
+def test_neutral_values_and_auto_are_as_good_as_silence(tmp_path: Path, stage: int) -> None:
+    said = {**NEUTRAL, **{key: neutral for key, (neutral, _) in NOT_PREDICTED.items()}}
+    for every in (said, dict.fromkeys(set(said) - {"zero_optimization.leaf_module"}, "auto")):
+        engine: dict[str, Any] = {"zero_optimization": {"stage": stage}}
         for key, value in every.items():
             section, _, name = key.rpartition(".")
             (engine.setdefault(section, {}) if section else engine)[name] = value
-        assert zero_refusal(stage, "bf16", engine, ranks=2, cpu=True) is None
-        assert unpredicted(stage, "bf16", engine) == {}
+        found = asked_of(tmp_path, engine, ranks=2)
+        assert found.strategy == f"zero{stage}" and unpredicted(stage, "bf16", found.engine) == {}
 
 
 def test_which_lines_are_not_predicted() -> None:

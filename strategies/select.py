@@ -74,9 +74,11 @@ def launched() -> Launch:
     world_size = int(environ.get("WORLD_SIZE", 1))
     local_world_size = int(environ.get("LOCAL_WORLD_SIZE", world_size))
     beside = said_beside(path, command, environ)
+    if path is None and not torch.cuda.is_available():  # nobody said on what: whatever there is
+        beside.setdefault("use_cpu", Said("use_cpu", True, "this machine"))
     found = config_file.asked(path, beside, ranks=world_size)
     shown = file or "the accelerate config"
-    if found.world_size != world_size and "use_cpu" in beside:
+    if found.world_size != world_size and command and command.cpu:
         raise ConfigError(
             f"{shown}: accelerate launch --cpu starts one process, and {found.world_size} were asked for; leave out "
             "--cpu (a config for CPUs has use_cpu: true), or add --num_processes 1."
@@ -87,10 +89,9 @@ def launched() -> Launch:
             f"({beside.get('distributed_type', 'see its distributed_type')}); "
             "use accelerate_configs/ddp.yaml, fsdp.yaml or a zero*.yaml for more than one."
         )
-    cpu = _on_cpu(shown, found, path is not None, local_world_size)
-    catalogue.look_here(found.strategy, cpu)
-    if found.precision == "fp16" and cpu and not found.cpu:
-        found = config_file.asked(path, {**beside, "use_cpu": Said("use_cpu", True, "this machine")}, ranks=world_size)
+    if not found.cpu:
+        _check_gpus(shown, found, local_world_size)
+    catalogue.look_here(found.strategy, found.cpu)
     return Launch(
         strategy=found.strategy,
         rank=int(environ.get("RANK", 0)),
@@ -98,7 +99,7 @@ def launched() -> Launch:
         world_size=world_size,
         local_world_size=local_world_size,
         precision=found.precision,  # type: ignore[arg-type]
-        cpu=cpu,
+        cpu=found.cpu,
         engine=found.engine,
         config_file=file,
         config=config_file.read_mapping(path) if path else {},
@@ -118,6 +119,7 @@ FLAGS = {
 EXPORTED: dict[str, tuple[str, str] | dict[str, tuple[str, str]]] = {
     "ACCELERATE_MIXED_PRECISION": ("mixed_precision", "no"),
     "ACCELERATE_DYNAMO_BACKEND": ("dynamo_backend", "NO"),
+    "ACCELERATE_USE_CPU": ("use_cpu", "False"),
     "ACCELERATE_USE_FSDP": {
         "FSDP_VERSION": ("fsdp_version", "1"),
         "FSDP_SHARDING_STRATEGY": ("fsdp_sharding_strategy", "FULL_SHARD"),
@@ -170,12 +172,9 @@ def said_beside(path: Path | None, command: Namespace | None, environ: Mapping[s
     if "fp16" in written:  # the old way to say it
         written.add("mixed_precision")
     if path is None and "distributed_type" not in found:
-        switches = {
-            f"ACCELERATE_USE_{name}": kind
-            for name, kind in (("DEEPSPEED", "DEEPSPEED"), ("FSDP", "FSDP"), ("MEGATRON_LM", "MEGATRON_LM"))
-        }
         several = "MULTI_GPU" if "RANK" in environ else "NO"
-        kind = next((kind for name, kind in switches.items() if flag(environ, name)), several)
+        kinds = ("DEEPSPEED", "FSDP", "MEGATRON_LM")
+        kind = next((kind for kind in kinds if flag(environ, f"ACCELERATE_USE_{kind}")), several)
         found["distributed_type"] = Said("distributed_type", kind, ENVIRONMENT)
     for variable, entry in EXPORTED.items():
         if isinstance(entry, tuple):
@@ -281,13 +280,9 @@ def _launch_command() -> Namespace | None:
     return command
 
 
-def _on_cpu(shown: str, found: Asked, from_file: bool, local_world_size: int) -> bool:
-    """Whether to run on CPU. Raises ConfigError where GPUs were asked for that are not there."""
-    if found.cpu or flag(os.environ, "ACCELERATE_USE_CPU"):
-        return True
+def _check_gpus(shown: str, found: Asked, local_world_size: int) -> None:
+    """Raises ConfigError where GPUs were asked for that are not there."""
     if not torch.cuda.is_available():
-        if not from_file:
-            return True  # started without accelerate, or without a config file: whatever there is
         raise ConfigError(
             f"{shown} is for GPUs (use_cpu is not true) and this machine has none that torch can use; "
             f"use accelerate_configs/cpu/{_cpu_config(shown, found)} to run on CPU."
@@ -297,7 +292,6 @@ def _on_cpu(shown: str, found: Asked, from_file: bool, local_world_size: int) ->
             f"{shown}: {local_world_size} processes on this machine, which has {torch.cuda.device_count()} GPUs; "
             f"launch with --num_processes {torch.cuda.device_count()} (the global batch stays the same)."
         )
-    return False
 
 
 def _cpu_config(config_file: str, found: Asked) -> str:

@@ -97,6 +97,11 @@ def test_what_the_command_line_asks_of_the_trainer_is_honoured(monkeypatch: pyte
     assert launched(monkeypatch, CONFIGS / "cpu" / f"{name}.yaml", 2).asks == {}
 
 
+def test_one_process_for_cpu_is_said_to_come_from_the_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="accelerate launch --cpu starts one process, and 2 were asked for; leave out"):
+        launched(monkeypatch, CONFIGS / "cpu/ddp.yaml", 2, "--cpu", started=1)
+
+
 def test_use_cpu_as_text_means_what_it_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)

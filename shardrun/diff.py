@@ -7,7 +7,7 @@ from typing import Any
 
 from shardrun.configs import resolve_config
 from shardrun.launch import find_config
-from shardrun.plan.estimates import COLUMNS, Planned, fullest, host_memory, kernels_line, planned
+from shardrun.plan.estimates import COLUMNS, Planned, fullest, host_memory, kernels_line, planned, say_not_predicted
 from shardrun.tables import wrapped
 from speedrun.books.forward_pass import compute_precision
 from speedrun.books.kernels import CPU, Kernels, installed_torch, kernels_on_gpu
@@ -103,6 +103,7 @@ def _print(
         if book.world_size > 1:
             volume = paper_volumes(entries, book.parameters)["total"]
             wrapped(f"{side.strategy} sends {volume:.2f}Ψ:", explain_volume(book))
+        say_not_predicted(book)
 
 
 def _why(category: str, strategy: str, accumulation: int, held: int) -> str:

@@ -73,7 +73,7 @@ def _certify(arguments: argparse.Namespace) -> str:
         raise UserError("--steps and --processes are at least 1.")
     configs = [find_config(name) for name in arguments.config or [f"cpu/{name}" for name in catalogue.spread()]]
     for config in configs:  # before minutes of training, not after
-        _check(resolve_config(config), arguments.processes)
+        _check(resolve_config(config, mixed_precision=_mixed(arguments.precision)), arguments.processes)
     cases = certificate_cases(arguments.steps)
     print(f"Reference: one process, no framework, {arguments.steps} steps, {len(cases)} cases")
     references = [run_reference(case) for case in cases]
@@ -112,6 +112,11 @@ def _certify(arguments: argparse.Namespace) -> str:
     return json.dumps({**content, "cases": certificate}, indent=2) + "\n"
 
 
+def _mixed(precision: str) -> str:
+    """accelerate's word for a precision."""
+    return "no" if precision == "fp32" else precision
+
+
 def _check(config: Asked, processes: int | None) -> None:
     """Raises ValueError where the certificate's batches do not divide over the ranks."""
     from shardrun.certify.equivalence import Case
@@ -141,7 +146,7 @@ def _train(
     from shardrun.certify.equivalence import Trace
 
     (folder / "cases.json").write_text(json.dumps([vars(case) for case in cases]))
-    options = ["--mixed_precision", "no" if precision == "fp32" else precision]
+    options = ["--mixed_precision", _mixed(precision)]
     if processes:
         options += ["--num_processes", str(processes)]
     arguments = [str(folder), *(["--phases"] if phases else [])]

@@ -22,6 +22,7 @@ from shardrun.plan.estimates import (
     kernels_line,
     planned,
     preset_of,
+    say_not_predicted,
 )
 from shardrun.tables import gib, table, wrapped
 from speedrun.books.forward_pass import compute_precision
@@ -117,6 +118,8 @@ def run(arguments: argparse.Namespace) -> int:
     _headline(config, gpu, arguments, estimates)
     _print_memory(estimates, gpu)
     _print_traffic(estimates)
+    for found in estimates:
+        say_not_predicted(found.books)
     print(textwrap.fill(advice(estimates), 98))
     return 0
 

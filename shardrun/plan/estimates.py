@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from shardrun.tables import wrapped
 from speedrun.books.flops import flops
 from speedrun.books.forward_pass import ForwardPass
 from speedrun.books.kernels import (
@@ -21,6 +22,7 @@ from speedrun.config import Config, ModelConfig
 from speedrun.presets import PRESETS
 from speedrun.stages import Batches, Stage, number_of_steps, resolve_stages
 from speedrun.wiring import check_model
+from strategies import catalogue
 from strategies.errors import UserError
 from strategies.forecast.predict import predict_host
 from strategies.forecast.timing import communication
@@ -308,6 +310,15 @@ def estimate(
         communication_s=total,
         exposed_s=exposed,
     )
+
+
+def say_not_predicted(books: Scenario) -> None:
+    """Name the settings that the figures do not follow, and the lines that they change."""
+    lines: dict[str, list[str]] = {}
+    for line, key in catalogue.books(books.strategy).not_predicted(books).items():
+        lines.setdefault(key, []).append(line)
+    for key, changed in lines.items():
+        wrapped("Not predicted:", f"{key}, which changes {', '.join(changed)}; the figures are those without it.")
 
 
 def kernels_line(planned: Planned) -> str:

@@ -101,3 +101,9 @@ def test_traces_of_different_models_or_lengths_are_refused_in_a_sentence() -> No
 def test_help_names_the_verbs() -> None:
     result = shardrun("--help")
     assert result.returncode == 0 and "certify" in result.stdout and "compare" in result.stdout
+
+
+def test_a_precision_that_a_config_cannot_have_is_refused_before_anything_trains() -> None:
+    done = shardrun("certify", "--config", "cpu/zero2", "--precision", "fp16")
+    assert done.returncode == 2 and "Reference" not in done.stdout
+    assert "--mixed_precision fp16 is not supported; DeepSpeed computes in fp16 on GPUs alone" in done.stderr

@@ -116,6 +116,17 @@ def test_what_the_trainer_refuses_is_not_planned(verb: str, tmp_path: Path) -> N
     assert shardrun(verb, *asked) == (2, "", f"shardrun: error: {sentence}\n")
 
 
+def test_what_is_not_predicted_is_named(tmp_path: Path) -> None:
+    (tmp_path / "ds.json").write_text('{"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 2}}')
+    config = tmp_path / "mine.yaml"
+    keys = f"deepspeed_config: {{deepspeed_config_file: {tmp_path / 'ds.json'}}}"
+    config.write_text(f"distributed_type: DEEPSPEED\nnum_processes: 8\n{keys}\n")
+    said = "Not predicted: zero_optimization.zero_hpz_partition_size, which changes parameters, all_gather;"
+    assert said in shardrun("plan", "--config", str(config))[1]
+    assert shardrun("diff", "zero3", str(config))[1].count(said) == 1
+    assert "Not predicted" not in shardrun("plan", "--config", "zero3")[1]
+
+
 def test_what_an_accelerate_config_asks_of_the_trainer_is_compared(tmp_path: Path) -> None:
     config = tmp_path / "mine.yaml"
     config.write_text(

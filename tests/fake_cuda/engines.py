@@ -1,7 +1,6 @@
 """What fully_shard, where it offloads, and DeepSpeed ask of a GPU beside operators."""
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -13,14 +12,13 @@ from torch import Tensor, nn
 
 @contextlib.contextmanager
 def engines() -> Iterator[None]:
-    """DeepSpeed takes the machine for one with CUDA; models for it have to be on the (fake) GPU already, since it moves
-    them in place.
+    """DeepSpeed takes the machine for one with CUDA (process.py has told it so); models for it have to be on the (fake)
+    GPU already, since it moves them in place.
     """
     from torch.distributed.fsdp._fully_shard import _fsdp_init, _fully_shard
 
     properties = SimpleNamespace(total_memory=80 * 2**30)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.dict(os.environ, {"DS_ACCELERATOR": "cuda"}))
         for module in (_fsdp_init, _fully_shard):  # in the one or the other, by torch's version
             if hasattr(module, "_get_managed_states"):
                 moving = _moving(module._get_managed_states)

@@ -63,9 +63,11 @@ def _compile(folder: Path) -> Path:
 
 
 def _serve(library: str, pipe: Connection) -> None:
-    for variable in ("ACCELERATE_USE_CPU", "DS_ACCELERATOR", "TRITON_INTERPRET"):
+    for variable in ("ACCELERATE_USE_CPU", "TRITON_INTERPRET"):
         os.environ.pop(variable, None)
     os.environ |= {"OMP_NUM_THREADS": "1", "DEEPSPEED_LOG_LEVEL": "ERROR", "CUDA_VISIBLE_DEVICES": ""}
+    # DeepSpeed decides once, when it is first imported: a call may do that outside fake_gpus.
+    os.environ["DS_ACCELERATOR"] = "cuda"
     shim = ctypes.CDLL(library)
 
     import torch

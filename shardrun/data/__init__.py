@@ -94,6 +94,7 @@ def _fineweb(arguments: argparse.Namespace, say: Callable[[str], None]) -> dict[
 def _tokenize(arguments: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
     from shardrun.data.tokenize import tokenize
     from speedrun.data import fineweb
+    from speedrun.data.text import held_out_in_words
 
     if not arguments.folder.is_dir():
         raise FileNotFoundError(f"There is no folder {str(arguments.folder)!r}: name one that holds text files.")
@@ -116,12 +117,13 @@ def _tokenize(arguments: argparse.Namespace, say: Callable[[str], None]) -> dict
     seconds = perf_counter() - started
     for line in done.report.lines():
         say(line)
+    say(held_out_in_words(done.text_bytes - done.held_out_bytes, done.held_out_bytes, cut=done.cut))
     whose = done.vocabulary
     say(f"vocabulary: {whose.size:,} tokens ({whose.dtype}), {whose.document_start} before each document")
     if done.loss:
         say(f"LOST, as --lossy allows: {done.loss.in_words()}")
     else:
-        form = done.loss.other_form
+        form = min(done.loss.other_form, done.documents)  # one that is cut counts twice
         but = f" (in {form:,} of them in another Unicode form, or with a space before it)" if form else ""
         say(f"round trip: decoded, all {done.documents:,} documents are the text again{but}")
     say(

@@ -45,6 +45,10 @@ class Tokenized:
     documents: int
     """Different ones: a copy counts once."""
     text_bytes: int
+    held_out_bytes: int
+    """Of the text, for validation."""
+    cut: bool
+    """These are the end of one document."""
     tokens: int
     """In all shards, document starts included."""
     vocabulary: "Vocabulary"
@@ -108,12 +112,13 @@ def tokenize(
                 processes, multiprocessing.get_context("spawn"), _start_worker, (definition.decode(),)
             ) as pool,
         ):
-            places: dict[bytes, tuple[str, int]] = {}
+            places: dict[bytes, tuple[str, int, int]] = {}
             training = _in_training(again, dict(sizes), held_out, aside, places)
             writing.write("train", 1, _in_order(pool, training, 2 * processes))
             if places.keys() != held_out.keys():
                 raise UserError(CHANGED)
-            validation = _held_out(held_out, sizes, aside, places)
+            held_out_bytes = sum(size for _, _, size in places.values())
+            validation = _held_out(held_out, aside, places)
             writing.write("val", 0, _in_order(pool, validation, 2 * processes))
     except BaseException as error:
         for path in [*writing.shards, out / "held_out"]:
@@ -130,13 +135,14 @@ def tokenize(
     if tokenizer.resolve() != (out / "tokenizer.json").resolve():
         (out / "tokenizer.json").write_bytes(definition)
     lost = {"unknown_tokens": writing.loss.unknown, "lost_bytes": writing.loss.lost_bytes}
-    write_sidecar(
-        out, vocabulary, documents=len(sizes), text_bytes=sum(sizes.values()), tokens=writing.tokens, round_trip=lost
-    )
+    of_text = {"text_bytes": sum(sizes.values()), "held_out_bytes": held_out_bytes}
+    write_sidecar(out, vocabulary, documents=len(sizes), **of_text, tokens=writing.tokens, round_trip=lost)
     return Tokenized(
         sorted(writing.shards, key=lambda path: path.name.rpartition("_")[2]),
         len(sizes),
         sum(sizes.values()),
+        held_out_bytes,
+        any(sizes[digest] != size for digest, size in held_out.items()),
         writing.tokens,
         vocabulary,
         report,
@@ -194,18 +200,23 @@ class _Writing:
 def _in_training(
     documents: Iterable[Named],
     left: dict[bytes, int],
-    held_out: dict[bytes, None],
+    held_out: dict[bytes, int],
     aside: BinaryIO,
-    places: dict[bytes, tuple[str, int]],
+    places: dict[bytes, tuple[str, int, int]],
 ) -> Iterator[Named]:
-    """The documents to train on, each once; those held out go into the file `aside`, their names and places there into
-    `places`. left: what is expected, by SHA-256; it is used up.
+    """The documents to train on, each once; those held out go into the file `aside`, their names, places and sizes
+    there into `places`. left: what is expected, by SHA-256; it is used up.
     """
+    from speedrun.data.text import split_end
+
     for name, document in documents:
         digest = hashlib.sha256(document).digest()
         if digest in held_out and digest not in places:
-            places[digest] = name, aside.tell()
-            aside.write(document)
+            document, end = split_end(document, held_out[digest])
+            places[digest] = name, aside.tell(), len(end)
+            aside.write(end)
+            if document:
+                yield name, document
         elif digest in left and digest not in held_out:
             yield name, document
         left.pop(digest, None)
@@ -213,13 +224,11 @@ def _in_training(
         raise UserError(CHANGED)
 
 
-def _held_out(
-    held_out: Iterable[bytes], sizes: dict[bytes, int], aside: BinaryIO, places: dict[bytes, tuple[str, int]]
-) -> Iterator[Named]:
+def _held_out(held_out: Iterable[bytes], aside: BinaryIO, places: dict[bytes, tuple[str, int, int]]) -> Iterator[Named]:
     for digest in held_out:
-        name, place = places[digest]
+        name, place, size = places[digest]
         aside.seek(place)
-        yield name, aside.read(sizes[digest])
+        yield name, aside.read(size)
 
 
 def _in_order(pool: ProcessPoolExecutor, documents: Iterable[Named], ahead: int) -> Iterator[tuple[np.ndarray, Loss]]:

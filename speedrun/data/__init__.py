@@ -39,7 +39,7 @@ def open_data(config: DataConfig, vocab_size: int, seed: int, stages: Sequence[S
     if seed < 0:
         raise UserError(f"seed is {seed}, but it must not be negative.")
 
-    name, note = config.source, ""
+    name, note, older_hash = config.source, "", ""
     if name == "pydocs":
         documents, content_hash = corpus.pydocs()
         whose = BYTES
@@ -57,13 +57,22 @@ def open_data(config: DataConfig, vocab_size: int, seed: int, stages: Sequence[S
             train_paths, val_paths = shards.find_shards(folder)
             whose = shards.shards_vocabulary(folder, [*train_paths, *val_paths])
             content_hash = shards.shards_hash([*train_paths, *val_paths], whose)
+            older_hash = shards.shards_hash_before([*train_paths, *val_paths], whose)
             train_parts, val_parts = (_shard_parts(paths, whose) for paths in (train_paths, val_paths))
             note = _unnamed(folder, len(train_paths) + len(val_paths))
         else:
             documents, report = read_folder(folder, config.encoding, config.text_field)
-            whose, note = BYTES, report.in_short()
+            whose = BYTES
             content_hash = text.content_hash(documents)
             train_parts, val_parts = _text_parts(documents)
+            if not text.chosen_as_before(documents):  # the same documents, but another split of them than before
+                content_hash = text.content_hash([content_hash.encode(), b"held out otherwise"])
+            pieces, held_out = (len(parts[0].documents[0]) for parts in (train_parts, val_parts))
+            held_out_bytes = len(val_parts[0].tokens) - held_out
+            training_bytes = len(train_parts[0].tokens) - pieces
+            cut = pieces + held_out > report.documents - report.copies
+            words = text.held_out_in_words(training_bytes, held_out_bytes, cut=cut)
+            note = "\n".join(filter(None, (report.in_short(), words)))
 
     if vocab_size < whose.size:
         raise UserError(
@@ -96,6 +105,7 @@ def open_data(config: DataConfig, vocab_size: int, seed: int, stages: Sequence[S
         stream=first.stream,
         validation_parts=val_parts,
         later=later,
+        older_hash=older_hash,
         note=note,
     )
 
@@ -124,7 +134,10 @@ def _text_parts(documents: list[bytes]) -> tuple[list[DocumentRun], list[Documen
 
 
 def _shard_parts(paths: list[Path], whose: Vocabulary) -> list[DocumentRun]:
-    return [DocumentRun(f"Shard {path}", shards.open_shard(path), whose.document_start) for path in paths]
+    return [
+        DocumentRun(f"Shard {path}", shards.open_shard(path), whose.document_start, shards.Watched(path))
+        for path in paths
+    ]
 
 
 def _unnamed(folder: Path, used: int) -> str:

@@ -36,6 +36,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from speedrun.data.shards import Watched
 from strategies.errors import UserError
 
 
@@ -46,6 +47,7 @@ class DocumentRun:
     name: str
     tokens: np.ndarray  # uint16 or uint32 [tokens], at least one; a memory map for a shard
     document_start: int
+    file: Watched | None = None  # what is mapped
 
     @cached_property
     def documents(self) -> tuple[np.ndarray, np.ndarray]:
@@ -187,7 +189,7 @@ class Data:
     name: str
     """The source as the configuration names it."""
     content_hash: str
-    """SHA-256 of the documents; for .bin shards of names, sizes and headers only."""
+    """SHA-256 of the documents; for .bin shards of names, sizes, headers and some pages."""
     document_start: int
     """The token before each document: 256 for bytes, 50256 for GPT-2, else what the shards' sidecar says."""
     train_tokens: int
@@ -208,6 +210,8 @@ class Data:
     """The held-out tokens."""
     later: Sequence[StageRows] = ()
     """The stages after the first, in order."""
+    older_hash: str = ""
+    """What a checkpoint of an earlier version holds for this source; "" where that is `content_hash` too."""
     note: str = ""
     """What the reader should know of the source, in a line: text that was converted or left out."""
 
@@ -220,14 +224,21 @@ class Data:
         """Rows [first, last) of the global batch of `step` (from 0): inputs and targets, int64 [rows, T] each.
 
         Raises:
-            ValueError: no such step or rows; a token outside the vocabulary.
+            ValueError: no such step or rows; a token outside the vocabulary; a shard that has changed.
         """
+        self.check_files()
         first_step, global_batch, stream = self.stage(step)
         if step < 0 or not 0 <= first <= last <= global_batch:
             raise UserError(f"There are no rows {first} to {last} at step {step} of {global_batch} rows a step.")
         before = (step - first_step) * global_batch
         rows = stream.rows(before + first, before + last)
         return _tensor(rows[:, :-1]), _tensor(rows[:, 1:])
+
+    def check_files(self) -> None:
+        """Raise DataChangedError where any shard is not what it was. Every rank looks at all, and so sees the same."""
+        for part in (*self.stream.parts, *self.validation_parts):
+            if part.file:
+                part.file.check()
 
     def global_batch_hash(self, step: int) -> str:
         """SHA-256 of the whole global batch of `step`, see `batch_hash`."""
@@ -240,7 +251,7 @@ class Data:
         a target once. A row may begin in mid-document.
 
         Raises:
-            ValueError: no such rows; a token outside the vocabulary.
+            ValueError: no such rows; a token outside the vocabulary; a shard that has changed.
         """
         if not 0 <= first <= last <= self.validation_rows:
             raise UserError(f"There are no validation rows {first} to {last}, only {self.validation_rows} rows.")
@@ -260,6 +271,7 @@ class Data:
 
     def _held_out(self, begin: int, end: int) -> np.ndarray:
         """Held-out tokens [begin, end) over all validation parts: [end − begin] of their dtype."""
+        self.check_files()
         pieces = []
         for part in self.validation_parts:
             piece = np.asarray(part.tokens[max(begin, 0) : max(end, 0)])

@@ -4,6 +4,7 @@ A file is one document. Each line of a .jsonl file and each row of a .parquet fi
 order of their files' relative paths, as UTF-8 (`speedrun.data.encodings` says from what).
 """
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -13,7 +14,11 @@ from speedrun.data.encodings import check_encoding, decode, encoding_of, readabl
 from speedrun.data.kinds import convert_command, recognised
 from speedrun.data.records import json_lines, parquet_rows
 from speedrun.data.report import TextReport
+from speedrun.data.vocabulary import SIDECAR
 from strategies.errors import UserError
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", SIDECAR)
+"""Lie beside text and shards, and are no documents."""
 
 
 def read_folder(folder: Path, encoding: str = "", text_field: str = "text") -> tuple[list[bytes], TextReport]:
@@ -57,7 +62,7 @@ def files_below(folder: Path, report: TextReport) -> list[tuple[str, Path]]:
     `folder` itself.
     """
     root = folder.resolve()
-    above = {_identity(path) for path in (root, *root.parents)}
+    above = {_identity(path) for path in (root, *root.parents) if os.access(path, os.F_OK)}
     seen: set[tuple[int, int]] = set()
     files: list[tuple[str, Path]] = []
     links: list[tuple[str, Path]] = []
@@ -80,11 +85,17 @@ def files_below(folder: Path, report: TextReport) -> list[tuple[str, Path]]:
             if entry.startswith("."):
                 report.leave_out(below, "hidden (the name begins with a dot)")
                 continue
+            if entry in TOKENIZER_FILES:
+                report.leave_out(below, "of a tokenizer, no text")
+                continue
             try:
                 kind = where.stat().st_mode
-            except OSError:
-                report.leave_out(below, "a link that leads nowhere")
-                continue
+            except OSError as error:
+                if error.errno in (errno.ENOENT, errno.ELOOP) and where.is_symlink():
+                    report.leave_out(below, "a link that leads nowhere")
+                    continue
+                with readable(where):  # nobody knows what there is: a folder that lets no one in, a disk that fails
+                    raise
             if stat.S_ISDIR(kind):
                 (links if where.is_symlink() else waiting).append((below, where))
             elif stat.S_ISREG(kind):
@@ -116,10 +127,12 @@ def _of_file(name: str, path: Path, report: TextReport, encoding: str, text_fiel
         if codec == "utf-8" and b"\0" in content or "\0" in (text := decode(path, content, codec)):
             report.leave_out(name, why_it_has_nul(content))
             return
-        document = text.encode()
+        document = content if codec == "utf-8" else text.encode()
+        del text  # a large one is in memory as few times as can be
         if document.strip():
             if document != content:
                 report.convert(words)
+            del content
             yield "", document
     if before == (report.documents, report.empty_documents):
         report.leave_out(name, "empty")
@@ -135,5 +148,6 @@ def _nothing(folder: Path, report: TextReport) -> str:
 
 
 def _identity(path: Path) -> tuple[int, int]:
-    found = os.stat(path)
+    with readable(path):
+        found = os.stat(path)
     return found.st_dev, found.st_ino

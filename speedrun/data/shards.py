@@ -12,6 +12,7 @@ in the next; here the rest counts as a document of its own.
 """
 
 import hashlib
+import os
 import re
 from pathlib import Path
 
@@ -25,6 +26,10 @@ MAGIC = 20240520
 VERSION = 1
 HEADER_BYTES = 1024
 GPT2_DOCUMENT_START = GPT2.document_start
+
+PAGE = 4096
+SAMPLES = 64
+"""Pages of this many bytes that stand for a shard's tokens where it is compared with what it was."""
 
 FORMATS = {MAGIC: (VERSION, "<u2", GPT2), 20240801: (7, "<u4", LLAMA3)}
 """Magic → version, dtype, and whose tokens they are where the header says no more."""
@@ -179,10 +184,23 @@ def write_tokens(path: Path, tokens: np.ndarray, vocabulary: Vocabulary = GPT2) 
 
 
 def shards_hash(paths: list[Path], whose: Vocabulary = GPT2) -> str:
-    """SHA-256 over each shard's name, size and header, and over whose tokens they are where a sidecar says that.
+    """SHA-256 over each shard's name, size, header and `SAMPLES` pages of its tokens, and over whose tokens they are
+    where a sidecar says that.
 
-    Not over the tokens: hashing gigabytes would delay the start.
+    Not over all tokens: hashing gigabytes would delay the start. A shard of up to 256 KiB is hashed whole.
     """
+    digest = _hash_of_headers(paths, whose)
+    for path in paths:
+        digest.update(_sample(path))
+    return digest.hexdigest()
+
+
+def shards_hash_before(paths: list[Path], whose: Vocabulary = GPT2) -> str:
+    """What checkpoints of earlier versions hold: `shards_hash` without the pages."""
+    return _hash_of_headers(paths, whose).hexdigest()
+
+
+def _hash_of_headers(paths: list[Path], whose: Vocabulary) -> "hashlib._Hash":
     digest = hashlib.sha256()
     if whose not in (GPT2, LLAMA3):
         digest.update(f"{whose}\n".encode())
@@ -191,4 +209,61 @@ def shards_hash(paths: list[Path], whose: Vocabulary = GPT2) -> str:
             header = file.read(HEADER_BYTES)
         digest.update(f"{path.name} {path.stat().st_size}\n".encode())
         digest.update(header)
-    return digest.hexdigest()
+    return digest
+
+
+def _sample(path: Path) -> bytes:
+    """SHA-256 of a file's pages, `SAMPLES` of them spread evenly over it, the first and the last among them."""
+    digest = hashlib.sha256()
+    size = path.stat().st_size
+    places = range(0, size, PAGE)
+    if len(places) > SAMPLES:
+        places = range(0, size - PAGE + 1, (size - PAGE) // (SAMPLES - 1))
+    with open(path, "rb", buffering=0) as file:
+        for place in places:
+            file.seek(place)
+            digest.update(file.read(PAGE))
+        file.seek(max(0, size - PAGE))
+        digest.update(file.read(PAGE))
+    return digest.digest()
+
+
+class DataChangedError(UserError):
+    """A shard is not what it was when the run began."""
+
+
+class Watched:
+    """A shard's file as it is now, to be looked at again before its tokens are read: reading a memory map of a file
+    that has become shorter ends the process with SIGBUS.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._state = self._look()
+        self._sample = _sample(path)
+
+    def check(self) -> None:
+        """Raise DataChangedError where the file has become another. One that was only touched, or put in the place of
+        the same, is taken as it is.
+        """
+        now = self._look()
+        if now == self._state:
+            return
+        size, was = now[0], self._state[0]
+        if size != was:
+            kind = "shorter" if size < was else "longer"
+            numbers = f"{was} bytes then, {size} now"
+            raise DataChangedError(f"Shard {self.path} has become {kind} since the run began ({numbers}){_WAY}")
+        if _sample(self.path) != self._sample:
+            raise DataChangedError(f"Shard {self.path} holds other tokens than when the run began{_WAY}")
+        self._state = now
+
+    def _look(self) -> tuple[int, int, int, int]:
+        try:
+            found = os.stat(self.path)
+        except OSError as error:
+            raise DataChangedError(f"Shard {self.path} is not there any more ({error.strerror}){_WAY}") from error
+        return found.st_size, found.st_mtime_ns, found.st_ino, found.st_dev
+
+
+_WAY = ": put the same file there again, and go on with --resume auto."

@@ -14,16 +14,20 @@ BYTE_DOCUMENT_START = 256
 """The token before each document; no byte has this value."""
 
 HELD_OUT = 0.06
-"""Share of the bytes that is held out for validation."""
+"""Share of the bytes that is held out for validation. It is never more than twice that."""
+
+MUCH = 0.10
+"""Share beyond which what is held out is worth a warning."""
 
 
 def hold_out(documents: list[bytes]) -> tuple[list[bytes], list[bytes]]:
     """Split into (training, validation): whole documents, chosen by what they say and not by where they stand.
 
     Documents that occur twice count once, or the validation could hold a copy of a training text. In the order of
-    their SHA-256, which is as good as random, documents go to validation until they hold `HELD_OUT` of the bytes (at
-    least one, and never all). Training keeps the given order; validation has the order of the hashes, so that its
-    beginning is a fair sample too.
+    their SHA-256, which is as good as random, documents go to validation until they hold `HELD_OUT` of the bytes. One
+    with which they would hold more than twice that is passed over. Where each document is larger than that, the end of
+    one goes to validation and its beginning stays. Training keeps the given order; validation has the order of the
+    hashes, so that its beginning is a fair sample too.
 
     Raises:
         ValueError: fewer than two different documents.
@@ -31,12 +35,14 @@ def hold_out(documents: list[bytes]) -> tuple[list[bytes], list[bytes]]:
     by_digest = {hashlib.sha256(document).digest(): document for document in documents}
     copies = len(documents) - len(by_digest)
     held_out = choose_held_out({digest: len(document) for digest, document in by_digest.items()}, copies)
-    training = [document for digest, document in by_digest.items() if digest not in held_out]
-    return training, [by_digest[digest] for digest in held_out]
+    pieces = {digest: split_end(document, held_out.get(digest, 0)) for digest, document in by_digest.items()}
+    training = [begin for begin, _ in pieces.values() if begin]
+    return training, [pieces[digest][1] for digest in held_out]
 
 
-def choose_held_out(sizes: dict[bytes, int], copies: int = 0) -> dict[bytes, None]:
-    """`hold_out` for documents that are not in memory: SHA-256 → bytes of each, to the ones held out, in their order.
+def choose_held_out(sizes: dict[bytes, int], copies: int = 0) -> dict[bytes, int]:
+    """`hold_out` for documents that are not in memory: SHA-256 → bytes of each, to the ones held out, in their order,
+    and how many of their last bytes. That is all of a document, but for the one that is cut (`split_end`).
 
     copies: documents beside these that say the same as one of them; for the error's sentence.
 
@@ -51,14 +57,60 @@ def choose_held_out(sizes: dict[bytes, int], copies: int = 0) -> dict[bytes, Non
             "at least two files."
         )
     wanted = HELD_OUT * sum(sizes.values())
-    held_out: dict[bytes, None] = {}
+    held_out: dict[bytes, int] = {}
     taken = 0
-    for digest in sorted(sizes)[:-1]:
-        held_out[digest] = None
-        taken += sizes[digest]
+    for digest in sorted(sizes):
         if taken >= wanted:
             break
+        if taken + sizes[digest] <= 2 * wanted:
+            held_out[digest] = sizes[digest]
+            taken += sizes[digest]
+    if not held_out:
+        first = min(sizes)
+        held_out[first] = min(sizes[first], max(1, int(wanted)))
     return held_out
+
+
+def split_end(document: bytes, length: int) -> tuple[bytes, bytes]:
+    """Cut a document in UTF-8 into (beginning, end): the end has about `length` bytes and at most twice as many.
+
+    It begins behind a blank line, else behind the end of a line, else behind a space, else at any character.
+    """
+    place = len(document) - length
+    if length <= 0 or place <= 0:
+        return (document, b"") if length <= 0 else (b"", document)
+    lowest = max(1, place - length)
+    for mark in (b"\n\n", b"\n", b" "):
+        found = document.rfind(mark, lowest - 1, place)
+        if found >= 0 and found + len(mark) >= lowest:
+            return document[: found + len(mark)], document[found + len(mark) :]
+    while place and document[place] & 0xC0 == 0x80:  # in the middle of a character
+        place -= 1
+    return document[:place], document[place:]
+
+
+def chosen_as_before(documents: list[bytes]) -> bool:
+    """Whether the same documents are held out as before there was a limit of twice the share: until then a document
+    was never passed over, and the last one by its hash never taken.
+    """
+    sizes = {hashlib.sha256(document).digest(): len(document) for document in documents}
+    before: dict[bytes, int] = {}
+    for digest in sorted(sizes)[:-1]:
+        if sum(before.values()) >= HELD_OUT * sum(sizes.values()):
+            break
+        before[digest] = sizes[digest]
+    return before == choose_held_out(sizes)
+
+
+def held_out_in_words(training: int, validation: int, *, cut: bool) -> str:
+    """training, validation: bytes of text; cut: what is held out is the end of a document."""
+    total = training + validation
+    line = f"held out for validation: {validation:,} of {total:,} bytes of text ({validation / total:.1%})"
+    line += ", the end of a document, as each is too large to be held out whole" if cut else ""
+    line += f"; {training:,} to train on"
+    if validation <= MUCH * total:
+        return line
+    return f"warning: {line}. That is much, for few and large documents: split them up."
 
 
 def byte_tokens(documents: list[bytes]) -> np.ndarray:

@@ -86,8 +86,12 @@ class Resumed:
         say(f"resumed from {self.folder} (step {self.step}, {by['strategy']} on {by['world_size']}){changed}")
 
 
-def asked_to_resume(config: Config, shapes: Mapping[str, Shape], data_hash: str) -> Resumed | None:
+def asked_to_resume(
+    config: Config, shapes: Mapping[str, Shape], data_hash: str, older_hash: str = ""
+) -> Resumed | None:
     """What `config.resume` asks for, checked against this run; None for a run from the beginning.
+
+    older_hash: what a checkpoint of an earlier version holds for the same data, if not data_hash.
 
     Raises ValueError or FileNotFoundError, before anything is started, for a checkpoint that is not there, damaged, of
     another model, of other data, or of a newer format; and where `checkpoint` contradicts itself.
@@ -116,12 +120,12 @@ def asked_to_resume(config: Config, shapes: Mapping[str, Shape], data_hash: str)
         folder = find_checkpoint(Path(config.resume))
     index = read_index(folder)
     check_weights(folder, index, shapes)
-    changed = _compare(folder, index, config, data_hash)
+    changed = _compare(folder, index, config, data_hash, older_hash)
     ours = bool(config.name) and own.resolve() in folder.resolve().parents
     return Resumed(folder, index, index.step if ours else None, changed)
 
 
-def _compare(folder: Path, index: Index, config: Config, data_hash: str) -> tuple[str, ...]:
+def _compare(folder: Path, index: Index, config: Config, data_hash: str, older_hash: str) -> tuple[str, ...]:
     """The fields that differ from the saved configuration, as 'steps 20 → 40'.
 
     Raises ValueError where one differs on which what comes next in the run depends.
@@ -146,7 +150,10 @@ def _compare(folder: Path, index: Index, config: Config, data_hash: str) -> tupl
             )
         if section not in NOT_SHOWN and name not in NOT_SHOWN:
             changed.append(f"{name} {before[name]} → {now[name]}")
-    if index.run.get("data_hash") != data_hash:
+    of_data = index.run.get("data_hash")
+    if of_data != data_hash and older_hash and of_data == older_hash:
+        changed.append("data compared by names and sizes alone, as this checkpoint is of an earlier version")
+    elif of_data != data_hash:
         raise UserError(
             f"{folder} is of a run on other data ({saved['data']['source']}; the hashes differ): which documents come "
             "next depends on them; resume with that data."

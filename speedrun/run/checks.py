@@ -87,7 +87,7 @@ def check(config: Config, launch: Launch) -> Checked:
     resolved += lines
     shapes = parameter_shapes(config.model)
     check_optimizer(config.optimizer)
-    resumed = asked_to_resume(config, shapes, data.content_hash)
+    resumed = asked_to_resume(config, shapes, data.content_hash, data.older_hash)
     optimizer, why = settle(config.optimizer, resumed.orthogonalization_dtype if resumed else "auto", device)
     config = dataclasses.replace(config, optimizer=optimizer)
     if optimizer.name == "muon":

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from speedrun.books.measured import Books, counted_step, further_steps
 from speedrun.data import prefetch
+from speedrun.data.shards import DataChangedError
 from speedrun.evaluate import evaluate
 from speedrun.run.checkpoints import Checkpoints
 from speedrun.run.checks import Checked, switch_on
-from speedrun.run.ending import Interruptible, as_exception, outcome
+from speedrun.run.ending import DataLost, Interruptible, as_exception, outcome
 from speedrun.run.faults import Faults, first_nonfinite, loss_comes_first
 from speedrun.run.folder import RunFolder
 from speedrun.run.progress import Progress
@@ -173,8 +174,9 @@ class Run:
         """
         done, config = self.now + 1, self.config
         asked = (self.interruption.preempted, self.interruption.interrupted, self.checkpoints.give_up())
-        mean, *anywhere = mean_over_ranks(loss, *asked)
-        stopped = as_exception(*anywhere)
+        lost = self._lost_data()
+        mean, lost_anywhere, *anywhere = mean_over_ranks(loss, bool(lost), *asked)
+        stopped = DataLost(lost or "another rank's data have changed.") if lost_anywhere else as_exception(*anywhere)
         ended = time.perf_counter()
         if self.counted:  # its every operator is watched: no measure of training
             self.books.note("after step")
@@ -216,6 +218,16 @@ class Run:
             raise stopped
         if self.ended:
             self.say(f"reached the target validation loss {target} at step {done}")
+
+    def _lost_data(self) -> str:
+        """What has become of the data, where they are not what they were: in a sentence, else "". Looked at after
+        every step, so that all ranks can end after the same one; the next batches may be made already.
+        """
+        try:
+            self.checked.data.check_files()
+        except DataChangedError as error:
+            return str(error)
+        return ""
 
     def _count_later(self) -> bool:
         """Put the books off to a later step of the same stage, if there is one: a step that was left out sends less

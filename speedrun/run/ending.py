@@ -62,6 +62,10 @@ class NotSaved(Stopped):
     """A checkpoint could not be written, and the run was told to end then."""
 
 
+class DataLost(Stopped):
+    """The data are not what they were when the run began."""
+
+
 def guarded(job: Callable[[], None]) -> None:
     """Run a rank's job and end this process: with status 0, 2 after a user's mistake, 130 after Ctrl-C, 143 after
     SIGTERM, 1 otherwise (a lost rank, a checkpoint that could not be saved, a defect).
@@ -77,7 +81,7 @@ def guarded(job: Callable[[], None]) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a cluster sends it to the launcher too, which passes it on
         status = 143
         say_once("shardrun: preempted; a run with checkpoint.every has saved its last step; --resume auto goes on.")
-    except NotSaved as error:
+    except (NotSaved, DataLost) as error:
         status = 1
         say_once(f"shardrun: error: {error}")
     except KeyboardInterrupt as interrupt:
@@ -265,7 +269,7 @@ def as_exception(preempted: float = 0.0, interrupted: float = 0.0, not_saved: fl
 
 def outcome(error: BaseException) -> str:
     """The status that a run's summary gets."""
-    if isinstance(error, KeyboardInterrupt) and not isinstance(error, NotSaved):
+    if isinstance(error, KeyboardInterrupt) and not isinstance(error, (NotSaved, DataLost)):
         return "preempted" if isinstance(error, Preempted) else "interrupted"
     return "failed"
 

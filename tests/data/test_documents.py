@@ -1,8 +1,12 @@
 """Folders of text: every file is a document, is converted, or is named; what the report says is what happened."""
 
+import errno
 import os
 import socket
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +166,65 @@ def test_links_are_followed_once(tmp_path: Path) -> None:
     }
 
 
+@contextmanager
+def unprivileged() -> Iterator[None]:
+    """Root may read everything, so be somebody else for a while."""
+    was = os.geteuid()
+    if was == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(was)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="permissions")
+@pytest.mark.parametrize("linked", [False, True])
+@pytest.mark.parametrize("mode", [0o000, 0o444, 0o111])  # nothing; its names alone; what one knows the name of
+def test_a_folder_that_cannot_be_read_is_an_error(mode: int, linked: bool) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        source, real = Path(name) / "source", Path(name) / "elsewhere"
+        locked = (real if linked else source) / "locked"
+        locked.mkdir(parents=True)
+        source.mkdir(exist_ok=True)
+        os.chmod(name, 0o755)
+        (source / "a.txt").write_text("text")
+        (locked / "b.txt").write_text("more")
+        if linked:  # to the folder, or into it
+            (source / "link").symlink_to(locked / "b.txt" if mode == 0 else locked)
+        locked.chmod(mode)
+        try:
+            with unprivileged(), pytest.raises(ValueError, match=r"/(locked|link)(/b.txt)? cannot be read .*denied"):
+                read_folder(source)
+        finally:
+            locked.chmod(0o755)
+        assert len(read_folder(source)[0]) == 2
+
+
+def test_a_disk_that_fails_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anything but a link to nothing is somebody's text."""
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "b.txt").symlink_to(tmp_path / "a.txt")
+    stat = Path.stat
+
+    def fail(path: Path, **options: Any) -> os.stat_result:
+        if path.name == "b.txt" and options.get("follow_symlinks", True):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", fail)
+    with pytest.raises(ValueError, match=r"b.txt cannot be read \(Input/output error\): make it readable"):
+        read_folder(tmp_path)
+
+
+def test_a_tokenizer_in_the_folder_is_no_document(tmp_path: Path) -> None:
+    for name in ("a.txt", "tokenizer.json", "tokenizer_config.json", "tokens.json"):
+        (tmp_path / name).write_text('{"version": "1.0"}')
+    documents, report = read_folder(tmp_path)
+    assert len(documents) == 1
+    assert report.left_out == {"of a tokenizer, no text": ["tokenizer.json", "tokenizer_config.json", "tokens.json"]}
+
+
 def test_lines_of_json_are_documents(tmp_path: Path) -> None:
     lines = (
         '{"text": "eins ü", "id": 1}\n\n{"text": ""}\n{"text": null}\r\n{"id": 2, "text": "zwei\\u0000\\u2028\u2028"}'
@@ -273,7 +336,10 @@ def test_the_trainer_says_it_in_a_line(tmp_path: Path) -> None:
     for number in range(3):
         (tmp_path / f"{number}.txt").write_text(f"{number} " * 200)
     config = DataConfig(source=str(tmp_path), sequence_length=16, global_batch=4, eval_tokens=64)
-    assert open_data(config, 257, 0).note == ""
+    assert open_data(config, 257, 0).note == (
+        "held out for validation: 72 of 1,200 bytes of text (6.0%), the end of a document, as each is too large to be "
+        "held out whole; 1,128 to train on"
+    )
     (tmp_path / "3.txt").write_bytes(TEXT.encode("utf-16"))
     (tmp_path / "4.txt").write_bytes(TEXT.encode("cp1252"))
     (tmp_path / "5.png").write_bytes(b"\x89PNG")

@@ -1,14 +1,17 @@
 """Shards: what is written is read, and every kind of damage is refused with the file's name and the numbers."""
 
+import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from speedrun.config import DataConfig
 from speedrun.data import Data, open_data
-from speedrun.data.shards import open_shard, write_tokens
+from speedrun.data.shards import DataChangedError, open_shard, write_tokens
 
 EOT = 50256
 
@@ -115,3 +118,66 @@ def test_tokens_outside_the_vocabulary(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="vocab_size must be at least 50257, not 50000"):
         open_folder(tmp_path, vocab_size=50000)
     open_folder(tmp_path, vocab_size=50304).batch(0, 0, 2)
+
+
+def long_shards(folder: Path, tokens: int = 400_000) -> Path:
+    """A folder with a training shard of many pages; returns that."""
+    write_tokens(folder / "f_train_0.bin", np.arange(tokens) % 1000)
+    write_tokens(folder / "f_val_0.bin", np.arange(100))
+    return folder / "f_train_0.bin"
+
+
+@pytest.mark.parametrize("tokens", [100, 400_000])
+def test_the_hash_sees_the_tokens(tmp_path: Path, tokens: int) -> None:
+    """Of the same file name, length and header; in a long shard at 64 places at least."""
+    path = long_shards(tmp_path, tokens)
+    before = open_folder(tmp_path)
+    content = path.read_bytes()
+    path.write_bytes(content[:1024] + b"\7\0" * tokens)
+    all_other = open_folder(tmp_path)
+    assert all_other.content_hash != before.content_hash and all_other.older_hash == before.older_hash
+    parts = np.array_split(np.arange(1024, len(content)), 50 if tokens > 1000 else 1)
+    for part in parts:  # a fiftieth of it is other text
+        path.write_bytes(content[: part[0]] + b"\7" * len(part) + content[part[-1] + 1 :])
+        assert open_folder(tmp_path).content_hash != before.content_hash
+    path.write_bytes(content)
+    assert open_folder(tmp_path).content_hash == before.content_hash
+
+
+def replaced(path: Path, content: bytes) -> None:
+    """By another file, as a download or rsync does it."""
+    path.with_suffix(".new").write_bytes(content)
+    path.with_suffix(".new").replace(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda path: os.truncate(path, 100_000),
+            "has become shorter since the run began .801024 bytes then, 100000 n",
+        ),
+        (lambda path: os.truncate(path, 0), "has become shorter since the run began"),
+        (lambda path: replaced(path, path.read_bytes()[:-2]), "has become shorter"),
+        (lambda path: replaced(path, path.read_bytes() + b"\0\0"), "has become longer"),
+        (lambda path: path.write_bytes(path.read_bytes()[:1024] + b"\7" * 800_000), "holds other tokens than when"),
+        (lambda path: replaced(path, path.read_bytes()[:1024] + b"\7" * 800_000), "holds other tokens than when"),
+        (lambda path: path.unlink(), "is not there any more .No such file"),
+        (lambda path: os.utime(path, (1, 1)), ""),
+        (lambda path: replaced(path, path.read_bytes()), ""),
+    ],
+)
+def test_a_shard_that_changes_while_it_is_read(tmp_path: Path, change: Callable[[Path], None], message: str) -> None:
+    """Said before its memory map is touched, again and again, for training and validation."""
+    path = long_shards(tmp_path)
+    data = open_folder(tmp_path)
+    batch = data.batch(3, 0, 2)
+    change(path)
+    for read in (lambda: data.batch(3, 0, 2), lambda: data.validation(0, 1), lambda: data.batch(4, 0, 1)):
+        if message:
+            with pytest.raises(DataChangedError, match=f"Shard {path} {message}.*go on with --resume auto"):
+                read()
+        else:
+            read()
+    if not message:
+        assert all(torch.equal(now, then) for now, then in zip(data.batch(3, 0, 2), batch, strict=True))

@@ -8,7 +8,7 @@ import torch
 
 from speedrun.config import DataConfig
 from speedrun.data import open_data
-from speedrun.data.text import byte_tokens, hold_out
+from speedrun.data.text import HELD_OUT, byte_tokens, choose_held_out, chosen_as_before, hold_out, split_end
 
 
 def test_byte_tokens() -> None:
@@ -40,6 +40,61 @@ def test_hold_out_leaves_no_copy_in_training() -> None:
         hold_out([b"a"])
     with pytest.raises(ValueError, match="1 document and 2 copies of it, which do not count, and .*at least two files"):
         hold_out([b"a", b"a", b"a"])
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        [20_000] * 5 + [4_000_001],
+        [1_000] * 99 + [100_000],
+        [5_000] * 50 + [20_000] * 3,
+        [1] * 200 + [10**9],
+        [3, 10**6],
+        [2**i for i in range(24)],
+        [10**5 - i for i in range(9)],
+    ],
+)
+def test_never_more_than_twice_the_share_is_held_out(sizes: list[int]) -> None:
+    """Whatever the sizes, in whatever order the hashes stand: 1,000 orders of each."""
+    rng = np.random.default_rng(len(sizes))
+    total = sum(sizes)
+    for _ in range(1000):
+        held_out = choose_held_out({rng.bytes(32): size for size in sizes})
+        assert 0 < sum(held_out.values()) <= 2 * HELD_OUT * total
+        if any(size <= 2 * HELD_OUT * total for size in sizes):  # then whole documents
+            assert all(size in sizes for size in held_out.values())
+
+
+def test_never_more_than_twice_the_share_of_any_sizes() -> None:
+    rng = np.random.default_rng(1)
+    for _ in range(1000):
+        count = int(rng.integers(2, 40))
+        sizes = (rng.lognormal(8, rng.uniform(0, 4), count) + 20).astype(int).tolist()
+        held_out = choose_held_out({rng.bytes(32): size for size in sizes})
+        assert 0 < sum(held_out.values()) <= 2 * HELD_OUT * sum(sizes)
+
+
+def test_a_document_is_cut_where_all_are_large() -> None:
+    words = ["Vögel 🐦", "singen.\n\nMorgens", "früh", "漢字\n"]
+    rng = np.random.default_rng(2)
+    for separator in (" ", "\n", "\n\n", ""):
+        documents = [separator.join(rng.choice(words, 300)).encode() for _ in range(3)]
+        training, validation = hold_out(documents)
+        total = sum(map(len, documents))
+        assert len(training) == 3 and len(validation) == 1 and 0.05 * total < len(validation[0]) <= 0.12 * total
+        (whole,) = (document for document in documents if document not in training)
+        (begin,) = (piece for piece in training if piece not in documents)
+        assert begin + validation[0] == whole and begin.decode() + validation[0].decode() == whole.decode()
+        assert begin.endswith((b"\n", separator.encode()))
+    assert split_end("ab🐦🐦".encode(), 1) == ("ab🐦".encode(), "🐦".encode())
+    assert split_end(b"x", 1) == (b"", b"x") and split_end(b"x", 0) == (b"x", b"")
+
+
+def test_what_was_held_out_before_still_is() -> None:
+    """A run of an earlier version may go on only where it trains on the same documents."""
+    rng = np.random.default_rng(3)
+    assert chosen_as_before([rng.bytes(int(size)) for size in rng.integers(100, 2_000, 100)])
+    assert not chosen_as_before([rng.bytes(5_000) for _ in range(5)])
 
 
 @pytest.fixture

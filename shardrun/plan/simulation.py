@@ -41,10 +41,10 @@ HEADINGS = {
 """Category → heading."""
 
 NOT_SIMULATED = (
-    "Not simulated, because fake tensors cannot go there: torch.compile, FP8, offload to CPU or NVMe. Stood in for: "
-    "attention functions but torch's own, and what the fused loss holds inside. Not in the figures: what other kernels "
-    "allocate for themselves, the CUDA context, NCCL's buffers. Allocated and reserved: by a model of torch's caching "
-    "allocator, cuBLAS's workspaces among it (benchmarks/gpu_books.md compares it with a GPU)."
+    "Not simulated, because fake tensors cannot go there: torch.compile, offload to CPU or NVMe. Stood in for: "
+    "attention functions but torch's own, and what the fused loss and FP8 hold inside. Not in the figures: what other "
+    "kernels allocate for themselves, the CUDA context, NCCL's buffers. Allocated and reserved: by a model of torch's "
+    "caching allocator, cuBLAS's workspaces among it (benchmarks/gpu_books.md compares it with a GPU)."
 )
 
 

@@ -39,12 +39,16 @@ The kernels are those that torch picks on a CPU (with 2.13 it agrees to the byte
 - Every attention function keeps q, k, v, its output and a log-sum-exp per head and query; sdpa the document mask in
   numbers too, the others none.
 
-This was exact to the byte for gpt2 on an H100 (benchmarks/gpu_books.md). FP8's copies are not in here.
+This was exact to the byte for gpt2 on an H100 (benchmarks/gpu_books.md).
+
+FP8 (speedrun/books/fp8.py) changes the head and the MLP: a block keeps c·n·m less where ReLU is squared, under autocast
+no weights that a checkpoint could cast again, and the head FP8's transposes. Emulated on a CPU it is exact to the byte;
+on a GPU nobody has measured it.
 """
 
 from typing import Literal
 
-from speedrun.books import attention, stream
+from speedrun.books import attention, fp8, stream
 from speedrun.books.kernels import CPU, Kernels
 from speedrun.books.log import Log, PredictedActivations, Tensor
 from speedrun.config import ModelConfig
@@ -137,7 +141,8 @@ class _Forward(Log):
             result = self.fused_loss(y)
             self.drop(y)
         else:
-            logits = self.linear("head", y, padded_vocabulary(config), "logits and loss")
+            rows = padded_vocabulary(config)
+            logits = fp8.head(self, y, rows) if config.fp8 else self.linear("head", y, rows, "logits and loss")
             self.drop(y)
             self.module = ""
             result = self.loss(logits)
@@ -209,8 +214,9 @@ class _Forward(Log):
         """
         config = self.config
         self.module = f"{name}.up"
-        fused = self.kernels.triton and config.mlp == "relu2" and not config.bias
-        hidden = self.linear("mlp up", y, config.mlp_width or 4 * config.width, cached=not fused)
+        width = config.mlp_width or 4 * config.width
+        fused = (self.kernels.triton or config.fp8) and config.mlp == "relu2" and not config.bias
+        hidden = fp8.mlp_up(self, y, width) if config.fp8 else self.linear("mlp up", y, width, cached=not fused)
         self.module = name
         if fused:
             active = hidden
@@ -228,7 +234,9 @@ class _Forward(Log):
             active = self.new("activation", "GELU", hidden.elements, self.product_size)
             self.drop(hidden)
         self.module = f"{name}.down"
-        result = self.linear("mlp down", active, config.width)
+        result = (
+            fp8.mlp_down(self, active, config.width) if config.fp8 else self.linear("mlp down", active, config.width)
+        )
         self.drop(y, active)
         return result
 
@@ -269,7 +277,7 @@ class _Forward(Log):
         block's is done before the block before it is let go; or one, and a block's share of the weight's gradient.
         """
         part, size, width = "logits and loss", self.product_size, self.config.width
-        vocabulary, future = padded_vocabulary(self.config), self.future
+        vocabulary, future, in_fp8 = padded_vocabulary(self.config), self.future, self.config.fp8
         targets = [self.new(part, "targets", self.tokens * (1 + future), 8)] if future else []
         rows = self.new(part, "cast input", y.elements, size) if y.size > size else y
         result = self.new(part, "loss", 1, 4)
@@ -278,16 +286,20 @@ class _Forward(Log):
         self.keep(part, gradients, gradients_of_weight)
         inside = [
             self.new(part, what, bytes, 1)
-            for what, bytes in fused_loss_inside(self.tokens, vocabulary, width, size, cast=self.autocast)
+            for what, bytes in fused_loss_inside(self.tokens, vocabulary, width, size, self.autocast, in_fp8)
         ]
         self.drop(*inside, *targets, *([] if rows is y else [rows]))
         return result
 
 
-def fused_loss_inside(tokens: int, vocabulary: int, width: int, size: int, cast: bool) -> list[tuple[str, int]]:
+def fused_loss_inside(
+    tokens: int, vocabulary: int, width: int, size: int, cast: bool, in_fp8: bool
+) -> list[tuple[str, int]]:
     """What the fused loss holds inside where it holds most: (what, bytes). size: bytes of an element of a product;
-    cast: the head's weight is cast to that.
+    cast: the head's weight is cast to that, where it is not in FP8.
     """
+    if in_fp8:
+        return fp8.fused_loss_inside(tokens, vocabulary, width, size, LOSS_ROWS)
     blocks = [min(LOSS_ROWS, tokens - start) * vocabulary * size for start in range(0, tokens, LOSS_ROWS)]
     two = [("block of logits", bytes) for bytes in blocks[:2]]
     one = [("block of logits", blocks[0]), ("block's gradient by the weight", vocabulary * width * 4)]

@@ -100,6 +100,10 @@ class Log:
         self.log.append((True, tensor))
         return tensor
 
+    def pass_through(self, part: str, what: str, bytes: int) -> None:
+        """What an operator holds inside, and has let go of before it returns."""
+        self.drop(self.new(part, what, bytes, 1))
+
     def keep(self, part: str, *tensors: Tensor) -> None:
         for tensor in tensors:
             if self.checkpointing == "none" and not tensor.kept:

@@ -49,6 +49,6 @@ def part_of(module: str, operator: str, kernel: str) -> str:
         return "residual"
     if name in ("embed", "positions") or operator in ("arange", "embedding") or kernel == "add":
         return "embedding"
-    if name == "head" and kernel not in ("mm", "addmm"):
+    if name == "head" and kernel not in ("mm", "addmm", "fp8_linear_fp8_backward"):
         return "head"
     return "logits and loss"

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 import speedrun.kernels
+import speedrun.kernels.fp8_linear as fp8_linear
 import speedrun.model.attend as attend
 import speedrun.model.gpt as gpt
 import speedrun.model.masks as masks
+from speedrun.books import fp8
 from speedrun.books.activations import fused_loss_inside
 from speedrun.books.kernels import Kernels
 from strategies.errors import UserError
@@ -41,6 +43,7 @@ def _patches(kernels: Kernels) -> Iterator[None]:
         stack.enter_context(mock.patch.object(gpt, "where", lambda device, dtype: kernels.where))
         stack.enter_context(mock.patch.object(masks, "document_lengths", _document_lengths))
         stack.enter_context(mock.patch.object(attend, "flash_function", lambda: _flash))
+        stack.enter_context(mock.patch.object(fp8_linear, "choose_way", lambda kernels, device: "scaled_mm"))
         yield
 
 
@@ -59,8 +62,23 @@ def _flash(*rows_and_ends: Any, softmax_scale: float | None, causal: bool, windo
 
 def inside(operator: str, arguments: Sequence[Any]) -> list[int]:
     """Bytes of every tensor that an operator of ours holds inside, where it holds most."""
-    if operator != "cross_entropy_and_gradients":
-        return []
-    hidden, weight = arguments[:2]
-    (tokens, width), rows, size = hidden.shape, weight.shape[0], hidden.element_size()
-    return [bytes for _, bytes in fused_loss_inside(tokens, rows, width, size, cast=weight.dtype != hidden.dtype)]
+    if operator == "cross_entropy_and_gradients":
+        hidden, weight, *_, in_fp8 = arguments
+        (tokens, width), rows, size = hidden.shape, weight.shape[0], hidden.element_size()
+        held = fused_loss_inside(tokens, rows, width, size, weight.dtype != hidden.dtype, in_fp8)
+        return [bytes for _, bytes in held]
+    if operator.startswith("fp8_") and arguments[-1] == "scaled_mm":  # emulated it is a CPU's, where nobody asks
+        return fp8_inside(operator, arguments)
+    return []
+
+
+def fp8_inside(operator: str, arguments: Sequence[Any]) -> list[int]:
+    """The same of FP8's operators by plain torch (speedrun/kernels/fp8.py): two float32 copies of what is quantised;
+    the product before its ReLU is squared, and the ReLU.
+    """
+    first, second = arguments[:2]
+    if operator in ("fp8_quantize", "fp8_quantize_delayed"):
+        return [fp8.QUANTIZING * first.numel()]
+    if operator == "fp8_linear" and arguments[6]:
+        return [2 * first.shape[0] * second.shape[0] * first.element_size()]
+    return []

@@ -59,6 +59,8 @@ CONFIGS = {
         partial_key_offset=True,
     ),
     "biases, RMSNorm": shrunk("gpt2", positions="rope", norm="rms", bias=True, softcap=15.0),
+    "FP8": shrunk("modern", fp8=True, mlp_width=100),
+    "FP8, GELU, LayerNorm": shrunk("gpt2", fp8=True, bias=False, tied_head=True, untie_at=0.5),
 }
 
 
@@ -71,6 +73,9 @@ def measure(model: GPT, rows: int, time: int, precision: str, attention: str = "
 
 def make(config: ModelConfig, precision: str, documents: bool) -> GPT:
     model = GPT(config, document_start=0 if documents else None)
+    for block in model.blocks:
+        if config.fp8:
+            block.mlp.down.scales.on(torch.device("cpu"))  # made in the first pass, which is not the one measured
     return model.bfloat16() if precision == "bf16" else model
 
 

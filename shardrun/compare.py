@@ -110,11 +110,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _run_all(arguments: argparse.Namespace) -> tuple[list[ComparedRun], bool]:
     """Train under every strategy; also whether their losses agree."""
+    from speedrun.run.command_line import parse
+
     names, fitting = arguments.strategies.split(","), catalogue.spread(arguments.processes)
     for name in names:
         if name not in fitting:
             there_are = f"on {arguments.processes} ranks there are {', '.join(fitting)}"
             raise UserError(f"there is no strategy {name!r} to compare; {there_are}.")
+    parse([arguments.preset, f"--steps={arguments.steps}", *arguments.trainer])  # before the first run, not in it
     together = Path(arguments.out) / f"compare-{time.strftime('%Y%m%d-%H%M%S')}"
     runs = []
     for number, name in enumerate(names, start=1):

@@ -4,6 +4,7 @@ No torch in here: the trainer and the verbs that plan for it come to the same ro
 """
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -42,8 +43,6 @@ def cut_rows(global_batch: int, world_size: int, micro_batch: int = 0, name: str
             f"{name}.global_batch {global_batch} does not divide over {world_size} ranks; use {nearest}, or another "
             "number of processes."
         )
-    if micro_batch < 0:
-        raise UserError(f"{name}.micro_batch is {micro_batch}, but must not be negative")
     rows = global_batch // world_size
     most = min(micro_batch or rows, rows)
     return Batches(rows, next(size for size in range(most, 0, -1) if rows % size == 0))
@@ -136,8 +135,6 @@ def tokens_before(stages: Sequence[Stage], step: int) -> int:
 
 def number_of_steps(config: Config) -> int:
     """Steps until the step count or the token budget ends the run. Raises ValueError where that is none."""
-    if config.steps < 1:
-        raise UserError(f"steps = {config.steps}: a run has at least one step.")
     table = _table(config)
     per_step = [
         (stage.global_batch or config.data.global_batch) * (stage.sequence_length or config.data.sequence_length)
@@ -148,9 +145,14 @@ def number_of_steps(config: Config) -> int:
         bounds = itertools.pairwise(_bounds(table, steps))
         return sum((last - first) * size for (first, last), size in zip(bounds, per_step, strict=True))
 
-    budget = config.tokens
-    for steps in range(config.steps, 0, -1):
-        if budget is None or tokens(steps) <= budget:
+    if config.tokens is None:
+        return config.steps
+    # A stage's bound is rounded to a step, so many steps take at least this, and fewer are looked at one by one.
+    shares = [b - a for a, b in itertools.pairwise([0.0, *(stage.until for stage in table)])]
+    mean = sum(share * size for share, size in zip(shares, per_step, strict=True))
+    most = (config.tokens + sum(per_step)) / mean
+    for steps in range(min(config.steps, math.ceil(most)), 0, -1):
+        if tokens(steps) <= config.tokens:
             return steps
     raise UserError(f"steps {config.steps} and a token budget of {config.tokens} allow no step of {tokens(1)} tokens.")
 
@@ -164,9 +166,6 @@ def _table(config: Config) -> Sequence[StageConfig]:
             "to 1"
         )
     for i, stage in enumerate(stages):
-        for name in ("global_batch", "sequence_length", "micro_batch", "window_short", "window_long", "lr"):
-            if getattr(stage, name) < 0:
-                raise UserError(f"schedule.stages.{i}.{name} is {getattr(stage, name)}, but must not be negative")
         if stage.window_long and not config.model.long_layers:
             raise UserError(
                 f"schedule.stages.{i}.window_long = {stage.window_long} has no layer: name some in model.long_layers"

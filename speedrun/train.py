@@ -11,7 +11,7 @@ wrong, and what `auto` becomes), `warm_up` (untimed, and leaves no trace) and `c
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any
 
@@ -41,13 +41,16 @@ def main() -> None:
     preset, config = parse(sys.argv[1:])
     launch = select.launched()
     check_units(launch.engine.get("wrap", ()), launch.config_file)
-    config = honoured(config, launch.asks, launch.world_size, options_said(sys.argv[1:]))
-    train(preset, config, launch)
+    said = options_said(sys.argv[1:])
+    train(preset, honoured(config, launch.asks, launch.world_size, said), launch, said)
 
 
-def train(preset: str, config: Config, launch: Launch) -> None:
-    """A whole run. Everything that a user can get wrong is checked before a process group starts."""
-    checked = check(config, launch)
+def train(preset: str, config: Config, launch: Launch, said: Collection[str] = ()) -> None:
+    """A whole run. Everything that a user can get wrong is checked before a process group starts.
+
+    said: the fields that the command line sets.
+    """
+    checked = check(config, launch, said)
     config, stages, data = checked.config, checked.stages, checked.data
 
     torch.manual_seed(config.seed)  # nothing of ours draws from it, but its state is part of a checkpoint

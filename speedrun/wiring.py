@@ -3,6 +3,7 @@
 import math
 
 from speedrun.config import GATE_CHANNELS, ModelConfig
+from speedrun.ranges import check_ranges
 from strategies.errors import UserError
 
 
@@ -33,7 +34,8 @@ def skip_sources(config: ModelConfig) -> dict[int, int]:
 
 
 def check_model(config: ModelConfig) -> None:
-    """Raises ValueError where two fields of the configuration cannot both be as they are."""
+    """Raises ValueError where a field is out of its range, or two cannot both be as they are."""
+    check_ranges(config, "model.")
     check_attention(config)
     layers = config.layers
     if config.unet_skips and config.block_skip:
@@ -48,21 +50,16 @@ def check_model(config: ModelConfig) -> None:
             f"model.block_skip = {config.block_skip} must name a block and a later one, not the next, of the "
             f"model.layers = {layers} blocks (0 is the first)"
         )
-    if not 0 <= config.backout < max(1, layers):
+    if config.backout >= layers:
         raise UserError(
             f"model.backout = {config.backout} must be a number of blocks below model.layers = {layers}, or 0 for none"
         )
-    wrong = [layer for layer in config.value_embeddings if not 0 <= layer < layers]
+    wrong = [layer for layer in config.value_embeddings if layer >= layers]
     if wrong or len(set(config.value_embeddings)) < len(config.value_embeddings):
         raise UserError(
             f"model.value_embeddings = {config.value_embeddings} must name blocks once each, of the model.layers = "
             f"{layers} blocks (0 is the first)"
         )
-    for name, (_, rows) in ngram_tables(config).items():
-        if rows == 1:  # row 0 is for what has no n-gram
-            raise UserError(
-                f"model.{name.removesuffix('s')}_rows = 1 leaves no row for any n-gram: use 2 or more, or 0 for none"
-            )
     if config.ngram_width and not ngram_tables(config):
         raise UserError(
             f"model.ngram_width = {config.ngram_width} is the width of tables that model.bigram_rows, trigram_rows and "
@@ -70,8 +67,6 @@ def check_model(config: ModelConfig) -> None:
         )
     if config.untie_at and not config.tied_head:
         raise UserError(f"model.untie_at = {config.untie_at} unties a head that model.tied_head = False never tied")
-    if not 0 <= config.untie_at <= 1:
-        raise UserError(f"model.untie_at = {config.untie_at} must be a share of the run, from 0 to 1")
     if config.softcap_form == "sigmoid" and not config.softcap:
         raise UserError("model.softcap_form = sigmoid needs a model.softcap above 0, such as 23")
     for feature, on in (("smear", config.smear), ("value_embeddings", bool(config.value_embeddings))):
@@ -84,12 +79,12 @@ def check_model(config: ModelConfig) -> None:
 def check_attention(config: ModelConfig) -> None:
     """Raise ValueError where options of attention conflict or name what is not there."""
     for name in ("long_layers", "paired_head_layers"):
-        for layer in getattr(config, name):
+        named: tuple[int, ...] = getattr(config, name)
+        for layer in named:
             if not 0 <= layer < config.layers:
                 raise UserError(f"model.{name} names layer {layer}, but model.layers = {config.layers} has none such")
-    for name in ("window_short", "window_long", "attention_scale"):
-        if getattr(config, name) < 0:
-            raise UserError(f"model.{name} = {getattr(config, name)} is negative; 0 switches it off")
+            if named.count(layer) > 1:
+                raise UserError(f"model.{name} names layer {layer} twice: name each layer once")
     if config.window_long and not config.long_layers:
         raise UserError(f"model.window_long = {config.window_long} has no layer: name some in model.long_layers")
     if config.paired_head_layers and config.heads % 2:

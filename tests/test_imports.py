@@ -128,11 +128,11 @@ def test_a_name_that_others_import_means_one_thing() -> None:
 
 
 def test_files_and_rooms_stay_small() -> None:
-    """400 lines a file outside of lessons, tests too; thirteen rooms in the trainer."""
+    """400 lines a file outside of lessons, tests too; fourteen rooms in the trainer."""
     tops = ("benchmarks", "shardrun", "speedrun", "strategies", "tests")
     lines = {
         path: len(path.read_text(encoding="utf-8").splitlines()) for top in tops for path in (ROOT / top).rglob("*.py")
     }
     assert {str(path.relative_to(ROOT)): count for path, count in lines.items() if count > 400} == {}
     rooms = {module.split(".")[1] for module in FILES if module.startswith("speedrun.")}
-    assert len(rooms) <= 13, sorted(rooms)
+    assert len(rooms) <= 14, sorted(rooms)

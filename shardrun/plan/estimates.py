@@ -20,6 +20,7 @@ from speedrun.books.kernels import (
 from speedrun.books.shapes import scenario_of
 from speedrun.config import Config, ModelConfig
 from speedrun.presets import PRESETS
+from speedrun.ranges import check_ranges
 from speedrun.stages import Batches, Stage, number_of_steps, resolve_stages
 from speedrun.wiring import check_model
 from strategies import catalogue
@@ -147,7 +148,8 @@ def configure(arguments: argparse.Namespace) -> Config:
     model = dataclasses.replace(model, **{name: value for name, value in changes.items() if value is not None})
     if arguments.width and not arguments.heads:
         model = dataclasses.replace(model, heads=max(1, arguments.width // 128))
-    if model.layers < 1 or model.width < 1 or model.heads < 1 or model.width % model.heads:
+    check_ranges(model, "model.")
+    if model.width % model.heads:
         raise UserError(f"{model.heads} heads do not divide a width of {model.width}; pass --heads.")
     stages = () if shaped(arguments) else config.schedule.stages
     if arguments.seq:
@@ -163,13 +165,15 @@ def configure(arguments: argparse.Namespace) -> Config:
     optimizer = config.optimizer
     if arguments.optimizer:
         optimizer = dataclasses.replace(optimizer, name=arguments.optimizer)
-    return dataclasses.replace(
+    config = dataclasses.replace(
         config,
         model=model,
         optimizer=optimizer,
         schedule=dataclasses.replace(config.schedule, stages=stages),
         data=dataclasses.replace(config.data, sequence_length=length),
     )
+    check_ranges(config)
+    return config
 
 
 def kernels_for(config: Config, gpu: Gpu, arguments: argparse.Namespace) -> Kernels:
@@ -228,7 +232,7 @@ def parse_count(text: str) -> int:
     """'124M' → 124000000. Raises ValueError for what is no count."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMBT]?)", text.upper())
     count = float(match[1]) * {"": 1, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}[match[2]] if match else 0.0
-    if count < 1e5:
+    if not 1e5 <= count <= 1e15:
         raise UserError(f"--params {text!r} is no size of a GPT; write for example 350M, 7B or 1T.")
     return round(count)
 

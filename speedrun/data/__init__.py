@@ -7,8 +7,10 @@ from speedrun.config import DataConfig
 from speedrun.data import corpus, shards, text
 from speedrun.data.batches import Data, DocumentRun, StageRows, Stream, batch_hash
 from speedrun.data.documents import read_folder
+from speedrun.data.encodings import check_encoding
 from speedrun.data.prefetch import Prefetch, prefetch
 from speedrun.data.vocabulary import Vocabulary
+from speedrun.ranges import check_ranges
 from speedrun.stages import Stage, tokens_before
 from strategies.errors import UserError
 
@@ -26,19 +28,11 @@ def open_data(config: DataConfig, vocab_size: int, seed: int, stages: Sequence[S
 
     Raises:
         FileNotFoundError: the source is no folder.
-        ValueError: nothing to read, a file that cannot be decoded, a bad shard, a vocabulary or a batch that cannot
-            be, too few validation tokens.
+        ValueError: a field out of its range, nothing to read, a file that cannot be decoded, a bad shard, a vocabulary
+            or a batch that cannot be, too few validation tokens.
     """
-    for field in ("sequence_length", "global_batch", "eval_tokens"):
-        if getattr(config, field) < 1:
-            raise UserError(f"data.{field} is {getattr(config, field)}, but it must be at least 1.")
-    if config.eval_sequence_length < 0:
-        raise UserError(
-            f"data.eval_sequence_length is {config.eval_sequence_length}; give a length, or 0 for data.sequence_length."
-        )
-    if seed < 0:
-        raise UserError(f"seed is {seed}, but it must not be negative.")
-
+    check_ranges(config, "data.")
+    check_encoding(config.encoding)
     name, note, older_hash = config.source, "", ""
     if name == "pydocs":
         documents, content_hash = corpus.pydocs()

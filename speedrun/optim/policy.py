@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from speedrun.config import Kernels, OptimizerConfig
+from speedrun.ranges import check_ranges
 from strategies.errors import UserError
 
 if TYPE_CHECKING:
@@ -48,14 +49,24 @@ def kind_of(name: str, shape: Shape) -> str:
     return "head" if name.startswith("head.") else "embedding"
 
 
-def check_optimizer(config: OptimizerConfig) -> None:
-    """Raise ValueError where two fields contradict each other, or one has no meaning."""
+def check_optimizer(config: OptimizerConfig, factor: float = 1.0) -> None:
+    """Raise ValueError where a field is out of its range, or two contradict each other.
+
+    factor: on all rates, the largest that a stage has.
+    """
+    check_ranges(config, "optimizer.")
     if config.normuon and config.name != "muon":
         raise UserError(
             f"optimizer.normuon changes Muon's update, but optimizer.name = {config.name} has none: use one of the two"
         )
-    if config.adamw_every < 1:
-        raise UserError(f"optimizer.adamw_every = {config.adamw_every}: AdamW updates every 1, 2, … steps")
+    matrices = ("muon_lr", "muon_weight_decay") if config.name == "muon" else ("adamw_lr", "weight_decay")
+    for rate, decay in (matrices, *((f"{kind}_lr", "weight_decay") for kind in ("embedding", "head", "table"))):
+        lr, share = getattr(config, rate), getattr(config, decay)
+        if share * lr * factor > 1:
+            raise UserError(
+                f"optimizer.{decay} is {share} and optimizer.{rate} {lr * factor:g} at most: a step would multiply "
+                f"weights by 1 − {lr * factor * share:g}, below 0; lower one of them"
+            )
 
 
 def parameter_groups(

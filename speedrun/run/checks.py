@@ -4,6 +4,9 @@ not.
 
 import dataclasses
 import math
+import os
+from collections.abc import Collection, Sequence
+from pathlib import Path
 
 import torch
 
@@ -17,6 +20,7 @@ from speedrun.model.attend import activate_flash
 from speedrun.model.compiling import allow_variants
 from speedrun.optim.policy import check_optimizer
 from speedrun.optim.precision import emulated_bf16, emulated_fp16, settle
+from speedrun.ranges import check_ranges
 from speedrun.run.checkpoints import Resumed, asked_to_resume
 from speedrun.stages import Stage, number_of_steps, resolve_stages
 from strategies import catalogue
@@ -52,17 +56,22 @@ class Checked:
         return sum(math.prod(shape) for shape in self.shapes.values())
 
 
-def check(config: Config, launch: Launch) -> Checked:
+def check(config: Config, launch: Launch, said: Collection[str] = ()) -> Checked:
     """Look at everything that a user can get wrong, and resolve the configuration. Starts nothing, makes no weights.
+
+    said: fields that the command line sets (`options_said`).
 
     Raises ValueError or FileNotFoundError, in one sentence.
     """
+    check_ranges(config)
+    check_out(config)
     if config.compile and (why := catalogue.books(launch.strategy).refuses_compile):
         raise UserError(why)
     about = (launch.strategy, launch.world_size, launch.precision)
     if why := catalogue.books(launch.strategy).refuses(scenario_of(config, *about, engine=launch.engine)):
         raise UserError(f"{launch.config_file or 'the accelerate config'}: {why}")
     stages = resolve_stages(config, number_of_steps(config), launch.world_size)
+    unreached = check_schedule(config, stages, said)
     data = open_data(config.data, config.model.vocab_size, config.seed, stages)
     longest = max(config.data.eval_sequence_length, *(stage.sequence_length for stage in stages))
     if longest > config.model.max_sequence_length:
@@ -78,7 +87,7 @@ def check(config: Config, launch: Launch) -> Checked:
             "and every GPU that multiplies in FP8 has bf16; write mixed_precision: bf16, or switch model.fp8 off."
         )
     fp8 = fp8_in_words(kernels, launch.cpu) if config.model.fp8 else ""
-    resolved = [data.note] if data.note else []
+    resolved = [*unreached, *([data.note] if data.note else [])]
     resolved += [f"kernels: {kernels} ({why})" + (f", head and MLP in FP8 {fp8}" if fp8 else "")]
     device = torch.device("cpu") if launch.cpu else torch.device("cuda", launch.local_rank)
     with torch.device("meta"):
@@ -86,7 +95,7 @@ def check(config: Config, launch: Launch) -> Checked:
     attention, lines = attention_of_stages(outline, stages, device, launch.precision)
     resolved += lines
     shapes = parameter_shapes(config.model)
-    check_optimizer(config.optimizer)
+    check_optimizer(config.optimizer, max(stage.lr for stage in stages))
     resumed = asked_to_resume(config, shapes, data.content_hash, data.older_hash)
     optimizer, why = settle(config.optimizer, resumed.orthogonalization_dtype if resumed else "auto", device)
     config = dataclasses.replace(config, optimizer=optimizer)
@@ -96,6 +105,39 @@ def check(config: Config, launch: Launch) -> Checked:
     if costs := emulated[launch.precision]:
         resolved.append(costs)
     return Checked(config, stages, data, shapes, resumed, attention, resolved)
+
+
+def check_out(config: Config) -> None:
+    """Raises ValueError where the run's folder cannot be made."""
+    path = Path(config.out) / config.name
+    try:
+        there = next(folder for folder in (path, *path.parents) if folder.exists())
+    except OSError as error:  # a part of the path is too long, or behind a folder that may not be looked into
+        raise UserError(f"the run's folder would be {path} ({error.strerror}): give another --out.") from error
+    if not there.is_dir():
+        raise UserError(f"{there} is a file, and the run's folder would be {path}: give another --out or --name.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"nothing can be written into {there}, where the run's folder would be: give another --out.")
+
+
+def check_schedule(config: Config, stages: Sequence[Stage], said: Collection[str]) -> list[str]:
+    """Lines to print on what the run is too short for. A preset's own value is one of them; what the command line says
+    (said) raises ValueError."""
+    steps, shortest = stages[-1].last, min(stage.sequence_length for stage in stages)
+    if len(config.schedule.future_weights) >= shortest:
+        raise UserError(
+            f"schedule.future_weights has {len(config.schedule.future_weights)} weights, but rows of {shortest} tokens "
+            "have no tokens so far ahead: give fewer."
+        )
+    too_long = {}
+    if (warmup := config.schedule.warmup) > steps:
+        too_long["schedule.warmup"] = f"schedule.warmup is {warmup}, and no rate reaches its peak"
+    if (every := config.optimizer.adamw_every) > steps:
+        too_long["optimizer.adamw_every"] = f"optimizer.adamw_every is {every}, and AdamW never updates"
+    for name, sentence in too_long.items():
+        if name in said:
+            raise UserError(f"{sentence}: the run has {steps} steps, so give {steps} at most, or more steps.")
+    return [f"warning: {sentence}: the run has {steps} steps" for sentence in too_long.values()]
 
 
 def attention_of_stages(

@@ -6,6 +6,7 @@ from dataclasses import replace
 from speedrun.config import Config
 from speedrun.data.vocabulary import vocabulary_of
 from speedrun.presets import PRESETS
+from speedrun.ranges import check_ranges
 from speedrun.run.ending import leave_for_torchrun, say_after_launcher, speaks_first
 from strategies.errors import UserError
 
@@ -21,8 +22,8 @@ def parse(arguments: list[str]) -> tuple[str, Config]:
 
     The model has as many tokens as the data's sidecar says, where there is one and no option says otherwise.
 
-    Raises ValueError for an unknown preset or a broken sidecar; SystemExit after showing the help, or what is wrong
-    with a field.
+    Raises ValueError for an unknown preset, a value out of its range or a broken sidecar; SystemExit after showing the
+    help, or what is wrong with a field.
     """
     if not arguments or arguments[0].startswith("-"):
         arguments = ["tiny", *arguments]
@@ -30,7 +31,7 @@ def parse(arguments: list[str]) -> tuple[str, Config]:
     if preset not in PRESETS:
         raise UserError(f"there is no preset {preset!r}; there are {', '.join(PRESETS)}.")
     try:
-        return preset, _with_vocabulary(preset, _read(preset, options, show=False))
+        config = _with_vocabulary(preset, _read(preset, options, show=False))
     except SystemExit as end:
         if end.code:
             wrong = "the command line is wrong; what is printed above says where."
@@ -39,6 +40,8 @@ def parse(arguments: list[str]) -> tuple[str, Config]:
         if speaks_first("command line"):
             _read(preset, options, show=True)
         raise
+    check_ranges(config)
+    return preset, config
 
 
 def options_said(arguments: list[str]) -> set[str]:

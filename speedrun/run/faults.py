@@ -19,7 +19,6 @@ from torch import Tensor
 from speedrun.config import Config
 from speedrun.model.compiling import uncompiled
 from strategies.base import Strategy
-from strategies.errors import UserError
 from strategies.loss_scale import LossScale
 
 WINDOW = 32
@@ -44,9 +43,6 @@ class Faults:
     """The policy of a run: `on_nonfinite` and `spike` of its configuration."""
 
     def __init__(self, config: Config, say: Callable[[str], None]):
-        """Raises ValueError for a spike at or below 1, which every other step would be."""
-        if config.spike and not config.spike > 1:
-            raise UserError(f"spike {config.spike} is not above 1: give a factor such as 2, or 0 for none.")
         self.policy, self.spike, self.say = config.on_nonfinite, config.spike, say
         self.early = loss_comes_first(config)
         self.losses: deque[float] = deque(maxlen=WINDOW)

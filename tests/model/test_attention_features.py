@@ -278,7 +278,7 @@ def test_yarn_keeps_fast_frequencies_and_slows_slow_ones() -> None:
         (dict(paired_head_layers=(0,), heads=1), ("paired_head_layers", "heads")),
         (dict(long_layers=(3,)), ("long_layers", "layers = 3")),
         (dict(window_long=5), ("window_long", "long_layers")),
-        (dict(window_short=-1), ("window_short",)),
+        (dict(window_long=5, long_layers=(1, 1)), ("long_layers", "layer 1 twice")),
         (dict(partial_key_offset=True, positions="rope", long_layers=(1,)), ("partial_key_offset", "positions")),
         (dict(partial_key_offset=True), ("partial_key_offset", "long_layers")),
         (

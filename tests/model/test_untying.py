@@ -93,7 +93,7 @@ def test_a_model_from_the_meta_device_starts_alike() -> None:
     ("changes", "sentence"),
     [
         (dict(tied_head=False), r"model.untie_at = 0.5 .* model.tied_head = False"),
-        (dict(untie_at=1.5), r"model.untie_at = 1.5"),
+        (dict(untie_at=1.5), r"model.untie_at is 1.5,"),
     ],
 )
 def test_conflicts_are_named(changes: dict[str, Any], sentence: str) -> None:

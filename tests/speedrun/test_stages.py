@@ -79,7 +79,6 @@ def test_tokens_are_counted_step_by_step_and_the_budget_is_kept(steps: int, budg
         ((StageConfig(0.5), StageConfig(0.5), StageConfig(1.0)), "schedule.stages end at 0.5, 0.5, 1.0"),
         ((StageConfig(0.0), StageConfig(1.0)), "schedule.stages end at 0.0, 1.0"),
         ((StageConfig(0.001), StageConfig(1.0)), "schedule.stages.0 .until 0.001. has no step in a run of 100 steps"),
-        ((StageConfig(0.5, global_batch=-4), StageConfig(1.0)), "schedule.stages.0.global_batch is -4"),
     ],
 )
 def test_a_table_that_is_none_is_refused(stages: tuple[StageConfig, ...], sentence: str) -> None:

@@ -26,6 +26,7 @@ from speedrun.books.shapes import scenario_of
 from speedrun.config import Config
 from speedrun.presets import PRESETS
 from speedrun.stages import number_of_steps, resolve_stages
+from strategies import strict_json
 from strategies.errors import UserError
 from strategies.ledger.hardware import GIB
 from strategies.ledger.terms import MOMENTS
@@ -109,7 +110,7 @@ def run(parts: list[str]) -> None:
 
     def note(part: str, key: str, figures: dict[str, Any]) -> None:
         results.setdefault(part, {})[key] = figures
-        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+        RESULTS.write_text(strict_json.dumps(results, indent=1) + "\n")
         TABLE.write_text(render(results))
         print(part, key, figures, flush=True)
 

@@ -40,6 +40,7 @@ from speedrun.data import Data, open_data
 from speedrun.model import parameter_shapes
 from speedrun.optim.precision import native_bf16
 from speedrun.presets import PRESETS
+from strategies import strict_json
 from strategies.errors import UserError
 
 RATES = (0.002, 0.004, 0.008)
@@ -165,7 +166,7 @@ class Track:
 
     def _write(self) -> None:
         self.out.parent.mkdir(parents=True, exist_ok=True)
-        self.out.write_text(json.dumps(self.results, indent=1) + "\n", encoding="utf-8")
+        self.out.write_text(strict_json.dumps(self.results, indent=1) + "\n", encoding="utf-8")
 
 
 def machine(threads: int) -> dict[str, Any]:

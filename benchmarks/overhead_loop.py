@@ -1,7 +1,6 @@
 """The hand-written DDP loop that benchmarks/overhead.py compares the trainer with. Launched on every rank."""
 
 import dataclasses
-import json
 import os
 import sys
 import time
@@ -16,6 +15,7 @@ from speedrun.config import DataConfig
 from speedrun.data import open_data
 from speedrun.model import GPT
 from speedrun.presets import PRESETS
+from strategies import strict_json
 
 
 def main() -> None:
@@ -43,7 +43,7 @@ def main() -> None:
         loss.item()
         times.append((time.perf_counter() - started) * 1e3)
     if rank == 0:
-        (folder / "loop.json").write_text(json.dumps(times))
+        (folder / "loop.json").write_text(strict_json.dumps(times))
     dist.barrier()
     dist.destroy_process_group()
 

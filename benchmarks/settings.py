@@ -29,7 +29,7 @@ from shardrun.certify.equivalence import Case
 from speedrun.books.shapes import scenario_of
 from speedrun.model import GPT
 from speedrun.optim.policy import parameter_groups
-from strategies import catalogue
+from strategies import catalogue, strict_json
 from strategies.base import Precision, Settings
 from strategies.forecast.predict import predict_after_forward, predict_memory
 from strategies.forecast.traffic import predict_traffic
@@ -231,7 +231,7 @@ def measure_all(strategy: str, folder: Path) -> None:
     for run in product(strategy):
         lines.append(measured(run))
         torch.nn.functional.linear = linear  # ZeRO-3 replaces it for the whole process
-    (folder / f"{strategy}_{dist.get_rank()}.json").write_text(json.dumps(lines), encoding="utf-8")
+    (folder / f"{strategy}_{dist.get_rank()}.json").write_text(strict_json.dumps(lines), encoding="utf-8")
     sys.stdout.flush()
     os._exit(0)  # past engines that wait for one another
 
@@ -264,7 +264,7 @@ def compared(strategy: str, folder: Path) -> tuple[list[str], list[str]]:
 
 def _shown(setting: tuple[str, Any]) -> str:
     key, value = setting
-    return f"`{key.removeprefix(ZERO)}: {json.dumps(value)}`"
+    return f"`{key.removeprefix(ZERO)}: {strict_json.dumps(value)}`"
 
 
 def report(rows: list[str], wrong: list[str]) -> str:

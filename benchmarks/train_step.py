@@ -29,6 +29,7 @@ import torch
 
 from shardrun.launch import find_config, launch, what_went_wrong
 from speedrun.data.shards import write_tokens
+from strategies import strict_json
 
 VARIANTS = {
     "eager": [],
@@ -79,7 +80,7 @@ def main() -> None:
     one_peak(measured)
     results = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
     results["gpu" if gpu else "cpu"] = measured
-    arguments.out.write_text(json.dumps(results, indent=1) + "\n")
+    arguments.out.write_text(strict_json.dumps(results, indent=1) + "\n")
     arguments.out.with_suffix(".md").write_text(report(results), encoding="utf-8")
     print(report(results))
 

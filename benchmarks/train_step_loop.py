@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import resource
 import statistics
 import sys
@@ -26,7 +25,7 @@ from speedrun.run.command_line import parse
 from speedrun.run.ending import guarded
 from speedrun.stages import Stage, resolve_stages
 from speedrun.train import set_schedules
-from strategies import select
+from strategies import select, strict_json
 from strategies.base import Strategy
 from strategies.errors import UserError
 from strategies.ledger.hardware import GPUS
@@ -74,7 +73,7 @@ def main() -> None:
         "phases_s": {name: apart[name] for name in PHASES} | {"exchange": exchange},
     }
     if launch.rank == 0:
-        file.write_text(json.dumps(result))
+        file.write_text(strict_json.dumps(result))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ from shardrun.colours import COLOURS
 from shardrun.launch import launch, shipped_config, shown, what_went_wrong
 from shardrun.tables import mib
 from speedrun.run.record import step_times
-from strategies import catalogue
+from strategies import catalogue, strict_json
 from strategies.errors import UserError
 from strategies.ledger import book
 from strategies.ledger.book import (
@@ -267,7 +267,7 @@ def _write(runs: list[ComparedRun], arguments: argparse.Namespace) -> str:
     """compare.json, and the picture where matplotlib is installed, beside the runs. Returns the former's text."""
     folder, processes = runs[0].folder.parent, arguments.processes
     content = [{**vars(run), "folder": str(run.folder), "total": run.total, "ring_bytes": run.sent} for run in runs]
-    text = json.dumps({"schema": 1, "ranks": processes, "runs": content}, indent=2)
+    text = strict_json.dumps({"schema": 1, "ranks": processes, "runs": content}, indent=2)
     (folder / "compare.json").write_text(text + "\n")
     try:
         from shardrun.picture import draw_comparison

@@ -1,7 +1,6 @@
 """`shardrun diff A B`: two accelerate configs, in bytes per rank and traffic, not in keys."""
 
 import argparse
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ from speedrun.books.kernels import CPU, Kernels, installed_torch, kernels_on_gpu
 from speedrun.config import Config
 from speedrun.presets import PRESETS
 from speedrun.run.asked import honoured
-from strategies import catalogue
+from strategies import catalogue, strict_json
 from strategies.config_file import Asked
 from strategies.forecast.traffic import explain_volume, paper_volumes, predict_traffic
 from strategies.ledger.hardware import GPUS
@@ -42,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     found = [_planned(side, arguments) for side in sides]
     if arguments.json:
         rows = [_as_dict(side, *each) for side, each in zip(sides, found, strict=True)]
-        print(json.dumps({"schema": 1, "preset": arguments.preset, "sides": rows}))
+        print(strict_json.dumps({"schema": 1, "preset": arguments.preset, "sides": rows}))
         return 0
     stages, books, held = zip(*found, strict=True)
     _print(arguments.preset, sides, stages, books, held)

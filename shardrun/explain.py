@@ -1,12 +1,12 @@
 """`shardrun explain CONFIG`: what an accelerate config resolves to, every key of it and of the files that it names."""
 
 import argparse
-import json
 import textwrap
 from pathlib import Path
 
 from shardrun.configs import resolve_config
 from shardrun.launch import find_config, shipped_names, shown
+from strategies import strict_json
 from strategies.config_file import Asked
 
 COLUMNS = 100
@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
         content = {"schema": 2, **vars(found), "path": str(path)}
         content["asks"] = {name: said.value for name, said in found.asks.items()}
         content["lines"] = [dict(zip(("key", "value", "effect"), line, strict=True)) for line in found.lines]
-        print(json.dumps(content, indent=2))
+        print(strict_json.dumps(content, indent=2))
         return 0
     where = "CPU, gloo" if found.cpu else "GPU, NCCL"
     ranks = f"{found.world_size} rank{'s' if found.world_size > 1 else ''}"

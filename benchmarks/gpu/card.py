@@ -4,7 +4,6 @@ Cards of one name differ: an H100 has been met that gave two thirds of another's
 beside every result.
 """
 
-import json
 import platform
 import statistics
 import subprocess
@@ -16,6 +15,7 @@ import torch
 
 from benchmarks.gpu.results import asked, write_json
 from shardrun.machine import cores, cpu_name
+from strategies import strict_json
 
 REPEATS = 20
 
@@ -34,7 +34,7 @@ def main() -> None:
         **{name: version(name) for name in ("triton", "accelerate", "deepspeed", "numpy")},
         **rates(device),
     }
-    print(json.dumps(machine, indent=1))
+    print(strict_json.dumps(machine, indent=1))
     write_json(arguments.result.file, machine)
 
 

@@ -1,11 +1,12 @@
 """What a part leaves: sentences and tables, written after every line, so that a part cut off keeps what it had."""
 
 import argparse
-import json
 import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from strategies import strict_json
 
 Cell = str | int | float | None
 
@@ -53,7 +54,7 @@ class Result:
 def write_json(file: Path, content: Any) -> None:
     """Whole or not at all."""
     partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    partial.write_text(strict_json.dumps(content, indent=1) + "\n", encoding="utf-8")
     os.replace(partial, file)
 
 

@@ -11,7 +11,6 @@ same command again, and it continues; more seeds, ideas or suites in the same fo
 
 import argparse
 import contextlib
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING
 from shardrun.ablate.ideas import IDEAS, Setting, described
 from shardrun.ablate.suites import SUITES, Suite, one_at_a_time, suite_of
 from shardrun.launch import find_config
+from strategies import strict_json
 from strategies.errors import UserError
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     with contextlib.redirect_stdout(sys.stderr) if arguments.json else contextlib.nullcontext():
         text, content = ablate(arguments)
-    print(json.dumps(content, indent=2) if arguments.json else f"\n{text}")
+    print(strict_json.dumps(content, indent=2) if arguments.json else f"\n{text}")
     return 0
 
 
@@ -94,7 +94,7 @@ def ablate(arguments: argparse.Namespace) -> tuple[str, dict[str, object]]:
     text, content = markdown(comparison, settings), as_json(comparison, settings)
     name = arguments.suite or ("features" if not arguments.drop and not arguments.add else "chosen")
     (arguments.out / f"{name}.md").write_text(f"# Ablation: {name}\n\n{text}", encoding="utf-8")
-    (arguments.out / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    (arguments.out / f"{name}.json").write_text(strict_json.dumps(content, indent=1) + "\n", encoding="utf-8")
     try:
         from shardrun.ablate.picture import draw_effects
     except ImportError:
@@ -146,7 +146,7 @@ def _list(setting: Setting, as_json: bool) -> None:
             "changed": described(idea.off if on else idea.on),
         })  # fmt: skip
     if as_json:
-        print(json.dumps({"schema": 1, "ideas": lines, "suites": SUITES}, indent=2))
+        print(strict_json.dumps({"schema": 1, "ideas": lines, "suites": SUITES}, indent=2))
         return
     width = max(map(len, IDEAS))
     for group in dict.fromkeys(idea.group for idea in IDEAS.values()):

@@ -21,6 +21,7 @@ from shardrun.ablate.ideas import Changes, Setting, trainer_options
 from shardrun.launch import launch, what_went_wrong
 from shardrun.machine import cpu_name
 from speedrun.run.record import step_times
+from strategies import strict_json
 from strategies.errors import UserError
 
 SCHEMA = 1
@@ -65,7 +66,7 @@ class Runs:
         setting = self.setting.with_changes({**changes, "seed": seed})
         fields = {name: v for name, v in dataclasses.asdict(setting.config).items() if name not in UNIMPORTANT}
         parts = [fields, dict(sorted(setting.launch.items())), setting.accelerate.read_text(encoding="utf-8")]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+        return hashlib.sha256(strict_json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
     def has(self, changes: Changes, seed: int) -> bool:
         return self.key(changes, seed) in self.results
@@ -103,7 +104,7 @@ class Runs:
         self.results = {**read(self.file), **self.results, key: result}
         content = {"schema": SCHEMA, "runs": {key: dataclasses.asdict(r) for key, r in self.results.items()}}
         partial = self.file.with_suffix(".partial")
-        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        partial.write_text(strict_json.dumps(content, indent=1) + "\n", encoding="utf-8")
         os.replace(partial, self.file)
 
 
@@ -146,7 +147,7 @@ def result_of(folder: Path, label: str, seed: int, diverged: bool) -> Result:
 def _check_it_is_the_run(folder: Path, wanted: Setting) -> None:
     """The run's own record must say what was asked for, field by field."""
     recorded = json.loads((folder / "config.json").read_text(encoding="utf-8"))["run"]
-    asked = json.loads(json.dumps(dataclasses.asdict(wanted.config)))
+    asked = json.loads(strict_json.dumps(dataclasses.asdict(wanted.config)))
     for section, name in (("model", "kernels"), ("optimizer", "orthogonalization_dtype")):
         recorded[section][name] = asked[section][name]  # `auto` is resolved in the record
     different = [name for name in asked if name not in UNIMPORTANT and recorded[name] != asked[name]]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from shardrun.configs import resolve_config
 from shardrun.launch import find_config, launch, what_went_wrong
-from strategies import catalogue
+from strategies import catalogue, strict_json
 from strategies.config_file import Asked
 from strategies.errors import UserError
 
@@ -109,7 +109,7 @@ def _certify(arguments: argparse.Namespace) -> str:
     print(f"\n{len(certificate) - failed} of {len(certificate)} equal the single-process run.")
     content = {"schema": 1, "precision": precision, "loss_tolerance": allowed.loss, "norm_tolerance": allowed.norm}
     content |= {"weight_tolerance": allowed.weight}
-    return json.dumps({**content, "cases": certificate}, indent=2) + "\n"
+    return strict_json.dumps({**content, "cases": certificate}, indent=2) + "\n"
 
 
 def _mixed(precision: str) -> str:
@@ -145,7 +145,7 @@ def _train(
 
     from shardrun.certify.equivalence import Trace
 
-    (folder / "cases.json").write_text(json.dumps([vars(case) for case in cases]))
+    (folder / "cases.json").write_text(strict_json.dumps([vars(case) for case in cases]))
     options = ["--mixed_precision", _mixed(precision)]
     if processes:
         options += ["--num_processes", str(processes)]

@@ -4,19 +4,21 @@ PATH is a checkpoint's folder, or a run's: then its newest.
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 from shardrun.help import add_parser
+from strategies import strict_json
 from strategies.checkpoint import folder as folders
-from strategies.checkpoint.format import INDEX, SUMS, Index, read_index
+from strategies.checkpoint.format import INDEX, SUMS, Index, read_index, unseen
 
 ACTIONS = {
-    "inspect": "what is in it, without reading a tensor",
-    "verify": "every byte against its hash",
+    "inspect": "what is in it, and whether all of it is finite",
+    "verify": "every byte against its hash, and whether every value is finite",
     "export": "the weights as safetensors, with config.json and a model card, as models lie on the Hugging Face hub",
 }
+
+USELESS = "no run can go on from it; use an earlier checkpoint."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,14 +38,14 @@ def run(arguments: argparse.Namespace) -> int:
         content = describe(folder, read_index(folder))
     elif arguments.action == "verify":
         content = check(folder)
-        status = 0 if content["intact"] else 1
+        status = 0 if content["intact"] and not content["not_finite"] else 1
     else:
         from shardrun.checkpoint.export import export  # torch only here
 
         written = export(folder, read_index(folder), arguments.out)
         content = {"path": str(folder), "out": str(arguments.out), "files": {p.name: p.stat().st_size for p in written}}
     if arguments.json:
-        print(json.dumps({"schema": 1, **content}, indent=2))
+        print(strict_json.dumps({"schema": 1, **content}, indent=2))
     else:
         show = {"inspect": show_description, "verify": show_check, "export": show_export}[arguments.action]
         show(content)
@@ -51,7 +53,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def describe(folder: Path, index: Index) -> dict[str, Any]:
-    """What a checkpoint holds, from its index alone; bytes and elements by kind of tensor."""
+    """What a checkpoint holds, from its index; bytes and elements by kind of tensor. Tensors are read only where the
+    index does not know whether they are finite."""
+    wrong = None
+    if unseen(folder, index):
+        from strategies.checkpoint.finite import not_finite  # torch only here
+
+        wrong = not_finite(folder, index)
     kinds: dict[str, dict[str, int]] = {}
     for name, tensor in index.tensors.items():
         kind = kinds.setdefault(name.partition("/")[0], {"tensors": 0, "elements": 0})
@@ -62,6 +70,7 @@ def describe(folder: Path, index: Index) -> dict[str, Any]:
         "step": index.step,
         "saved_by": index.saved_by,
         "bytes": sum(index.files.values()),
+        "not_finite": wrong,
         "files": index.files,
         "kinds": kinds,
         "run": index.run,
@@ -70,16 +79,19 @@ def describe(folder: Path, index: Index) -> dict[str, Any]:
 
 
 def check(folder: Path) -> dict[str, Any]:
-    """Read and hash every file, and look for every tensor's place in them; `error` says what is damaged first."""
+    """Read and hash every file, and look for every tensor's place in them; `error` says what is damaged first, and
+    `not_finite` which tensor of an intact one holds a NaN or an infinity."""
+    from strategies.checkpoint.finite import not_finite
     from strategies.checkpoint.load import verify_files
     from strategies.checkpoint.shards import Shards
 
-    content: dict[str, Any] = {"path": str(folder), "intact": False, "error": None}
+    content: dict[str, Any] = {"path": str(folder), "intact": False, "error": None, "not_finite": None}
     try:
         index = read_index(folder)
         verify_files(folder, index)
         with Shards(folder) as shards:
             shards.check(index.tensors)
+        content["not_finite"] = not_finite(folder, index)
     except (ValueError, FileNotFoundError) as error:
         return {**content, "error": str(error)}
     known = {*index.files, INDEX, SUMS}
@@ -106,6 +118,8 @@ def show_description(content: dict[str, Any]) -> None:
             )
         )
     print(f"  {content['bytes']:,} bytes in {len(content['files'])} files")
+    if content["not_finite"]:
+        print(f"  {content['not_finite']}: {USELESS}")
     width = max((len(kind) for kind in content["kinds"]), default=0)
     for kind, line in content["kinds"].items():
         print(f"    {kind:<{width}}  {line['tensors']:>5} tensors  {line['elements']:>14,} elements")
@@ -117,6 +131,8 @@ def show_check(content: dict[str, Any]) -> None:
         print(f"damaged: {content['error']}")
         return
     print(f"{content['path']}: intact, {content['files']} files, {content['bytes']:,} bytes, every hash as written")
+    if content["not_finite"]:
+        print(f"  but {content['not_finite']}: {USELESS}")
     for name in content["strangers"]:
         print(f"  {name} is no part of it: never read")
 

@@ -3,12 +3,13 @@
 The model is this project's GPT under its own parameter names; the card says how to load it.
 """
 
-import json
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
+from strategies import strict_json
+from strategies.checkpoint.finite import not_finite
 from strategies.checkpoint.format import Index
 from strategies.checkpoint.load import WEIGHT, verify_files
 from strategies.checkpoint.shards import Shards, write_shard
@@ -21,8 +22,8 @@ SHARD_BYTES = 5 * 10**9
 def export(folder: Path, index: Index, out: Path) -> list[Path]:
     """Write the weights in float32, the model's configuration and a model card; returns the files.
 
-    Verifies the checkpoint first. Raises FileExistsError where `out` is there, ValueError for a damaged checkpoint or
-    one that the trainer did not save.
+    Verifies the checkpoint first. Raises ValueError where `out` is there, and for a checkpoint that is damaged, was not
+    saved by the trainer, or has a weight that is not finite.
     """
     config = index.run.get("config")
     if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
@@ -30,13 +31,15 @@ def export(folder: Path, index: Index, out: Path) -> list[Path]:
     if out.exists():
         raise UserError(f"{out} is there already: name another folder with --out.")
     verify_files(folder, index)
+    if why := not_finite(folder, index, kind=WEIGHT):
+        raise UserError(f"{folder} is not exported: {why}; export an earlier checkpoint of the run.")
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     _write_weights(folder, index, partial)
     hub = {"architectures": ["GPT"], "model_type": "shardrun-gpt", "torch_dtype": "float32", **config["model"]}
     hub["document_start"] = index.run.get("document_start")
-    (partial / "config.json").write_text(json.dumps(hub, indent=2) + "\n", encoding="utf-8")
+    (partial / "config.json").write_text(strict_json.dumps(hub, indent=2) + "\n", encoding="utf-8")
     (partial / "README.md").write_text(model_card(index, out.name), encoding="utf-8")
     os.rename(partial, out)
     return sorted(out.iterdir())
@@ -59,7 +62,7 @@ def _write_weights(folder: Path, index: Index, out: Path) -> None:
         total = sum(4 * tensor.numel for name, tensor in index.tensors.items() if name.startswith(WEIGHT))
         places = {name: file for file, group in zip(names, groups, strict=True) for name in group}
         content = {"metadata": {"total_size": total}, "weight_map": places}
-        (out / "model.safetensors.index.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        (out / "model.safetensors.index.json").write_text(strict_json.dumps(content, indent=2) + "\n", encoding="utf-8")
     with Shards(folder) as shards:
         for file, group in zip(names, groups, strict=True):
             weights = {name: shards.whole(full_name, index.tensors[full_name]) for name, full_name in group.items()}

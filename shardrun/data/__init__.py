@@ -1,7 +1,6 @@
 """`shardrun data`: fetch FineWeb's shards, make shards of text or of others' tokens, look into shards and folders."""
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ from time import perf_counter
 from typing import Any
 
 from shardrun.help import add_parser
+from strategies import strict_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
     show = {"fineweb": _fineweb, "tokenize": _tokenize, "convert": _convert, "inspect": inspect_all}[arguments.action]
     content = show(arguments, (lambda line: None) if arguments.json else lambda line: print(line, flush=True))
     if arguments.json:
-        print(json.dumps({"schema": 2 if arguments.action == "inspect" else 1, **content}, indent=2))
+        print(strict_json.dumps({"schema": 2 if arguments.action == "inspect" else 1, **content}, indent=2))
     return 0
 
 

@@ -5,7 +5,6 @@ This file, `shell.py` and `python.py` keep to the syntax of Python 3.8, so that 
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
@@ -13,6 +12,8 @@ import textwrap
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from strategies import strict_json
 
 WIDTH = 100
 """Columns of the text. Commands are never broken, because they are there to be copied."""
@@ -95,7 +96,7 @@ class Report:
         """Schema 1: a list of section, name, status, said and fix, and how many there are of each status."""
         lines = [{"section": section, **asdict(line)} for section, line in self.lines]
         counts = {status: self.count(status) for status in COLOURS}
-        return json.dumps({"schema": 1, **counts, "lines": lines}, indent=2)
+        return strict_json.dumps({"schema": 1, **counts, "lines": lines}, indent=2)
 
     def _print(self, text: str) -> None:
         if not self._silent:

@@ -4,7 +4,6 @@ The learner works in a folder, `learning` by default, in which `start` puts copi
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from shardrun.lesson import show
 from shardrun.lesson.course import Exercise, Lesson, course, find_lesson
 from shardrun.lesson.folder import Folder, open_folder, reset, start
 from shardrun.lesson.source import function_source
+from strategies import strict_json
 from strategies.errors import UserError
 
 
@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.action in ("list", "progress"):
         lessons = course()
         if arguments.json:
-            print(json.dumps(show.progress_json(lessons, folder), indent=2))
+            print(strict_json.dumps(show.progress_json(lessons, folder), indent=2))
         else:
             (show.lessons if arguments.action == "list" else show.progress)(lessons, folder)
         return 0

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from shardrun.lesson.course import OURS, Exercise, Lesson
+from strategies import strict_json
 from strategies.errors import UserError
 
 NAME = "learning"
@@ -59,7 +60,7 @@ class Folder:
 
     def save(self) -> None:
         content = {key: value for key, value in vars(self).items() if key != "path"}
-        text = json.dumps({"schema": SCHEMA, **content}, indent=2) + "\n"
+        text = strict_json.dumps({"schema": SCHEMA, **content}, indent=2) + "\n"
         new = self.path / (PROGRESS + ".new")
         new.write_text(text, encoding="utf-8")
         new.replace(self.path / PROGRESS)  # never half a file

@@ -5,7 +5,6 @@ Plain arithmetic: nothing is allocated, started or downloaded, and torch is not 
 
 import argparse
 import dataclasses
-import json
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -30,7 +29,7 @@ from speedrun.books.shapes import scenario_of
 from speedrun.config import Config
 from speedrun.presets import PRESETS
 from speedrun.run.asked import honoured
-from strategies import catalogue
+from strategies import catalogue, strict_json
 from strategies.config_keys import Said
 from strategies.errors import UserError
 from strategies.forecast.traffic import explain_volume
@@ -113,7 +112,7 @@ def run(arguments: argparse.Namespace) -> int:
             "checkpointing": config.model.checkpointing,
         }
         rows = [_row(e) for e in estimates]
-        print(json.dumps({"schema": 1, **settings, "gpu": dataclasses.asdict(gpu), "estimates": rows}))
+        print(strict_json.dumps({"schema": 1, **settings, "gpu": dataclasses.asdict(gpu), "estimates": rows}))
         return 0
     _headline(config, gpu, arguments, estimates)
     _print_memory(estimates, gpu)
@@ -251,7 +250,11 @@ def _sweep(config: Config, gpu: Gpu, arguments: argparse.Namespace) -> int:
         estimates = [estimate(stages, name, world, arguments.precision, gpu) for name in names]
         totals[world] = {e.strategy: e.total for e in estimates}
     if arguments.json:
-        print(json.dumps({"schema": 1, "gpu": dataclasses.asdict(gpu), "totals": totals, "refused": refused or None}))
+        print(
+            strict_json.dumps(
+                {"schema": 1, "gpu": dataclasses.asdict(gpu), "totals": totals, "refused": refused or None}
+            )
+        )
         return 0
     _headline(config, gpu, arguments, [])
     columns = [name for name in catalogue.names() if any(name in held for held in totals.values())]

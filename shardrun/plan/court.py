@@ -2,12 +2,11 @@
 
 import argparse
 import dataclasses
-import json
 
 from shardrun.tables import table, wrapped
 from speedrun.books.shapes import ledger_groups, shapes_from
 from speedrun.config import Config, OptimizerConfig
-from strategies import catalogue
+from strategies import catalogue, strict_json
 from strategies.ledger.hardware import GIB
 
 
@@ -29,7 +28,7 @@ def hold_court(config: Config, arguments: argparse.Namespace) -> int:
             )
         )
     if arguments.json:
-        print(json.dumps({"schema": 1, "testimonies": [dataclasses.asdict(t) for t in testimonies]}))
+        print(strict_json.dumps({"schema": 1, "testimonies": [dataclasses.asdict(t) for t in testimonies]}))
         return 0
     psi = sum(map(_numel, shapes.values()))
     unit, size = ("GiB", GIB) if psi > 1e8 else ("MiB", 2**20)

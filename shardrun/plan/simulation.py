@@ -7,7 +7,6 @@ log is played through a model of the GPU's allocator too. It loads torch and tak
 
 import argparse
 import dataclasses
-import json
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ from shardrun.tables import mib, table, wrapped
 from speedrun.books.shapes import scenario_of
 from speedrun.config import Config, Kernels
 from speedrun.stages import number_of_steps
-from strategies import catalogue
+from strategies import catalogue, strict_json
 from strategies.errors import UserError
 from strategies.forecast.predict import predict_memory
 from strategies.ledger.hardware import Gpu, find_gpu
@@ -76,7 +75,7 @@ def run(config: Config, gpu: Gpu, arguments: argparse.Namespace) -> int:
         simulated.append(simulate_one(stage, name, arguments.rank, arguments.world, arguments.precision))
     if arguments.json:
         content = {"schema": 1, "rank": arguments.rank, "world_size": arguments.world, "not_simulated": NOT_SIMULATED}
-        print(json.dumps({**content, "strategies": [_row(s) for s in simulated]}))
+        print(strict_json.dumps({**content, "strategies": [_row(s) for s in simulated]}))
         return 0
     _print(simulated, gpu, arguments)
     return 0

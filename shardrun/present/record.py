@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from strategies import strict_json
 from strategies.errors import UserError
 
 NAME = "presentation.jsonl"
@@ -33,7 +34,7 @@ class Recorder:
         self._file = open(folder / NAME, "w", encoding="utf-8")  # noqa: SIM115  open as long as it is shown
 
     def add(self, event: Event) -> Event:
-        self._file.write(json.dumps(event) + "\n")
+        self._file.write(strict_json.dumps(event) + "\n")
         self._file.flush()
         return event
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from strategies import strict_json
 from strategies.errors import UserError
 
 SIDECAR = "tokens.json"
@@ -89,7 +90,7 @@ def write_sidecar(folder: Path, vocabulary: Vocabulary, **more: Any) -> None:
         "tokenizer": {"file": "tokenizer.json", "sha256": vocabulary.tokenizer_sha256},
         **more,
     }
-    (folder / SIDECAR).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    (folder / SIDECAR).write_text(strict_json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def vocabulary_of(source: str) -> int | None:

@@ -15,7 +15,9 @@ from typing import Any, Literal
 
 from speedrun.config import Config
 from speedrun.run.ending import Stopped
+from strategies import strict_json
 from strategies.base import Strategy
+from strategies.checkpoint.finite import newest_finite, not_finite
 from strategies.checkpoint.folder import checkpoints, find_checkpoint
 from strategies.checkpoint.format import Index, read_index
 from strategies.checkpoint.load import check_weights, load
@@ -54,6 +56,8 @@ class Resumed:
     """Up to which step the run's own record stays: −1 for none of it, None where the record is a new one."""
     changed: tuple[str, ...] = ()
     """What the configuration has in place of what was saved."""
+    passed_over: tuple[str, ...] = ()
+    """Newer checkpoints, a sentence for each, from which no run can go on."""
 
     @property
     def step(self) -> int:
@@ -81,6 +85,8 @@ class Resumed:
         if self.folder is None or self.index is None:
             return
         load(self.folder, self.index, strategy)
+        for why in self.passed_over:
+            say(why)
         by = self.index.saved_by
         changed = f"; changed since: {', '.join(self.changed)}" if self.changed else ""
         say(f"resumed from {self.folder} (step {self.step}, {by['strategy']} on {by['world_size']}){changed}")
@@ -93,8 +99,9 @@ def asked_to_resume(
 
     older_hash: what a checkpoint of an earlier version holds for the same data, if not data_hash.
 
-    Raises ValueError or FileNotFoundError, before anything is started, for a checkpoint that is not there, damaged, of
-    another model, of other data, or of a newer format; and where `checkpoint` contradicts itself.
+    Raises ValueError or FileNotFoundError, before anything is started, for a checkpoint that is not there, damaged, not
+    finite, of another model, of other data, or of a newer format; and where `checkpoint` contradicts itself. auto takes
+    the newest that is finite.
     """
     every, eval_every = config.checkpoint.every, config.eval_every
     if every < 0 or config.checkpoint.keep < 1:
@@ -115,14 +122,31 @@ def asked_to_resume(
             raise UserError("resume auto looks for the run by its name: give it one with --name.")
         if not checkpoints(own / "checkpoints"):
             return Resumed(None, None, continues=-1)
-        folder = find_checkpoint(own / "checkpoints")
-    else:
-        folder = find_checkpoint(Path(config.resume))
+    newest = find_checkpoint(own / "checkpoints" if config.resume == "auto" else Path(config.resume))
+    folder, passed_over = _finite(newest, auto=config.resume == "auto")
     index = read_index(folder)
     check_weights(folder, index, shapes)
     changed = _compare(folder, index, config, data_hash, older_hash)
     ours = bool(config.name) and own.resolve() in folder.resolve().parents
-    return Resumed(folder, index, index.step if ours else None, changed)
+    return Resumed(folder, index, index.step if ours else None, changed, tuple(passed_over))
+
+
+def _finite(newest: Path, auto: bool) -> tuple[Path, list[str]]:
+    """The checkpoint to go on from, and why newer ones are not taken: this one, or with auto the newest before it that
+    is finite. Raises ValueError where it is not to be had."""
+    last = read_index(newest).step
+    others = [path for step, path in reversed(checkpoints(newest.parent).items()) if step < last]
+    folder, passed_over = newest_finite([newest, *(others if auto else [])])
+    if folder:
+        return folder, passed_over
+    if auto:
+        raise UserError(
+            f"no checkpoint in {newest.parent} is finite ({passed_over[0]}): begin anew under another --name, with "
+            "lower learning rates."
+        )
+    earlier = newest_finite(others)[0]
+    other = f"resume from {earlier}, which is finite" if earlier else f"no earlier one in {newest.parent} is finite"
+    raise UserError(f"{newest} cannot be gone on from: {not_finite(newest, read_index(newest))}; {other}.")
 
 
 def _compare(folder: Path, index: Index, config: Config, data_hash: str, older_hash: str) -> tuple[str, ...]:
@@ -134,7 +158,7 @@ def _compare(folder: Path, index: Index, config: Config, data_hash: str, older_h
     time = index.run.get("metrics", {}).get("train_time_ms") if isinstance(index.run.get("metrics"), dict) else None
     if not isinstance(saved, dict) or not isinstance(time, int | float):
         raise UserError(f"{folder} was not saved by the trainer: its index says nothing of a run's configuration.")
-    before, now = _flat(saved), _flat(json.loads(json.dumps(dataclasses.asdict(config))))
+    before, now = _flat(saved), _flat(json.loads(strict_json.dumps(dataclasses.asdict(config))))
     fixed = {"seed", "data.global_batch", "data.sequence_length", "schedule.stages"}
     if config.schedule.stages:
         fixed |= {"steps", "tokens"}  # stages begin at shares of the run
@@ -205,8 +229,7 @@ class Checkpoints:
         if self.saver and (ending or metrics["step"] % self.every == 0):
             self.wait()
             self.failed = False
-            figures = {key: value if _is_json(value) else None for key, value in metrics.items()}
-            self.saver.save(metrics["step"], {**self.about, "metrics": figures}, metrics.get("val_loss"))
+            self.saver.save(metrics["step"], {**self.about, "metrics": metrics}, metrics.get("val_loss"))
 
     def wait(self) -> None:
         """Until the last save is done, and say so where it did not succeed."""
@@ -233,7 +256,3 @@ class Checkpoints:
     ) -> None:
         if error is None or isinstance(error, Stopped):  # otherwise other ranks may never finish theirs
             self.wait()
-
-
-def _is_json(value: Any) -> bool:
-    return not isinstance(value, float) or math.isfinite(value)

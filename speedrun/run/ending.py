@@ -8,7 +8,6 @@ sentence waits until the launcher has ended.
 """
 
 import hashlib
-import json
 import os
 import select
 import signal
@@ -23,6 +22,7 @@ from types import FrameType, TracebackType
 
 import torch.distributed as dist
 
+from strategies import strict_json
 from strategies.errors import UserError
 
 USER_ERRORS = (UserError, FileNotFoundError, FileExistsError, FloatingPointError)
@@ -282,4 +282,4 @@ def leave_for_torchrun(message: str) -> None:
         # A second early: the summary ends with the earliest failure, and who is ended for this one has no file.
         details = {"message": message, "extraInfo": {"py_callstack": message, "timestamp": str(int(time.time()) - 1)}}
         with open(path, "w", encoding="utf-8") as file:
-            json.dump({"message": details}, file)
+            file.write(strict_json.dumps({"message": details}))

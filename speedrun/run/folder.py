@@ -33,6 +33,7 @@ import torch
 
 from speedrun.config import Config
 from speedrun.run.record import write_record
+from strategies import strict_json
 from strategies.ledger import book
 from strategies.select import Launch
 
@@ -85,7 +86,7 @@ class RunFolder:
         self._write("environment.json", environment())
         if kept:  # in one move: a run killed just now keeps the lines that it had
             partial = self.path / ".metrics.jsonl.partial"
-            partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+            partial.write_text("".join(strict_json.dumps(line) + "\n" for line in kept), encoding="utf-8")
             os.replace(partial, lines)
         self._metrics = open(lines, "a" if kept else "w", encoding="utf-8")  # noqa: SIM115
         self._unwritten = False
@@ -98,7 +99,7 @@ class RunFolder:
     def step(self, metrics: dict[str, Any]) -> None:
         """Append a step's metrics."""
         try:
-            self._metrics.write(json.dumps({"schema": SCHEMA, **metrics}) + "\n")
+            self._metrics.write(strict_json.dumps({"schema": SCHEMA, **metrics}) + "\n")
             self._metrics.flush()
         except OSError as error:  # what could not be written stays in the buffer until a later step's flush
             if not self._unwritten:
@@ -136,7 +137,9 @@ class RunFolder:
     def _write(self, name: str, content: dict[str, Any]) -> None:
         """Write a JSON file whole or not at all."""
         partial = self.path / f".{name}.partial"
-        partial.write_text(json.dumps({"schema": SCHEMA, **content}, indent=2, default=str) + "\n", encoding="utf-8")
+        partial.write_text(
+            strict_json.dumps({"schema": SCHEMA, **content}, indent=2, default=str) + "\n", encoding="utf-8"
+        )
         os.replace(partial, self.path / name)
 
 

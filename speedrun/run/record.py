@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from speedrun.run.progress import describe
+from strategies import strict_json
 
 RULE = "=" * 100
 SOURCES = ("speedrun", "strategies")
@@ -33,8 +34,8 @@ def write_record(folder: Path, target: float) -> None:
     ]
     steps = metrics[-1]["step"]
     parts += [
-        json.dumps(config, indent=1),
-        json.dumps(environment, indent=1),
+        strict_json.dumps(config, indent=1),
+        strict_json.dumps(environment, indent=1),
         gpus(),
         "\n".join(describe(line, steps) for line in metrics),
         _verdict(metrics, target, summary["status"]),

@@ -11,4 +11,5 @@ What makes it neutral is that a tensor is a list of intervals of its flattened e
     format.py    the index: written, read, checked          folder.py    one complete folder or none; which ones to keep
     shards.py    safetensors files: written, read, checked  save.py      the saver: copy, then write in the background
     pieces.py    which tensors an optimizer is made of      load.py      check, then read what this rank holds
+    finite.py    whether every value is finite
 """

@@ -3,6 +3,7 @@
     {"format": "shardrun checkpoint", "version": 1, "step": 10, "loss_scale": {"scale": …, …} (of an fp16 run),
      "saved_by": {"strategy": …, "world_size": 2, …}, "run": {… whatever the trainer wants to find again …},
      "files": {"rank_000.safetensors": <bytes>, …},
+     "finite": {"rank_000.safetensors": <SHA-256 of it, when all its values were seen to be finite>, …},
      "tensors": {"weight/embed.weight": {"shape": [257, 48], "dtype": "float32",
                                          "pieces": [["rank_000.safetensors", 0, 6192], …]}, …}}
 
@@ -17,10 +18,11 @@ import hashlib
 import json
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from strategies import strict_json
 from strategies.errors import UserError
 from strategies.layout import Interval, Shape
 
@@ -86,6 +88,8 @@ class Index:
     tensors: dict[str, Stored]
     loss_scale: dict[str, Any] | None = None
     """fp16's (strategies.loss_scale.LossScale.state); None in another precision, and where an older version saved."""
+    finite: dict[str, str] = field(default_factory=dict)
+    """File → SHA-256 of it when all its values were seen to be finite; empty where an older version saved."""
 
 
 def index_json(index: Index) -> bytes:
@@ -98,12 +102,13 @@ def index_json(index: Index) -> bytes:
         "run": index.run,
         **({"loss_scale": index.loss_scale} if index.loss_scale else {}),
         "files": index.files,
+        **({"finite": index.finite} if index.finite else {}),
         "tensors": {
             name: {"shape": tensor.shape, "dtype": tensor.dtype, "pieces": tensor.pieces}
             for name, tensor in index.tensors.items()
         },
     }
-    return (json.dumps(content, indent=1) + "\n").encode()
+    return (strict_json.dumps(content, indent=1) + "\n").encode()
 
 
 def sums_text(hashes: dict[str, str]) -> str:
@@ -157,6 +162,15 @@ def read_index(folder: Path) -> Index:
     return index
 
 
+def unseen(folder: Path, index: Index) -> set[str]:
+    """The files of whose values nobody knows whether they are finite: written by an older version, or changed since.
+
+    Raises ValueError or FileNotFoundError where SHA256SUMS is damaged.
+    """
+    hashes = read_sums(folder)
+    return {file for file in index.files if index.finite.get(file) != hashes.get(file)}
+
+
 def parse_index(written: bytes, path: Path) -> Index:
     """The index out of its file's bytes. Raises ValueError, naming `path`, where it breaks a promise of the format."""
 
@@ -199,7 +213,10 @@ def parse_index(written: bytes, path: Path) -> Index:
         need(size <= files[name], f"the pieces in {name} need more than its {files[name]:,} bytes")
     scale = content.get("loss_scale")
     need(scale is None or _is_loss_scale(scale), "its loss scale is not as it should be")
-    return Index(content["step"], content["saved_by"], content["run"], files, tensors, scale)
+    finite = content.get("finite", {})
+    hashes = finite.values() if isinstance(finite, dict) else [None]
+    need(all(isinstance(sha256, str) for sha256 in hashes), "'finite' holds something else than a hash per file")
+    return Index(content["step"], content["saved_by"], content["run"], files, tensors, scale, finite)
 
 
 def _is_loss_scale(state: Any) -> bool:

@@ -5,6 +5,7 @@
     load(folder, index, strategy)                   # into the strategy's own tensors
 
 Whatever is wrong is a ValueError or FileNotFoundError that names the file or the tensor, before a weight has changed.
+So is a value that is not finite: no step that follows could count.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -15,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from strategies.base import Strategy
+from strategies.checkpoint.finite import not_finite
 from strategies.checkpoint.format import INDEX, Index, read_sums
 from strategies.checkpoint.pieces import expected, generators, parts, set_generators
 from strategies.checkpoint.shards import Shards, file_hash
@@ -64,7 +66,10 @@ def load(folder: Path, index: Index, strategy: Strategy) -> None:
     staged: list[tuple[Tensor, Tensor]] = []
 
     def examine() -> None:
-        verify_files(folder, index, files[place.global_rank :: place.ranks])
+        mine = files[place.global_rank :: place.ranks]
+        verify_files(folder, index, mine)
+        if why := not_finite(folder, index, mine):
+            raise UserError(f"{folder} cannot be gone on from: {why}; use another checkpoint.")
         _check_names(folder, index, expected(optimizer))
 
     _together(place, examine)

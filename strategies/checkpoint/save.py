@@ -24,7 +24,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from strategies import strict_json
 from strategies.checkpoint import folder as folders
+from strategies.checkpoint.finite import first_not_finite, tensor_in_words
 from strategies.checkpoint.format import (
     INDEX,
     SUMS,
@@ -56,7 +58,8 @@ class Saver:
 
     keep: how many of the newest stay; keep_best: so does the one with the lowest score. `failure` says in a sentence
     why the last save that ended did not succeed, None where it did: a full disk is no reason by itself to lose a run.
-    On rank 0 it speaks for all ranks.
+    `not_finite` says, once there was one, which value it was that is not finite: such a state is never written, and
+    nothing older is let go for it. On rank 0 both speak for all ranks.
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class Saver:
         self.saved_by = {"strategy": strategy, "precision": precision, "world_size": self.place.ranks}
         self.saved_by["torch"] = torch.__version__
         self.failure: str | None = None
+        self.not_finite: str | None = None
         self._host: dict[str, Tensor] = {}
         self._thread: threading.Thread | None = None
         if self.place.global_rank == 0:
@@ -156,6 +160,10 @@ class Saver:
             if self.place.global_rank == 0:
                 notes = [self._await(writing, rank) for rank in range(self.place.ranks)]
                 try:
+                    if bad := [other["not_finite"] for other in notes if "not_finite" in other]:
+                        first = next((name for name in bad if name.startswith("weight/")), bad[0])
+                        self.not_finite = f"{tensor_in_words(first)} is not finite"
+                        raise FloatingPointError(self.not_finite)
                     if errors := [other["error"] for other in notes if "error" in other]:
                         raise OSError(errors[0])
                     self._finish(writing, index, notes)
@@ -169,7 +177,10 @@ class Saver:
             self.failure = f"the checkpoint of step {index.step} was not saved: {self.failure}"
 
     def _write_shard(self, path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
-        """Write this rank's file; returns its size, hash and dtypes, or the error in words."""
+        """Write this rank's file; returns its size, hash and dtypes, or the error in words. Nothing is written where a
+        value is not finite: then it returns which tensor's."""
+        if (name := first_not_finite(tensors)) is not None:
+            return {"not_finite": name, "error": f"{tensor_in_words(name)} is not finite"}
         try:
             written = write_shard(path, tensors)
         except OSError as error:
@@ -182,7 +193,7 @@ class Saver:
         """Tell rank 0, whole or not at all, how this rank's writing went."""
         target = writing / f"rank_{self.place.global_rank:03d}.json"
         partial = target.with_suffix(".partial")
-        partial.write_text(json.dumps(note), encoding="utf-8")
+        partial.write_text(strict_json.dumps(note), encoding="utf-8")
         os.replace(partial, target)
 
     def _await(self, writing: Path, rank: int) -> dict[str, Any]:
@@ -201,7 +212,8 @@ class Saver:
         hashes = {}
         for rank, note in enumerate(notes):
             file = shard_name(rank)
-            index.files[file], hashes[file] = note["size"], note["sha256"]
+            index.files[file] = note["size"]
+            hashes[file] = index.finite[file] = note["sha256"]
             for name, (shape, (start, stop)) in note["tensors"].items():
                 found.setdefault(name, (tuple(shape), note["dtypes"][name], []))[2].append(Piece(file, start, stop))
         for name, (shape, dtype, held) in found.items():

@@ -6,7 +6,6 @@ second copy of them is made; the library reads it back.
 """
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from strategies import strict_json
 from strategies.checkpoint.format import ITEM_BYTES, Piece, Stored
 from strategies.errors import UserError
 from strategies.layout import Interval
@@ -46,7 +46,7 @@ def write_shard(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]
         end = offset + tensor.numel() * tensor.element_size()
         header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [offset, end]}
         offset = end
-    text = json.dumps(header).encode()
+    text = strict_json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     digest = hashlib.sha256()
     with open(path, "wb") as file:

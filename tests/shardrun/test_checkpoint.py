@@ -1,6 +1,7 @@
 """shardrun checkpoint: what is in one, whether it is intact, its weights for the hub."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from speedrun.data import open_data
 from strategies.checkpoint.format import read_index
 from tests.ranks import RankPool
 from tests.speedrun.runs import metrics, small, train_here
-from tests.strategies.checkpoint.damage import flip
+from tests.strategies.checkpoint.damage import flip, spoil
 
 pytestmark = pytest.mark.ranks
 
@@ -66,6 +67,26 @@ def test_verify(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         flip(shard, 7000)
     status, _, said = shardrun(capsys, "verify", folder / "nowhere")
     assert status == 2 and "there is no checkpoint in" in said
+
+
+def test_a_checkpoint_that_is_not_finite_is_said_to_be_so(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As an older version saved it: intact, every hash as written."""
+    checkpoint = tmp_path / "step_00000004"
+    shutil.copytree(folder / "checkpoints/step_00000004", checkpoint)
+    spoil(checkpoint, "weight/embed.weight")
+    words = "the weight embed.weight is not finite"
+    status, shown, _ = shardrun(capsys, "verify", checkpoint)
+    assert status == 1 and "intact, 2 files" in shown and f"but {words}: no run can go on from it" in shown
+    status, shown, _ = shardrun(capsys, "verify", checkpoint, "--json")
+    assert status == 1 and json.loads(shown)["intact"] and json.loads(shown)["not_finite"] == words
+    status, shown, _ = shardrun(capsys, "inspect", checkpoint)
+    assert status == 0 and f"{words}: no run can go on from it" in shown
+    status, _, said = shardrun(capsys, "export", checkpoint, "--out", tmp_path / "hub")
+    assert status == 2 and f"is not exported: {words}; export an earlier" in said and said.count("\n") == 1
+    assert not (tmp_path / "hub").exists()
+    assert json.loads(shardrun(capsys, "inspect", folder, "--json")[1])["not_finite"] is None
 
 
 def test_export_is_the_model_and_the_card_loads_it(

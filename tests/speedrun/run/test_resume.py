@@ -18,7 +18,7 @@ from strategies.checkpoint.folder import checkpoints
 from strategies.checkpoint.format import read_index
 from tests.ranks import RankPool
 from tests.speedrun.runs import STRATEGIES, metrics, read, small, train_here
-from tests.strategies.checkpoint.damage import flip
+from tests.strategies.checkpoint.damage import flip, spoil
 
 SAVE = CheckpointConfig(every=2, keep=3)
 OPTIMIZER = dataclasses.replace(small().optimizer, orthogonalization_dtype="float32")
@@ -236,6 +236,40 @@ def test_what_may_change_is_said(saved: Path) -> None:
     assert resumed and resumed.step == 2 and resumed.continues == 2
     assert {"steps 2 → 9", "data.micro_batch 0 → 3"} <= set(resumed.changed)
     assert asked_to_resume(dataclasses.replace(config, resume="none"), SHAPES, data_hash) is None
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize(("name", "world_size"), [("single", 1), ("fsdp", 2), ("zero2", 2)])
+def test_auto_passes_over_what_is_not_finite_and_says_so(
+    ranks: RankPool, tmp_path: Path, name: str, world_size: int
+) -> None:
+    """Checkpoints that an older version has saved. The newest before them is gone on from."""
+    run(ranks, name, world_size, tmp_path, steps=6)
+    saved = checkpoints(tmp_path / "run/checkpoints")
+    for step, tensor in ((4, "weight/embed.weight"), (6, "exp_avg/embed.weight")):
+        spoil(saved[step], tensor)
+    hashes, shapes = read(tmp_path / "run", "config.json")["data_hash"], shapes_of(saved[2])
+    config = small(out=str(tmp_path), steps=8, checkpoint=SAVE, resume="auto", optimizer=OPTIMIZER)
+    resumed = asked_to_resume(config, shapes, hashes)
+    assert resumed and resumed.step == 2
+    assert [why.partition(" is passed over: ")[2] for why in resumed.passed_over] == [
+        "the exp_avg of embed.weight is not finite",
+        "the weight embed.weight is not finite",
+    ]
+    for asked in (saved[6], tmp_path / "run"):
+        with pytest.raises(ValueError, match="exp_avg of embed.weight is not finite; resume from .*step_00000002, w"):
+            asked_to_resume(dataclasses.replace(config, resume=str(asked)), shapes, hashes)
+    lines = run(ranks, name, world_size, tmp_path, steps=8, resume="auto")
+    assert [line["step"] for line in lines] == list(range(9)) and all(line["train_loss"] for line in lines[1:])
+    for path in checkpoints(tmp_path / "run/checkpoints").values():
+        spoil(path, "weight/embed.weight")
+    with pytest.raises(ValueError, match=r"no checkpoint in .* is finite \(.*begin anew under another --name"):
+        asked_to_resume(config, shapes, hashes)
+
+
+def shapes_of(checkpoint: Path) -> dict[str, tuple[int, ...]]:
+    tensors = read_index(checkpoint).tensors
+    return {name.removeprefix("weight/"): t.shape for name, t in tensors.items() if name.startswith("weight/")}
 
 
 @pytest.mark.ranks

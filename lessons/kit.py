@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from shardrun.output import save_picture
 from speedrun.books.parts import part_of
 from speedrun.books.shapes import scenario_of
 from speedrun.config import Config, DataConfig, ModelConfig, OptimizerConfig
@@ -166,6 +167,6 @@ def save_figure(name: str, draw: Callable[[Any], None], size: tuple[float, float
     draw(figure)
     path = Path("runs") / f"{name}.png"
     path.parent.mkdir(exist_ok=True)
-    figure.savefig(path, dpi=120)
+    save_picture(figure, path, dpi=120)
     plt.close(figure)
     return f"Picture: {path}"

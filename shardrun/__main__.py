@@ -3,12 +3,13 @@
 from __future__ import annotations  # so that a Python that is too old gets as far as the doctor
 
 import argparse
+import contextlib
 import importlib
-import os
 import sys
 
 import speedrun
 from shardrun.help import add_parser
+from shardrun.output import Terminated, any_character, ended_like_ctrl_c, outliving_readers, to_nowhere
 from strategies.errors import UserError
 
 VERBS = {
@@ -27,9 +28,13 @@ VERBS = {
 """Verb → what it does. Each verb is a module of this package with `add_arguments(parser)` and `run(arguments) -> int`;
 only the one that is asked for is imported."""
 
+LEAVE_FILES = ("compare", "ablate", "data", "certify", "checkpoint", "present")
+"""Go on to their end where nobody reads what they print any more; the others are over then."""
+
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a verb and end with its status: 0, 1 where it found something wrong, 2 for a mistake in how it was asked."""
+    any_character()
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(
         prog="shardrun",
@@ -45,11 +50,13 @@ def main(arguments: list[str] | None = None) -> None:
             module.add_arguments(verb_parser)
     parsed = parser.parse_args(arguments)
     try:
-        status = module.run(parsed)
-    except KeyboardInterrupt:
-        status = 130
+        with ended_like_ctrl_c(), outliving_readers() if parsed.verb in LEAVE_FILES else contextlib.nullcontext():
+            status = module.run(parsed)
+            sys.stdout.flush()
+    except KeyboardInterrupt as error:
+        status = 143 if isinstance(error, Terminated) else 130
     except BrokenPipeError:  # whoever read our output, `head` say, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the interpreter's last flush is quiet
+        to_nowhere(sys.stdout)
         status = 0
     except (UserError, OSError) as error:  # OSError: a download, a disk
         print(f"shardrun: error: {error}", file=sys.stderr)

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from shardrun.colours import COLOURS
 from shardrun.launch import launch, shipped_config, shown, what_went_wrong
+from shardrun.output import write_whole
 from shardrun.tables import mib
 from speedrun.run.record import step_times
 from strategies import catalogue, strict_json
@@ -103,8 +104,9 @@ def run(arguments: argparse.Namespace) -> int:
         print(content)
     else:
         runs, agree = _run_all(arguments)
+        _write(runs, arguments)  # before anything that printing could go wrong with
         _print_books(runs, arguments.processes)
-        _write(runs, arguments)
+        print(f"Records, outputs and compare.json: {runs[0].folder.parent}")
     return 0 if agree and not any(run.remainders for run in runs) else 1
 
 
@@ -150,7 +152,7 @@ def _run_all(arguments: argparse.Namespace) -> tuple[list[ComparedRun], bool]:
 
 def read(strategy: str, folder: Path) -> ComparedRun:
     """Read a run's record."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     steps = [line for line in lines if line["step"] > 0]
     ranks = book.read(folder)["ranks"]
     fullest = fullest_rank(ranks)
@@ -268,7 +270,7 @@ def _write(runs: list[ComparedRun], arguments: argparse.Namespace) -> str:
     folder, processes = runs[0].folder.parent, arguments.processes
     content = [{**vars(run), "folder": str(run.folder), "total": run.total, "ring_bytes": run.sent} for run in runs]
     text = strict_json.dumps({"schema": 1, "ranks": processes, "runs": content}, indent=2)
-    (folder / "compare.json").write_text(text + "\n")
+    write_whole(folder / "compare.json", text + "\n")
     try:
         from shardrun.picture import draw_comparison
     except ImportError:
@@ -276,5 +278,4 @@ def _write(runs: list[ComparedRun], arguments: argparse.Namespace) -> str:
         return text
     bars = {run.strategy: {category: run.memory[category]["measured"] for category in CATEGORIES} for run in runs}
     draw_comparison(bars, {run.strategy: run.sent for run in runs}, processes, folder / "compare.png")
-    print(f"Records, outputs, compare.json and compare.png: {folder}")
     return text

@@ -8,6 +8,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from shardrun.colours import COLOURS, SENT
+from shardrun.output import save_picture
 
 HATCHES = {"master parameters": "//", "optimizer states": "\\\\", "communication buffers": ".."}
 """So that neighbours differ in print too."""
@@ -41,5 +42,5 @@ def draw_comparison(memory: dict[str, dict[str, int]], sent: dict[str, float], r
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(length=0)
-    figure.savefig(path, dpi=150)
+    save_picture(figure, path, dpi=150)
     plt.close(figure)

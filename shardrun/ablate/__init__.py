@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from shardrun.ablate.ideas import IDEAS, Setting, described
 from shardrun.ablate.suites import SUITES, Suite, one_at_a_time, suite_of
 from shardrun.launch import find_config
+from shardrun.output import write_whole
 from strategies import strict_json
 from strategies.errors import UserError
 
@@ -93,8 +94,8 @@ def ablate(arguments: argparse.Namespace) -> tuple[str, dict[str, object]]:
     settings = _settings(arguments, setting, [r for of_arm in comparison.results for r in of_arm])
     text, content = markdown(comparison, settings), as_json(comparison, settings)
     name = arguments.suite or ("features" if not arguments.drop and not arguments.add else "chosen")
-    (arguments.out / f"{name}.md").write_text(f"# Ablation: {name}\n\n{text}", encoding="utf-8")
-    (arguments.out / f"{name}.json").write_text(strict_json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_whole(arguments.out / f"{name}.md", f"# Ablation: {name}\n\n{text}")
+    write_whole(arguments.out / f"{name}.json", strict_json.dumps(content, indent=1) + "\n")
     try:
         from shardrun.ablate.picture import draw_effects
     except ImportError:

@@ -8,6 +8,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from shardrun.ablate.comparison import Comparison
+from shardrun.output import save_picture
 
 LOOKS = {-1: ("#0072B2", "v", "lower loss than the baseline"), 0: ("#777777", "o", "no difference seen")}
 LOOKS[1] = ("#D55E00", "^", "higher loss than the baseline")
@@ -43,5 +44,5 @@ def draw_effects(comparison: Comparison, path: Path) -> None:
         axes.axvline(0, color="black", linewidth=0.8)
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(length=0)
-    figure.savefig(path, dpi=150)
+    save_picture(figure, path, dpi=150)
     plt.close(figure)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from shardrun.configs import resolve_config
 from shardrun.launch import find_config, launch, what_went_wrong
+from shardrun.output import write_whole
 from strategies import catalogue, strict_json
 from strategies.config_file import Asked
 from strategies.errors import UserError
@@ -53,10 +54,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.json and not Path(arguments.json).parent.is_dir():  # before minutes of training, not after
+        raise UserError(f"There is no folder {str(Path(arguments.json).parent)!r} for the certificate: make it first.")
     if arguments.json != "-":
         certificate = _certify(arguments)
         if arguments.json:
-            Path(arguments.json).write_text(certificate)
+            write_whole(Path(arguments.json), certificate)
     else:
         with contextlib.redirect_stdout(sys.stderr):  # what it does meanwhile
             certificate = _certify(arguments)
@@ -145,7 +148,7 @@ def _train(
 
     from shardrun.certify.equivalence import Trace
 
-    (folder / "cases.json").write_text(strict_json.dumps([vars(case) for case in cases]))
+    (folder / "cases.json").write_text(strict_json.dumps([vars(case) for case in cases]), encoding="utf-8")
     options = ["--mixed_precision", _mixed(precision)]
     if processes:
         options += ["--num_processes", str(processes)]

@@ -18,7 +18,7 @@ def main() -> None:
     """Arguments: the folder with cases.json; --phases to record every phase of every step."""
     folder, phases = Path(sys.argv[1]), "--phases" in sys.argv
     launch = select.launched()
-    cases = [Case(**case) for case in json.loads((folder / "cases.json").read_text())]
+    cases = [Case(**case) for case in json.loads((folder / "cases.json").read_text(encoding="utf-8"))]
     rows = cases[0].config().data.global_batch
     if any(rows % (launch.world_size * case.accumulation) for case in cases):
         raise UserError(f"{launch.world_size} processes do not divide the certificate's batches of {rows} rows.")

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from shardrun.output import naming
 from strategies import strict_json
 from strategies.checkpoint.finite import not_finite
 from strategies.checkpoint.format import Index
@@ -35,14 +36,28 @@ def export(folder: Path, index: Index, out: Path) -> list[Path]:
         raise UserError(f"{folder} is not exported: {why}; export an earlier checkpoint of the run.")
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    _write_weights(folder, index, partial)
-    hub = {"architectures": ["GPT"], "model_type": "shardrun-gpt", "torch_dtype": "float32", **config["model"]}
+    try:
+        with naming(out):
+            partial.mkdir(parents=True)
+            _write_weights(folder, index, partial)
+            _write_about(index, out, partial)
+            os.rename(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return sorted(out.iterdir())
+
+
+def _write_about(index: Index, out: Path, partial: Path) -> None:
+    """All but the weights."""
+    hub = {
+        "architectures": ["GPT"],
+        "model_type": "shardrun-gpt",
+        "torch_dtype": "float32",
+        **index.run["config"]["model"],
+    }
     hub["document_start"] = index.run.get("document_start")
     (partial / "config.json").write_text(strict_json.dumps(hub, indent=2) + "\n", encoding="utf-8")
     (partial / "README.md").write_text(model_card(index, out.name), encoding="utf-8")
-    os.rename(partial, out)
-    return sorted(out.iterdir())
 
 
 def _write_weights(folder: Path, index: Index, out: Path) -> None:

@@ -120,6 +120,8 @@ def _tokenize(arguments: argparse.Namespace, say: Callable[[str], None]) -> dict
     say(held_out_in_words(done.text_bytes - done.held_out_bytes, done.held_out_bytes, cut=done.cut))
     whose = done.vocabulary
     say(f"vocabulary: {whose.size:,} tokens ({whose.dtype}), {whose.document_start} before each document")
+    if done.uncut:
+        say(f"encoded whole, in more memory, as the tokenizer has no place to cut them: {', '.join(done.uncut[:3])}")
     if done.loss:
         say(f"LOST, as --lossy allows: {done.loss.in_words()}")
     else:

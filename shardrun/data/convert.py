@@ -12,8 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
+from shardrun.data.writing import Together
+from shardrun.output import naming, write_whole
 from speedrun.data.shards import FORMATS, open_shard, split_of, write_tokens
-from speedrun.data.vocabulary import GPT2, LLAMA3, Vocabulary, write_sidecar
+from speedrun.data.vocabulary import GPT2, LLAMA3, SIDECAR, Vocabulary, write_sidecar
 from strategies.errors import UserError
 
 SHARD_TOKENS = 100_000_000
@@ -50,8 +52,7 @@ def convert(
         ValueError: nothing to convert, a file that is not what it seems, a token outside the vocabulary; shards in
             `out` already.
     """
-    if any(out.glob("*.bin")):
-        raise UserError(f"{str(out)!r} holds .bin shards already: name another folder with --out, or remove them.")
+    together = Together(out)
     files = {split: [path for path in _files(sources) if split_of(path) == split] for split in ("val", "train")}
     if not all(files.values()):
         raise UserError(
@@ -66,22 +67,25 @@ def convert(
     limit = vocab_size if vocab_size and document_start is None and not tokenizer else vocabulary.size
     largest = max(_check(path, array, limit) for path, array in arrays.items())
 
-    out.mkdir(parents=True, exist_ok=True)
     shards: list[Path] = []
     tokens = documents = 0
-    for split, paths in files.items():
-        for path in paths:
-            found = 0
-            for part in _parts(arrays[path], start):
-                shards.append(out / f"tokens_{split}_{len(shards):06d}.bin")
-                write_tokens(shards[-1], part, vocabulary)
-                tokens += len(part)
-                found += int(np.count_nonzero(part == start))
-            documents += found
-            say(f"{path}: {len(arrays[path]):,} tokens, {found:,} document{'s' * (found != 1)}")
-    if tokenizer:
-        (out / "tokenizer.json").write_bytes(tokenizer.read_bytes())
-    write_sidecar(out, vocabulary, documents=documents, tokens=tokens, converted_from=[path.name for path in arrays])
+    with together:
+        for split, paths in files.items():
+            for path in paths:
+                found = 0
+                for part in _parts(arrays[path], start):
+                    shards.append(out / f"tokens_{split}_{len(shards):06d}.bin")
+                    with naming(shards[-1]):
+                        write_tokens(together.part(shards[-1].name), part, vocabulary)
+                    tokens += len(part)
+                    found += int(np.count_nonzero(part == start))
+                documents += found
+                say(f"{path}: {len(arrays[path]):,} tokens, {found:,} document{'s' * (found != 1)}")
+        if tokenizer and tokenizer.resolve() != (out / "tokenizer.json").resolve():
+            write_whole(together.part("tokenizer.json"), tokenizer.read_bytes())
+        more = {"documents": documents, "tokens": tokens, "converted_from": [path.name for path in arrays]}
+        with naming(out / SIDECAR):
+            write_sidecar(out, vocabulary, together.part(SIDECAR).name, **more)
     return Converted(shards, tokens, documents, largest, vocabulary)
 
 

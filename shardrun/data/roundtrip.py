@@ -134,9 +134,9 @@ class Encoder:
         self.size, self.start = size_and_start(self.tokenizer)
         self.unknown = unknown_token(definition, self.tokenizer)
 
-    def encode(self, documents: list[tuple[str, bytes]]) -> tuple[np.ndarray, Loss]:
+    def encode(self, documents: list[tuple[str, bytes]], goes_on: bool = False) -> tuple[np.ndarray, Loss]:
         """(name, text as UTF-8) of documents → their tokens, uint32, with the document start before each; and what of
-        them is lost.
+        them is lost. goes_on: it is a further piece of one document, and begins none.
 
         Raises:
             TokenizerError: it fails, or gives text the document start.
@@ -156,8 +156,9 @@ class Encoder:
                 raise TokenizerError(
                     f"it gives text of {name} the token {self.start}, which begins a document; give another."
                 )
-            tokens.append(self.start)
-            tokens.extend(numbers)
+            if goes_on and text.startswith(" ") and text[1:] == back:
+                back = text  # the space is in the first token, and only the beginning of a text is decoded without it
+            tokens.extend(numbers if goes_on else (self.start, *numbers))
             loss += self._compare(name, text, numbers, back)
         return np.array(tokens, dtype=np.uint32), loss
 

@@ -30,9 +30,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a terminal that lacks a character gets a question mark, not an error
-            stream.reconfigure(errors="replace")
     if arguments.timeout <= 0:
         raise UserError(f"--timeout {arguments.timeout:g} is no time; give a number of seconds above 0.")
     started = time.monotonic()

@@ -34,6 +34,9 @@ def train(strategy: str, gpus: int, timeout: float, redacted: Callable[[str], st
         wrong = _last_error(log) if status else _check(folder / "run")
     except subprocess.TimeoutExpired:
         wrong = f"it did not end within {timeout:.0f} s and was ended"
+    except BaseException:  # interrupted
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     seconds = time.perf_counter() - started
     where = f"{ranks} GPU{'s' * (ranks > 1)}" if gpus else f"{ranks} CPU process{'es' * (ranks > 1)}"
     if wrong:

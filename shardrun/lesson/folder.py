@@ -4,13 +4,13 @@ Nothing in here is ever overwritten or deleted: what exists is left alone, and `
 """
 
 import json
-import shutil
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from shardrun.lesson.course import OURS, Exercise, Lesson
+from shardrun.output import write_whole
 from strategies import strict_json
 from strategies.errors import UserError
 
@@ -61,9 +61,7 @@ class Folder:
     def save(self) -> None:
         content = {key: value for key, value in vars(self).items() if key != "path"}
         text = strict_json.dumps({"schema": SCHEMA, **content}, indent=2) + "\n"
-        new = self.path / (PROGRESS + ".new")
-        new.write_text(text, encoding="utf-8")
-        new.replace(self.path / PROGRESS)  # never half a file
+        write_whole(self.path / PROGRESS, text)  # never half a file
 
 
 def open_folder(asked: Path | None = None) -> Folder:
@@ -105,7 +103,7 @@ def _copy(source: Path, target: Path) -> list[Path]:
     if target.exists():
         return []
     target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, target)
+    write_whole(target, source.read_bytes())  # half a file would be left alone from then on
     return [target]
 
 

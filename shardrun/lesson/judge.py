@@ -151,7 +151,10 @@ def _where(job: Job, ranks: list[tuple[Any, Connection]], answers: dict[int, Any
         if ranks[rank][0].is_alive():
             os.kill(ranks[rank][0].pid, signal.SIGUSR1)
     time.sleep(0.5)
-    return [f"rank {rank} {describe((scratch / f'stacks{rank}').read_text(), job)}" for rank in left]
+    return [
+        f"rank {rank} {describe((scratch / f'stacks{rank}').read_text(encoding='utf-8', errors='replace'), job)}"
+        for rank in left
+    ]
 
 
 def describe(stacks: str, job: Job) -> str:

@@ -11,6 +11,7 @@ from html import escape
 from pathlib import Path
 
 from shardrun.lesson.course import Lesson
+from shardrun.output import write_whole
 from shardrun.present.figures import IN_TIME, SHOWN, Bar, Training, bars
 from shardrun.present.readme import Readme
 from shardrun.present.record import Event
@@ -49,7 +50,7 @@ def write_page(folder: Path, lesson: Lesson, readme: Readme, output: Event, trai
         + f"\n<footer>Made by <code>shardrun present {lesson.number}</code>.</footer>\n</main></body></html>\n"
     )
     path = folder / NAME
-    path.write_text(page, encoding="utf-8")
+    write_whole(path, page)
     return path
 
 

@@ -10,6 +10,9 @@ from speedrun.data.encodings import byte_order_mark, decode, encoding_of, readab
 from speedrun.data.report import TextReport, printable
 from strategies.errors import UserError
 
+ROWS_BYTES = 16 << 20
+"""Of a Parquet file that are read at once, as its rows are on average."""
+
 
 def json_lines(path: Path, report: TextReport, encoding: str, text_field: str) -> Iterator[tuple[int, bytes]]:
     """(number of the line from 1, its text as UTF-8) of a file of JSON objects, one per line.
@@ -52,7 +55,8 @@ def parquet_rows(path: Path, report: TextReport, text_field: str) -> Iterator[tu
         with pyarrow.parquet.ParquetFile(path) as file:
             _check_column(path, file.schema_arrow, text_field)
             number = 0
-            for batch in file.iter_batches(batch_size=1024, columns=[text_field]):
+            rows_at_once = max(1, min(1024, ROWS_BYTES * file.metadata.num_rows // (path.stat().st_size + 1)))
+            for batch in file.iter_batches(batch_size=rows_at_once, columns=[text_field]):
                 for text in batch.column(0).to_pylist():
                     number += 1
                     document = (text or "").encode()

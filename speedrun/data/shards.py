@@ -180,7 +180,7 @@ def write_tokens(path: Path, tokens: np.ndarray, vocabulary: Vocabulary = GPT2) 
         header[3] = vocabulary.size
     with open(path, "wb") as file:
         file.write(header.tobytes())
-        file.write(tokens.astype(dtype).tobytes())
+        file.write(np.ascontiguousarray(tokens, dtype).data)
 
 
 def shards_hash(paths: list[Path], whose: Vocabulary = GPT2) -> str:

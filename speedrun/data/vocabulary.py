@@ -80,8 +80,10 @@ def read_sidecar(folder: Path) -> Vocabulary | None:
     return vocabulary
 
 
-def write_sidecar(folder: Path, vocabulary: Vocabulary, **more: Any) -> None:
-    """Put `tokens.json` into a folder of shards; more: what else it says, for readers."""
+def write_sidecar(folder: Path, vocabulary: Vocabulary, name: str = SIDECAR, **more: Any) -> None:
+    """Put `tokens.json`, under another name where it is not to be read yet, into a folder of shards; more: what else it
+    says, for readers.
+    """
     content = {
         "schema": SCHEMA,
         "dtype": vocabulary.dtype,
@@ -90,7 +92,7 @@ def write_sidecar(folder: Path, vocabulary: Vocabulary, **more: Any) -> None:
         "tokenizer": {"file": "tokenizer.json", "sha256": vocabulary.tokenizer_sha256},
         **more,
     }
-    (folder / SIDECAR).write_text(strict_json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    (folder / name).write_text(strict_json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def vocabulary_of(source: str) -> int | None:

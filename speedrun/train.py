@@ -25,10 +25,11 @@ from speedrun.optim.policy import parameter_groups
 from speedrun.optim.precision import agreed
 from speedrun.optim.schedule import adamw_updates, forward_options, learning_rate_multiplier, muon_momentum
 from speedrun.run.asked import check_units, honoured
-from speedrun.run.checks import check
+from speedrun.run.checks import check, check_fields, is_done
 from speedrun.run.command_line import options_said, parse
 from speedrun.run.context import Batch, Run
 from speedrun.run.ending import guarded
+from speedrun.run.writer import one_writer
 from speedrun.stages import Stage
 from strategies import select
 from strategies.base import Strategy
@@ -50,22 +51,26 @@ def train(preset: str, config: Config, launch: Launch, said: Collection[str] = (
 
     said: the fields that the command line sets.
     """
-    checked = check(config, launch, said)
-    config, stages, data = checked.config, checked.stages, checked.data
+    check_fields(config)
+    with one_writer(preset, config, launch) as home:  # the run's folder, and nobody else trains there
+        checked = check(config, launch, said)
+        if is_done(checked, launch):
+            return
+        config, stages, data = checked.config, checked.stages, checked.data
 
-    torch.manual_seed(config.seed)  # nothing of ours draws from it, but its state is part of a checkpoint
-    model = GPT(config.model, document_start=data.document_start)
-    model.init_weights(config.seed)
-    if config.compile:
-        compile_blocks(model, launch.cpu)
+        torch.manual_seed(config.seed)  # nothing of ours draws from it, but its state is part of a checkpoint
+        model = GPT(config.model, document_start=data.document_start)
+        model.init_weights(config.seed)
+        if config.compile:
+            compile_blocks(model, launch.cpu)
 
-    with Run(preset, checked, launch) as run:
-        strategy = select.start(launch, config.collective_timeout)
-        recipe = parameter_groups(checked.shapes, agreed(config.optimizer), config.model.kernels)
-        strategy.prepare(model, recipe, clip=config.optimizer.clip, accumulation=stages[0].batches.accumulation)
-        run.begin(strategy)
-        warm_up(strategy, model, run)
-        loop(strategy, model, run)
+        with Run(preset, checked, launch, home) as run:
+            strategy = select.start(launch, config.collective_timeout)
+            recipe = parameter_groups(checked.shapes, agreed(config.optimizer), config.model.kernels)
+            strategy.prepare(model, recipe, clip=config.optimizer.clip, accumulation=stages[0].batches.accumulation)
+            run.begin(strategy)
+            warm_up(strategy, model, run)
+            loop(strategy, model, run)
 
 
 def accumulate(strategy: Strategy, forward: Callable[..., Tensor], batch: Batch, options: dict[str, Any]) -> Tensor:

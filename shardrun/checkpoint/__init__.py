@@ -1,6 +1,6 @@
 """`shardrun checkpoint inspect | verify | export PATH`: look into a checkpoint, check it, hand its weights on.
 
-PATH is a checkpoint's folder, or a run's: then its newest.
+PATH is a checkpoint's folder, or a run's: then the newest of its history.
 """
 
 import argparse
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from shardrun.help import add_parser
+from speedrun.run.writer import status
 from strategies import strict_json
 from strategies.checkpoint import folder as folders
 from strategies.checkpoint.format import INDEX, SUMS, Index, read_index, unseen
@@ -25,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     for name, about in ACTIONS.items():
         action = add_parser(actions, name, about)
-        action.add_argument("path", type=Path, help="a checkpoint's folder, or a run's: its newest one")
+        action.add_argument("path", type=Path, help="a checkpoint's folder, or a run's: its history's newest")
         action.add_argument("--json", action="store_true", help="print JSON")
         if name == "export":
             action.add_argument("--out", type=Path, required=True, help="the folder to write, which must not be there")
@@ -33,12 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     folder = folders.find_checkpoint(arguments.path)
-    status = 0
+    ended = 0
     if arguments.action == "inspect":
         content = describe(folder, read_index(folder))
     elif arguments.action == "verify":
         content = check(folder)
-        status = 0 if content["intact"] and not content["not_finite"] else 1
+        ended = 0 if content["intact"] and not content["not_finite"] else 1
     else:
         from shardrun.checkpoint.export import export  # torch only here
 
@@ -49,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         show = {"inspect": show_description, "verify": show_check, "export": show_export}[arguments.action]
         show(content)
-    return status
+    return ended
 
 
 def describe(folder: Path, index: Index) -> dict[str, Any]:
@@ -74,8 +75,17 @@ def describe(folder: Path, index: Index) -> dict[str, Any]:
         "files": index.files,
         "kinds": kinds,
         "run": index.run,
-        "checkpoints": {str(step): path.name for step, path in folders.checkpoints(folder.parent).items()},
+        "checkpoints": {str(step): path.name for step, path in folders.of_history(folder.parent).items()},
+        **around(folder),
     }
+
+
+def around(checkpoint: Path) -> dict[str, Any]:
+    """The run that a checkpoint lies in: its status (speedrun.run.writer.status; None where there is no run), and what
+    it has set aside."""
+    run = next((path.parent for path in checkpoint.resolve().parents if path.name == "checkpoints"), None)
+    aside = folders.set_aside(run / "checkpoints") if run else []
+    return {"status": status(run) if run else None, "set_aside": [str(path) for _, _, path in aside]}
 
 
 def check(folder: Path) -> dict[str, Any]:
@@ -86,6 +96,7 @@ def check(folder: Path) -> dict[str, Any]:
     from strategies.checkpoint.shards import Shards
 
     content: dict[str, Any] = {"path": str(folder), "intact": False, "error": None, "not_finite": None}
+    content |= around(folder)
     try:
         index = read_index(folder)
         verify_files(folder, index)
@@ -123,18 +134,28 @@ def show_description(content: dict[str, Any]) -> None:
     width = max((len(kind) for kind in content["kinds"]), default=0)
     for kind, line in content["kinds"].items():
         print(f"    {kind:<{width}}  {line['tensors']:>5} tensors  {line['elements']:>14,} elements")
-    print(f"  checkpoints beside it: {', '.join(content['checkpoints'].values())}")
+    print(f"  checkpoints of this history: {', '.join(content['checkpoints'].values())}")
+    show_around(content)
+
+
+def show_around(content: dict[str, Any]) -> None:
+    if content["status"]:
+        print(f"  status of the run: {content['status']}")
+    for path in content["set_aside"]:
+        print(f"  set aside, of a history that was left: {path}")
 
 
 def show_check(content: dict[str, Any]) -> None:
     if content["error"]:
         print(f"damaged: {content['error']}")
+        show_around(content)
         return
     print(f"{content['path']}: intact, {content['files']} files, {content['bytes']:,} bytes, every hash as written")
     if content["not_finite"]:
         print(f"  but {content['not_finite']}: {USELESS}")
     for name in content["strangers"]:
         print(f"  {name} is no part of it: never read")
+    show_around(content)
 
 
 def show_export(content: dict[str, Any]) -> None:

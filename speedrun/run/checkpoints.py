@@ -13,12 +13,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
+import torch.distributed as dist
+
 from speedrun.config import Config
+from speedrun.run.done import done_with, done_without, lies_in
 from speedrun.run.ending import Stopped
 from strategies import strict_json
 from strategies.base import Strategy
 from strategies.checkpoint.finite import newest_finite, not_finite
-from strategies.checkpoint.folder import checkpoints, find_checkpoint
+from strategies.checkpoint.folder import find_checkpoint, of_history
 from strategies.checkpoint.format import Index, read_index
 from strategies.checkpoint.load import check_weights, load
 from strategies.checkpoint.save import Saver
@@ -58,6 +61,8 @@ class Resumed:
     """What the configuration has in place of what was saved."""
     passed_over: tuple[str, ...] = ()
     """Newer checkpoints, a sentence for each, from which no run can go on."""
+    done: str = ""
+    """The sentence about a run of which nothing is left to train; empty where something is."""
 
     @property
     def step(self) -> int:
@@ -80,6 +85,16 @@ class Resumed:
         dtype = saved.get("orthogonalization_dtype")
         return dtype if dtype in ("bfloat16", "float32") else "auto"
 
+    def agree(self) -> None:
+        """Raises ValueError where the ranks have found different checkpoints to go on from: another run may just have
+        ended while they looked. Collective."""
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            found: list[int] = [self.step] * dist.get_world_size()
+            dist.all_gather_object(found, self.step)
+            if len(set(found)) > 1:
+                steps = ", ".join(f"{step} on rank {rank}" for rank, step in enumerate(found))
+                raise UserError(f"the ranks found different newest checkpoints (of step {steps}): start the run again.")
+
     def restore(self, strategy: Strategy, say: Callable[[str], None]) -> None:
         """Make the strategy what it was. Raises ValueError for a damaged checkpoint. Collective."""
         if self.folder is None or self.index is None:
@@ -87,6 +102,8 @@ class Resumed:
         load(self.folder, self.index, strategy)
         for why in self.passed_over:
             say(why)
+        if dist.is_initialized():
+            dist.barrier()  # what rank 0 sets aside next, no other rank still reads
         by = self.index.saved_by
         changed = f"; changed since: {', '.join(self.changed)}" if self.changed else ""
         say(f"resumed from {self.folder} (step {self.step}, {by['strategy']} on {by['world_size']}){changed}")
@@ -120,22 +137,25 @@ def asked_to_resume(
     if config.resume == "auto":
         if not config.name:
             raise UserError("resume auto looks for the run by its name: give it one with --name.")
-        if not checkpoints(own / "checkpoints"):
-            return Resumed(None, None, continues=-1)
-    newest = find_checkpoint(own / "checkpoints" if config.resume == "auto" else Path(config.resume))
+        if not of_history(own / "checkpoints"):
+            return Resumed(None, None, continues=-1, done=done_without(own, config))
+    newest, _ = _look_up(own / "checkpoints" if config.resume == "auto" else Path(config.resume))
     folder, passed_over = _finite(newest, auto=config.resume == "auto")
     index = read_index(folder)
     check_weights(folder, index, shapes)
     changed = _compare(folder, index, config, data_hash, older_hash)
-    ours = bool(config.name) and own.resolve() in folder.resolve().parents
-    return Resumed(folder, index, index.step if ours else None, changed, tuple(passed_over))
+    ours = bool(config.name) and lies_in(folder, own)
+    last = list(of_history(own / "checkpoints").values())[-1:] if ours else []
+    is_last = folder.resolve() in [path.resolve() for path in last]
+    done = done_with(folder, index, config, own if is_last else None)
+    return Resumed(folder, index, index.step if ours else None, changed, tuple(passed_over), done)
 
 
 def _finite(newest: Path, auto: bool) -> tuple[Path, list[str]]:
     """The checkpoint to go on from, and why newer ones are not taken: this one, or with auto the newest before it that
     is finite. Raises ValueError where it is not to be had."""
     last = read_index(newest).step
-    others = [path for step, path in reversed(checkpoints(newest.parent).items()) if step < last]
+    others = [path for step, path in reversed(of_history(newest.parent).items()) if step < last]
     folder, passed_over = newest_finite([newest, *(others if auto else [])])
     if folder:
         return folder, passed_over
@@ -147,6 +167,18 @@ def _finite(newest: Path, auto: bool) -> tuple[Path, list[str]]:
     earlier = newest_finite(others)[0]
     other = f"resume from {earlier}, which is finite" if earlier else f"no earlier one in {newest.parent} is finite"
     raise UserError(f"{newest} cannot be gone on from: {not_finite(newest, read_index(newest))}; {other}.")
+
+
+def _look_up(path: Path) -> tuple[Path, Index]:
+    """The checkpoint that a path means, and its index. A run that goes on beside this may let the newest one go."""
+    for _ in range(10):
+        folder = find_checkpoint(path)
+        try:
+            return folder, read_index(folder)
+        except (ValueError, FileNotFoundError):
+            if folder.is_dir():
+                raise
+    raise FileNotFoundError(f"the checkpoints of {path} come and go while they are read: another run writes them.")
 
 
 def _compare(folder: Path, index: Index, config: Config, data_hash: str, older_hash: str) -> tuple[str, ...]:

@@ -63,8 +63,7 @@ def check(config: Config, launch: Launch, said: Collection[str] = ()) -> Checked
 
     Raises ValueError or FileNotFoundError, in one sentence.
     """
-    check_ranges(config)
-    check_out(config)
+    check_fields(config)
     if config.compile and (why := catalogue.books(launch.strategy).refuses_compile):
         raise UserError(why)
     about = (launch.strategy, launch.world_size, launch.precision)
@@ -107,6 +106,12 @@ def check(config: Config, launch: Launch, said: Collection[str] = ()) -> Checked
     return Checked(config, stages, data, shapes, resumed, attention, resolved)
 
 
+def check_fields(config: Config) -> None:
+    """What can be said of the fields alone, before the run's folder is made. Raises ValueError."""
+    check_ranges(config)
+    check_out(config)
+
+
 def check_out(config: Config) -> None:
     """Raises ValueError where the run's folder cannot be made."""
     path = Path(config.out) / config.name
@@ -138,6 +143,14 @@ def check_schedule(config: Config, stages: Sequence[Stage], said: Collection[str
         if name in said:
             raise UserError(f"{sentence}: the run has {steps} steps, so give {steps} at most, or more steps.")
     return [f"warning: {sentence}: the run has {steps} steps" for sentence in too_long.values()]
+
+
+def is_done(checked: Checked, launch: Launch) -> bool:
+    """Whether nothing is left to train of a run that was to go on; says so."""
+    done = checked.resumed.done if checked.resumed else ""
+    if done and launch.rank == 0:
+        print(done, flush=True)
+    return bool(done)
 
 
 def attention_of_stages(

@@ -25,6 +25,7 @@ from speedrun.run.ending import DataLost, Interruptible, as_exception, outcome
 from speedrun.run.faults import Faults, first_nonfinite, loss_comes_first
 from speedrun.run.folder import RunFolder
 from speedrun.run.progress import Progress
+from speedrun.run.writer import Home
 from speedrun.stages import Stage, stage_at, tokens_before, validation_rows
 from strategies.base import Strategy
 from strategies.select import Launch, bound_collectives
@@ -46,8 +47,8 @@ class Run:
             run.done(loss, norm, rate, repeat)
     """
 
-    def __init__(self, preset: str, checked: Checked, launch: Launch):
-        """Raises FileExistsError where the folder holds a run already."""
+    def __init__(self, preset: str, checked: Checked, launch: Launch, home: Home):
+        """home: the run's folder. Raises FileExistsError where it holds a run already."""
         self.preset, self.checked, self.launch = preset, checked, launch
         self.config, self.stages, self.total_steps = checked.config, checked.stages, checked.steps
         resumed, first = checked.resumed, launch.rank == 0
@@ -57,12 +58,11 @@ class Run:
         self.timed_steps = resumed.timed_steps if resumed else 0
         self.folder: RunFolder | None = None
         if first:
-            continues = resumed.continues if resumed else None
             data_hash, parameters = checked.data.content_hash, checked.parameters
-            self.folder = RunFolder(self.config, launch, preset, data_hash, parameters, continues)
+            self.folder = RunFolder(home.folder, self.config, launch, preset, data_hash, parameters, resumed)
         self.progress = Progress(self.config.progress if first else "none", self.total_steps)
         self.say = self.progress.say
-        for line in (_headline(preset, checked, launch), *checked.resolved):
+        for line in (*filter(None, [home.note]), _headline(preset, checked, launch), *checked.resolved):
             self.say(line)
 
     def __enter__(self) -> Self:
@@ -96,7 +96,11 @@ class Run:
         bound_collectives(config.collective_timeout)
         for line in switch_on(self.checked, strategy.optimizer.place.device):
             self.say(line)
+        if self.checked.resumed:
+            self.checked.resumed.agree()
         about = {"preset": self.preset, "data_hash": data.content_hash, "document_start": data.document_start}
+        if self.folder:
+            about["history"] = self.folder.history.about()
         folder = self.folder.path / "checkpoints" if self.folder else None
         self.checkpoints = Checkpoints(config, self.launch, strategy, about, self.say, folder)
         self.interruption = self._open.enter_context(Interruptible())
@@ -132,7 +136,9 @@ class Run:
         if self.start and self.checked.resumed:
             self.checked.resumed.restore(self.strategy, self.say)
             self.updated = True
-        else:
+        for line in self.folder.open() if self.folder else ():
+            self.say(line)
+        if not self.start:
             self._log({"step": 0, "tokens": 0, "train_time_ms": 0.0, "timed_steps": 0, **self._validate()})
         self.ended = False
         steps = range(self.start, self.total_steps)

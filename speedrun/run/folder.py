@@ -8,93 +8,99 @@
                     precision and torch's version under "predicted for", measured, and the remainder; on a GPU the
                     allocator's figures beside (speedrun/books/measured.py)
     summary.json      how it ended: 'running', 'finished', 'interrupted' (Ctrl-C), 'preempted' (SIGTERM) or
-                      'failed', and the last figures
+                      'failed', and the last figures; `status` of speedrun/run/writer.py also tells 'died'
+    history.json      which history of the run all this is (strategies/checkpoint/history.py)
+    run.lock          who writes, while somebody does (speedrun/run/writer.py)
     record.txt, curves.png   of a run with a target: the record in the form of the public ones (speedrun/run/record.py)
 
 Every file carries `schema`. Only rank 0 writes.
 """
 
 import dataclasses
-import json
-import netrc
 import os
 import platform
 import subprocess
 import sys
-import threading
-import time
 import traceback
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 import torch
 
 from speedrun.config import Config
+from speedrun.run.checkpoints import Resumed
+from speedrun.run.forks import METRICS, history_of_start, holds_run, lines_up_to, take_up
 from speedrun.run.record import write_record
+from speedrun.run.wandb_run import WandbRun, start_wandb
 from strategies import strict_json
 from strategies.ledger import book
 from strategies.select import Launch
 
 SCHEMA = 1
 
-WANDB_FINISH = 60
-"""Seconds to wait at the end for Weights & Biases to upload the rest."""
-
-WANDB_TIMEOUT = 20
-"""Seconds to wait for Weights & Biases before the run goes on offline."""
-
 
 class RunFolder:
-    """The open folder of a run.
+    """The folder of a run, which this process alone writes (speedrun/run/writer.py).
 
-    resumed_at: None for a new run, which raises FileExistsError where one of that name exists already; a step for one
-    that goes on from there: its lines up to that step stay.
+    resumed: None for a run from the beginning, which raises FileExistsError where the folder holds a run already. One
+    that goes on changes nothing before `open`, which is to come when its checkpoint has been read.
     """
 
     def __init__(
         self,
+        path: Path,
         config: Config,
         launch: Launch,
         preset: str,
         data_hash: str,
         parameters: int,
-        resumed_at: int | None = None,
+        resumed: Resumed | None = None,
     ):
-        name = config.name or f"{preset}-{launch.strategy}-{launch.world_size}x-{time.strftime('%Y%m%d-%H%M%S')}"
-        self.path = Path(config.out) / name
-        lines = self.path / "metrics.jsonl"
-        if lines.exists() and resumed_at is None:
-            raise FileExistsError(
-                f"{self.path} holds a run already; give this one another --name, or remove the folder."
-            )
-        kept = _lines_up_to(lines, resumed_at) if lines.exists() and resumed_at is not None else []
-        self.path.mkdir(parents=True, exist_ok=True)
+        self.path, self.config, self.launch = path, config, launch
+        self.continues = resumed.continues if resumed else None
+        if self.continues is None and holds_run(path):
+            raise FileExistsError(f"{path} holds a run already; give this one another --name, or remove the folder.")
+        self.history = history_of_start(path, resumed)
         self.target = config.target_val_loss
-        self._write(
-            "config.json",
-            {
-                "preset": preset,
-                "run": dataclasses.asdict(config),
-                "launch": dataclasses.asdict(launch),
-                "data_hash": data_hash,
-                "parameters": parameters,
-                "resumed_at": resumed_at,
-            },
-        )
+        self._config = {
+            "preset": preset,
+            "run": dataclasses.asdict(config),
+            "launch": dataclasses.asdict(launch),
+            "data_hash": data_hash,
+            "parameters": parameters,
+            "resumed_at": self.continues,
+        }
+        self.last: dict[str, Any] = {}
+        self._wandb: WandbRun | None = None
+        self._opened = self._unwritten = False
+        if resumed is None or (resumed.index is None and self.history.moving is None):  # nothing is there to be lost
+            self.open()
+
+    def open(self) -> list[str]:
+        """Begin to write, after the lines that stay; returns what is to be said of it. Once it is open, no effect."""
+        if self._opened:
+            return []
+        self._opened = True
+        lines = self.path / METRICS
+        self.path.mkdir(parents=True, exist_ok=True)
+        last = max((line["step"] for line in lines_up_to(lines)), default=-1) if self.continues is not None else -1
+        self.history, said = take_up(self.path, self.history)
+        kept = lines_up_to(lines, self.continues) if self.continues is not None else []
+        self._write("config.json", self._config)
         self._write("environment.json", environment())
         if kept:  # in one move: a run killed just now keeps the lines that it had
             partial = self.path / ".metrics.jsonl.partial"
             partial.write_text("".join(strict_json.dumps(line) + "\n" for line in kept), encoding="utf-8")
             os.replace(partial, lines)
         self._metrics = open(lines, "a" if kept else "w", encoding="utf-8")  # noqa: SIM115
-        self._unwritten = False
-        self._wandb = _start_wandb(config, launch, name) if config.log == "wandb" else None
-        self.last: dict[str, Any] = {}
+        if self.config.log == "wandb":
+            self._wandb = start_wandb(self.path, self.history, last, self.config, self.launch)
         for line in kept:
             self.last |= {key: value for key, value in line.items() if key != "schema" and value is not None}
         self.finish("running")
+        return [said] if said else []
 
     def step(self, metrics: dict[str, Any]) -> None:
         """Append a step's metrics."""
@@ -110,19 +116,21 @@ class RunFolder:
         of_one_step = ("counted", "skipped")
         self.last |= {key: value for key, value in metrics.items() if value is not None and key not in of_one_step}
         if self._wandb:
-            shown = {key: value for key, value in metrics.items() if value is not None and key != "step"}
-            try:
-                self._wandb.log(shown, step=metrics["step"])
-            except Exception as error:  # whatever it is, the run is worth more than its curves elsewhere
-                print(f"Weights & Biases stopped logging ({error}); the run goes on, and its folder holds everything.")
-                self._wandb = None
+            self._wandb.log(metrics)
 
     def ledger(self, step: int, ranks: list[dict[str, Any]]) -> None:
         """Write what every rank held and sent in that step, in the place of what an earlier one did."""
         self._write(book.NAME, book.content(step, ranks))
 
     def finish(self, status: str, error: BaseException | None = None) -> None:
-        """Write how the run stands; called at its start too, so that a killed run says 'running'."""
+        """Write how the run stands; called at its start too, so that a killed run says 'running'.
+
+        Of one that was to go on and failed before it did, the folder says what it said before.
+        """
+        if not self._opened:
+            with suppress(OSError):
+                (self.path / "checkpoints").rmdir()  # made for a saver that saved nothing
+            return
         why: dict[str, Any] = {"error": None}
         if status == "failed" and error:
             why = {"error": str(error), "traceback": "".join(traceback.format_exception(error))}
@@ -132,7 +140,7 @@ class RunFolder:
             if self.target is not None and self.last:
                 write_record(self.path, self.target)
             if self._wandb:
-                _finish_wandb(self._wandb, 0 if status == "finished" else 1)
+                self._wandb.finish(0 if status == "finished" else 1)
 
     def _write(self, name: str, content: dict[str, Any]) -> None:
         """Write a JSON file whole or not at all."""
@@ -141,19 +149,6 @@ class RunFolder:
             strict_json.dumps({"schema": SCHEMA, **content}, indent=2, default=str) + "\n", encoding="utf-8"
         )
         os.replace(partial, self.path / name)
-
-
-def _lines_up_to(path: Path, step: int) -> list[dict[str, Any]]:
-    """The lines of a killed run up to a step; the last one may have been cut off in the middle."""
-    kept = []
-    for text in path.read_text(encoding="utf-8").splitlines():
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            break
-        if line["step"] <= step:
-            kept.append(line)
-    return kept
 
 
 def environment() -> dict[str, Any]:
@@ -192,63 +187,3 @@ def _commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return result.stdout.strip()
-
-
-def _start_wandb(config: Config, launch: Launch, name: str) -> Any:
-    """A Weights & Biases run; offline, with a line that says so, where there is no key. None where it cannot start."""
-    try:
-        import wandb
-    except ImportError:
-        print("wandb is not installed (pip install 'shardrun[logging]'): this run is logged to its folder only.")
-        return None
-    settings: dict[str, Any] = {
-        "project": "shardrun",
-        "name": name,
-        "dir": config.out,
-        "config": {**dataclasses.asdict(config), "launch": dataclasses.asdict(launch)},
-    }
-    if _wandb_key(wandb) or os.environ.get("WANDB_MODE"):
-        try:
-            return wandb.init(**settings, settings=wandb.Settings(silent=True, init_timeout=WANDB_TIMEOUT))
-        except Exception as error:  # wandb.Error, or what a library below it raises
-            reason = str(error).partition("\n")[0]
-            print(f"Weights & Biases cannot be reached ({reason}): logging offline; wandb sync sends it later.")
-    else:
-        print("No Weights & Biases key (wandb login, or WANDB_API_KEY): logging offline; wandb sync sends it later.")
-    try:
-        return wandb.init(**settings, mode="offline", settings=wandb.Settings(silent=True))
-    except Exception as error:
-        print(f"Weights & Biases cannot start ({error}): this run is logged to its folder only.")
-        return None
-
-
-def _finish_wandb(run: Any, exit_code: int) -> None:
-    """Send what has not been sent; a connection that is gone costs the run's end a bounded time and nothing else."""
-    failures: list[Exception] = []
-
-    def finish() -> None:
-        try:
-            import wandb
-
-            run.finish(exit_code=exit_code)
-            wandb.teardown()  # waits until wandb's own process has written everything
-        except Exception as error:
-            failures.append(error)
-
-    thread = threading.Thread(target=finish, name="wandb", daemon=True)
-    thread.start()
-    thread.join(WANDB_FINISH)
-    if thread.is_alive() or failures:
-        why = failures[0] if failures else f"no answer in {WANDB_FINISH} s"
-        print(f"Weights & Biases did not get the end of this run ({why}); wandb sync sends what is kept in wandb/.")
-
-
-def _wandb_key(wandb: Any) -> bool:
-    """Whether there is a key: in the environment, or where `wandb login` keeps it."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL") or wandb.Settings().base_url).hostname
-    try:
-        return host in netrc.netrc(os.environ.get("NETRC")).hosts
-    except (OSError, netrc.NetrcParseError):
-        return False

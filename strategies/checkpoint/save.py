@@ -26,6 +26,7 @@ from torch import Tensor
 
 from strategies import strict_json
 from strategies.checkpoint import folder as folders
+from strategies.checkpoint.disk import write_synced
 from strategies.checkpoint.finite import first_not_finite, tensor_in_words
 from strategies.checkpoint.format import (
     INDEX,
@@ -220,13 +221,13 @@ class Saver:
             index.tensors[name] = Stored(shape, dtype, tuple(sorted(held, key=lambda piece: piece.start)))
         content = index_json(index)
         hashes[INDEX] = hashlib.sha256(content).hexdigest()
-        folders.write_synced(writing / INDEX, content)
-        folders.write_synced(writing / SUMS, sums_text(hashes).encode())
+        write_synced(writing / INDEX, content)
+        write_synced(writing / SUMS, sums_text(hashes).encode())
         for rank in range(len(notes)):
             (writing / f"rank_{rank:03d}.json").unlink()
         read_index(writing)  # what it says of itself must hold before anything older is let go
         folders.publish(writing, index.step)
-        folders.prune(self.folder, self.keep, self._best if self.keep_best else lambda _: None)
+        folders.prune(self.folder, self.keep, self._best if self.keep_best else lambda _: None, index.step)
 
     def _best(self, found: dict[int, Path]) -> int | None:
         """The step with the lowest score; a checkpoint that cannot be read has none."""

@@ -60,3 +60,8 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 
 def read(folder: Path, name: str) -> Any:
     return json.loads((folder / name).read_text())
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, by its path from there."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

@@ -18,7 +18,7 @@ STEP = {"step": 1, "tokens": 384, "train_loss": 5.5, "val_loss": 5.0, "train_tim
 
 
 def run_folder(folder: Path, **fields: Any) -> RunFolder:
-    return RunFolder(small(out=str(folder), **fields), launch_of("ddp", 0, 2), "tiny", "abc", 123)
+    return RunFolder(folder / "run", small(out=str(folder), **fields), launch_of("ddp", 0, 2), "tiny", "abc", 123)
 
 
 def test_every_file_says_its_schema_and_a_killed_run_says_running(tmp_path: Path) -> None:
@@ -27,7 +27,7 @@ def test_every_file_says_its_schema_and_a_killed_run_says_running(tmp_path: Path
     opened.ledger(3, [{"rank": 0, "measured": {"parameters": 4}}])
     folder = tmp_path / "run"
     assert {path.name for path in folder.iterdir()} == {
-        *("config.json", "environment.json", "metrics.jsonl", "ledger.json", "summary.json"),
+        *("config.json", "environment.json", "metrics.jsonl", "ledger.json", "summary.json", "history.json"),
     }
     for name in ("config.json", "environment.json", "ledger.json", "summary.json"):
         assert read(folder, name)["schema"] == SCHEMA
@@ -200,7 +200,7 @@ def test_the_end_of_a_run_does_not_hang_on_a_lost_connection(
 
     monkeypatch.setattr(wandb, "finish", finish)
     monkeypatch.setitem(sys.modules, "wandb", wandb)  # type: ignore[arg-type]
-    monkeypatch.setattr("speedrun.run.folder.WANDB_FINISH", 0.2)
+    monkeypatch.setattr("speedrun.run.wandb_run.FINISH", 0.2)
     opened = run_folder(tmp_path, log="wandb")
     opened.finish("finished")
     assert read(tmp_path / "run", "summary.json")["status"] == "finished" and wandb.ended is None

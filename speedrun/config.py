@@ -182,8 +182,8 @@ class OptimizerConfig:
     """AdamW's learning rate for block matrices where `name` is adamw. Allowed: 0 or above."""
     betas: tuple[Decay, Decay] = (0.9, 0.95)
     """AdamW's decay rates of the two moments. Allowed, each: from 0 to below 1."""
-    eps: Annotated[float, Range(1e-30)] = 1e-8
-    """AdamW's denominator offset. Allowed: 1e-30 or above."""
+    eps: Annotated[float, Range(1e-30, 1)] = 1e-8
+    """AdamW's denominator offset. Allowed: from 1e-30 to 1."""
     weight_decay: Rate = 0.0
     """AdamW's decoupled weight decay, on tensors of two or more dimensions; times a rate at most 1, as Muon's. Allowed:
     0 or above."""

@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 from speedrun.config import Config, StageConfig
 from strategies.errors import UserError
 
+YARN_SHRINKS_LESS = 148
+"""Times that a long window may shrink from one stage to the next under YaRN: e⁵, where its scale would be zero."""
+
 
 @dataclass(frozen=True)
 class Batches:
@@ -106,6 +109,12 @@ def resolve_stages(config: Config, steps: int, world_size: int = 1) -> list[Stag
             )
         model, data = config.model, config.data
         windows.append((line.window_short or model.window_short, line.window_long or model.window_long))
+        if model.yarn and len(windows) > 1 and windows[-1][1] * YARN_SHRINKS_LESS < windows[-2][1]:
+            raise UserError(
+                f"schedule.stages.{i}.window_long is {windows[-1][1]} after {windows[-2][1]}, and model.yarn scales "
+                f"attention by 0.2·ln(new / old) + 1, which is not above 0 there: shrink the window less than "
+                f"{YARN_SHRINKS_LESS}-fold, or switch model.yarn off"
+            )
         stages.append(
             Stage(
                 name=f"schedule.stages.{i}" if config.schedule.stages else "data",

@@ -118,7 +118,8 @@ class Muon:
         """w ← w·(1 − lr·weight_decay) − lr·update, on slices of any shape."""
         if options["weight_decay"]:
             decay(weight, update, options)
-        weight.sub_(update, alpha=options["lr"])
+        # Beyond float32 torch would raise; so the weights overflow, and the run says that they did.
+        weight.sub_(update, alpha=min(options["lr"], torch.finfo(torch.float32).max))
 
 
 class NorMuon(Muon):

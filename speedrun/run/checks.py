@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from speedrun.books.forward_pass import ForwardPass
 from speedrun.books.shapes import scenario_of
 from speedrun.config import Config
 from speedrun.data import Data, open_data
@@ -26,6 +27,7 @@ from speedrun.stages import Stage, number_of_steps, resolve_stages
 from strategies import catalogue
 from strategies.base import COMPUTE_DTYPES, Precision
 from strategies.errors import UserError
+from strategies.ledger.hardware import GIB
 from strategies.select import Launch
 
 
@@ -94,6 +96,7 @@ def check(config: Config, launch: Launch, said: Collection[str] = ()) -> Checked
     attention, lines = attention_of_stages(outline, stages, device, launch.precision)
     resolved += lines
     shapes = parameter_shapes(config.model)
+    check_memory(config, stages, launch)
     check_optimizer(config.optimizer, max(stage.lr for stage in stages))
     resumed = asked_to_resume(config, shapes, data.content_hash, data.older_hash)
     optimizer, why = settle(config.optimizer, resumed.orthogonalization_dtype if resumed else "auto", device)
@@ -151,6 +154,40 @@ def is_done(checked: Checked, launch: Launch) -> bool:
     if done and launch.rank == 0:
         print(done, flush=True)
     return bool(done)
+
+
+def check_memory(config: Config, stages: Sequence[Stage], launch: Launch) -> None:
+    """Raises ValueError where the run cannot be held: every process makes the whole model in float32, and on a CPU each
+    rank's peak, as the books predict it, is in the machine's own memory. Less than a run takes in truth, so that none
+    is refused that would fit."""
+    needed, ranks = 0, launch.local_world_size if launch.cpu else 1
+    if launch.cpu:  # a validation's attention mask: a byte for every pair of positions
+        needed = (config.data.eval_sequence_length or config.data.sequence_length) ** 2
+    for stage in stages:
+        books = scenario_of(config, launch.strategy, launch.world_size, launch.precision, engine=launch.engine)
+        needed = max(needed, 4 * books.parameters)
+        if launch.cpu:
+            rows, future = stage.batches.micro_batch, len(config.schedule.future_weights)
+            passes = ForwardPass(config.model, rows, stage.sequence_length, future)
+            needed = max(needed, *(sum(held.values()) for held in passes.predict_peak(books)))
+    if needed * ranks > (there := machine_memory()):
+        each = f" ({ranks} ranks of {needed / GIB:,.1f} GiB)" if ranks > 1 else ""
+        raise UserError(
+            f"the run would hold {needed * ranks / GIB:,.1f} GiB{each}, and this machine has {there / GIB:,.1f} GiB: "
+            "make the model, the micro-batch or the rows smaller; shardrun plan says what takes how much."
+        )
+
+
+def machine_memory() -> int:
+    """Bytes that the processes of this machine, or of this container, can hold together."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if (meminfo := Path("/proc/meminfo")).exists():
+        swap = next((line for line in meminfo.read_text().splitlines() if line.startswith("SwapTotal:")), "0 0 kB")
+        memory += int(swap.split()[1]) * 1024
+    limit = Path("/sys/fs/cgroup/memory.max")  # of a container; the word max where there is none
+    if limit.exists() and (text := limit.read_text().strip()).isdigit():
+        memory = min(memory, int(text))
+    return memory
 
 
 def attention_of_stages(

@@ -100,6 +100,13 @@ def test_adamw_does_not_mind_where_a_parameter_is_cut() -> None:
     torch.testing.assert_close(step([slice(0, 40)]), step([slice(0, 11), slice(11, 40)]), rtol=0, atol=1e-7)
 
 
+@pytest.mark.parametrize("lr", (1e39, 1e300))
+def test_a_rate_beyond_float32_overflows_the_weights_and_raises_nothing(lr: float) -> None:
+    weight = torch.ones(2, 2)
+    Muon().apply(weight, torch.full((2, 2), 10.0), {**OPTIONS, "lr": lr, "weight_decay": 0.0})
+    assert not torch.isfinite(weight).any()
+
+
 # NorMuon, cautious decay, and AdamW that does not update at every step.
 
 

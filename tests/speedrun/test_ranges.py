@@ -9,12 +9,13 @@ from typing import Annotated, Any, get_args
 
 import pytest
 
-from speedrun.config import Config, DataConfig, OptimizerConfig, ScheduleConfig, StageConfig
+from speedrun.config import Config, DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig, StageConfig
 from speedrun.presets import PRESETS
 from speedrun.ranges import Range, Text, allowed_by, check_ranges, hints
-from speedrun.run.checks import check
+from speedrun.run.checks import check, check_memory, machine_memory
 from speedrun.run.command_line import parse
 from speedrun.stages import number_of_steps, resolve_stages
+from strategies import catalogue
 from tests.speedrun.runs import launch_of
 
 
@@ -247,3 +248,19 @@ def test_a_step_count_without_end_is_found_at_once() -> None:
     steps = number_of_steps(staged)
     taken = [sum((s.last - s.first) * s.tokens_per_step for s in resolve_stages(staged, n)) for n in (steps, steps + 1)]
     assert taken[0] <= config.tokens < taken[1] if config.tokens else False
+
+
+def test_a_run_that_the_machine_cannot_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the books predict it, under every strategy; on GPUs the weights alone, which each process makes at first."""
+    assert machine_memory() > 2**28
+    monkeypatch.setattr("speedrun.run.checks.machine_memory", lambda: 8 * 2**30)
+    huge = dataclasses.replace(SMALL, model=ModelConfig(bigram_rows=10**9))
+    for strategy in catalogue.spread():
+        for launch in (launch_of(strategy, 0, 2), dataclasses.replace(launch_of(strategy, 0, 2), cpu=False)):
+            stages = resolve_stages(huge, 3, 2)
+            with pytest.raises(ValueError, match="the run would hold .* GiB.*, and this machine has 8.0 GiB"):
+                check_memory(huge, stages, launch)
+    wide = dataclasses.replace(SMALL, data=DataConfig(sequence_length=32, global_batch=10**6, eval_tokens=64))
+    with pytest.raises(ValueError, match="the run would hold"):
+        checked(wide)
+    checked(dataclasses.replace(wide, data=dataclasses.replace(wide.data, micro_batch=4)))

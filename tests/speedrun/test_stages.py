@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from speedrun.config import Config, DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig, StageConfig
+from speedrun.model.rope import yarn_scale
 from speedrun.stages import number_of_steps, resolve_stages, stage_at, tokens_before
 from tests.ranks import RankPool
 from tests.speedrun.runs import STRATEGIES, in_folder, metrics, read, small, train_here
@@ -70,6 +71,19 @@ def test_tokens_are_counted_step_by_step_and_the_budget_is_kept(steps: int, budg
             assert tokens_before(stages, step) == counted
             counted += stage_at(stages, step).tokens_per_step
         assert tokens_before(stages, taken) == counted == total(taken)
+
+
+def test_yarn_turns_no_attention_around() -> None:
+    model = ModelConfig(layers=2, yarn=True, window_long=3000, long_layers=(1,))
+    for new, refused in ((20, True), (21, False)):
+        table = (StageConfig(0.5), StageConfig(window_long=new))
+        config = Config(model=model, schedule=ScheduleConfig(stages=table))
+        if refused:
+            with pytest.raises(ValueError, match="schedule.stages.1.window_long is 20 after 3000"):
+                resolve_stages(config, 10)
+        else:
+            resolve_stages(config, 10)
+            assert yarn_scale((3000, new)) > 0
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,8 @@ def check_model(config: ModelConfig) -> None:
             f"model.ngram_width = {config.ngram_width} is the width of tables that model.bigram_rows, trigram_rows and "
             "fourgram_rows = 0 leave out"
         )
+    if config.fp8 and config.bias:
+        raise UserError("model.fp8 is on and so is model.bias: FP8 layers have no biases; switch one of them off")
     if config.untie_at and not config.tied_head:
         raise UserError(f"model.untie_at = {config.untie_at} unties a head that model.tied_head = False never tied")
     if config.softcap_form == "sigmoid" and not config.softcap:
@@ -78,6 +80,18 @@ def check_model(config: ModelConfig) -> None:
 
 def check_attention(config: ModelConfig) -> None:
     """Raise ValueError where options of attention conflict or name what is not there."""
+    if config.width % config.heads:
+        raise UserError(
+            f"model.heads = {config.heads} does not divide model.width = {config.width}: every head needs the same "
+            "whole number of channels"
+        )
+    multiple = {"rope": 2, "half_rope": 4, "learned": 1}[config.positions]
+    if config.width // config.heads % multiple:
+        raise UserError(
+            f"model.positions = {config.positions} rotates channels in pairs and needs a head dimension (width / "
+            f"heads) divisible by {multiple}, but it is {config.width // config.heads}: change model.width or "
+            "model.heads"
+        )
     for name in ("long_layers", "paired_head_layers"):
         named: tuple[int, ...] = getattr(config, name)
         for layer in named:

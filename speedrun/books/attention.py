@@ -77,12 +77,13 @@ def attention(forward: Log, layer: int, y: Tensor, mask: list[Tensor], values: T
     QK-norm keeps 2·(4·n·h + 4·n·a); without it, q and k are kept by attention alone. The rest is `rotate` and
     `scaled_dot_product`; the output projection's input is attention's output.
 
-    Paired heads copy q, k and v, and their output back, n·h·c, which is then kept beside it. A gate keeps its
-    sigmoid, c·n·a, and the gated output, c·n·h; under autocast its cast input too, 2·12·n.
+    Paired heads copy q, k and v, and their output back, n·h·c, which is then kept beside it; two heads lie as they
+    should. A gate keeps its sigmoid, c·n·a, and the gated output, c·n·h; under autocast its cast input too, 2·12·n.
     """
     config, name = forward.config, f"blocks.{layer}.attention"
     _, paired = forward.view(layer)
     length = 2 * forward.time if paired else forward.time
+    copied = paired and config.heads > 2
     heads = forward.tokens * config.heads
     projections = []
     for matrix in "qkv":
@@ -96,7 +97,7 @@ def attention(forward: Log, layer: int, y: Tensor, mask: list[Tensor], values: T
         before = (q, k)
         q, k = normalised(forward, q, heads), normalised(forward, k, heads)
         forward.drop(*before)
-    if paired:
+    if copied:
         before = (q, k, v)  # type: ignore[assignment]
         q, k, v = (forward.new("attention", "paired", x.elements, forward.product_size) for x in (q, k, v))
         forward.drop(*before)
@@ -111,10 +112,11 @@ def attention(forward: Log, layer: int, y: Tensor, mask: list[Tensor], values: T
         k = offset_keys(forward, k, mask)
     if forward.kernels.cuda:
         own = mask[: len(mask) - (forward.documents and config.partial_key_offset)]
-        output = on_gpu(forward, q, k, v, own, attention_kind(forward.view(layer), forward.time, forward.kernels))
+        kind = attention_kind(forward.view(layer), forward.time, forward.kernels)
+        output = on_gpu(forward, q, k, v, own, kind, length)
     else:
         output = scaled_dot_product(forward, q, k, v, length, bool(forward.documents or forward.view(layer)[0]))
-    if paired:
+    if copied:
         joined, output = output, forward.new("attention", "unpaired", output.elements, forward.product_size)
         forward.drop(joined)
     if config.attention_gate:
@@ -205,9 +207,10 @@ def rotate(forward: Log, x: Tensor, pairs: int) -> Tensor:
     return y
 
 
-def on_gpu(forward: Log, q: Tensor, k: Tensor, v: Tensor, mask: list[Tensor], kind: str) -> Tensor:
+def on_gpu(forward: Log, q: Tensor, k: Tensor, v: Tensor, mask: list[Tensor], kind: str, length: int) -> Tensor:
     """Keeps q, k, v and the output, 4·c·n·h, a log-sum-exp per head and query, 4·n·a, and the state of a random
-    generator. sdpa also the mask in numbers, c·b·s², flex the block mask.
+    generator. sdpa also the mask in numbers, c·b·s², flex the block mask. sdpa with a mask, or in fp32, is the
+    memory-efficient kernel, which fills up the queries of a row to a multiple of 32.
     """
     part, size = "attention", forward.product_size
     product = kind in ("sdpa", "varlen")  # whose operators selective checkpointing sees
@@ -217,7 +220,10 @@ def on_gpu(forward: Log, q: Tensor, k: Tensor, v: Tensor, mask: list[Tensor], ki
     forward.keep("masks", *mask)
     forward.keep(part, q, k, v)
     y = forward.new(part, "output", q.elements, size, product=product)
-    sums = forward.new(part, "log of sums", forward.tokens * forward.config.heads, 4, product=product)
+    queries = forward.tokens * forward.config.heads
+    if kind == "sdpa" and (mask or size == 4):
+        queries = queries // length * (-(-length // 32) * 32)
+    sums = forward.new(part, "log of sums", queries, 4, product=product)
     state = forward.new(part, "generator's state", 2, 8, product=product)
     forward.keep(part, y, sums, state)
     forward.drop(sums, state, *(mask if kind == "sdpa" else []))

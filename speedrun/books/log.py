@@ -172,14 +172,16 @@ class Log:
         output_part: str | None = None,
         bias: bool | None = None,
         cached: bool = True,
+        inputs: int = 0,
     ) -> Tensor:
         """Keeps its input, c·n·inputs, which functions before it may have kept already.
 
         Under autocast a float32 input is cast first and the copy is kept; so are 2·inputs·outputs of cast weights, by
         autocast's cache, checkpoint or not. A bias, and under autocast its cast, goes into a sum of its own. Not
-        `cached`: a fused kernel's cast of its weight, which no cache keeps and a checkpoint makes anew.
+        `cached`: a fused kernel's cast of its weight, which no cache keeps and a checkpoint makes anew. inputs: of the
+        layer, where there may be no token to tell.
         """
-        inputs = x.elements // self.tokens
+        inputs = inputs or x.elements // self.tokens
         if bias is None:
             bias = self.config.bias and self.module != "head"
         casts = []

@@ -41,10 +41,14 @@ def smear(forward: Log, x: Tensor) -> Tensor:
     size, stream = forward.product_size, forward.stream_size
     forward.module = "smear"
     whole_tokens, forward.tokens = forward.tokens, positions
-    channels = forward.new(part, "channels", positions * GATE_CHANNELS, stream)
-    gate = forward.linear(part, channels, 1, bias=False)
+    channels = Tensor("smear", part, "channels", positions * GATE_CHANNELS, stream)
+    copied = forward.rows > 1 or (positions > 1 and forward.config.width > GATE_CHANNELS)  # else they lie together
+    if copied:
+        channels = forward.new(part, "channels", channels.elements, stream)
+    gate = forward.linear(part, channels, 1, bias=False, inputs=GATE_CHANNELS)
     forward.tokens = whole_tokens
-    forward.drop(channels)
+    if copied:
+        forward.drop(channels)
     opened = forward.new(part, "σ", positions, size)
     forward.drop(gate)
     forward.keep(part, opened)

@@ -12,7 +12,6 @@ from speedrun.model.masks import Mask, View, Yarn
 from speedrun.model.norm import rms_norm
 from speedrun.model.rope import rope_frequencies, rotate, rotations, yarn_scale
 from speedrun.wiring import check_attention
-from strategies.errors import UserError
 
 
 class Attention(nn.Module):
@@ -25,20 +24,9 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int = 0) -> None:
         super().__init__()
-        if config.width % config.heads:
-            raise UserError(
-                f"model.heads = {config.heads} does not divide model.width = {config.width}: every head needs the same "
-                "whole number of channels"
-            )
+        check_attention(config)
         self.heads = config.heads
         self.head_dim = config.width // config.heads
-        multiple = {"rope": 2, "half_rope": 4, "learned": 1}[config.positions]
-        if self.head_dim % multiple:
-            raise UserError(
-                f"model.positions = {config.positions} rotates channels in pairs and needs a head dimension (width / "
-                f"heads) divisible by {multiple}, but it is {self.head_dim}: change model.width or model.heads"
-            )
-        check_attention(config)
         self.rotated_channels = {"rope": self.head_dim, "half_rope": self.head_dim // 2, "learned": 0}[config.positions]
         self.rope_base = config.rope_base
         self.qk_norm = config.qk_norm

@@ -80,7 +80,8 @@ def layer_masks(
     continues: bool = False,
     yarn: Yarn | None = None,
 ) -> list[Mask | None]:
-    """The masks of all layers, of which those with equal views share one.
+    """The masks of all layers, of which those that come to the same share one: windows that no row is long enough for
+    are none.
 
     tokens: int64 [batch, time]; document_start: as in `document_numbers`, None where a row is one text; kinds: each
     layer's attention function, equal for equal views; continues, yarn: fill in that field. A paired view has twice as
@@ -92,28 +93,32 @@ def layer_masks(
     lengths = None
     if any(kind in ("varlen", "flash") for kind in kinds):
         lengths = document_lengths(documents, batch, time, tokens.device)
-    made: dict[View, Mask | None] = {}
+    made: dict[tuple[int, int], Mask | None] = {}
     for view, kind in zip(views, kinds, strict=True):
-        if view in made:
-            continue
         window, positions = view.positions(time)
+        if (window, positions) in made:
+            continue
         twice = 2 if view.paired else 1
         numbers = documents
         if documents is not None and view.paired:
             numbers = documents.repeat_interleave(2, dim=1)
         if kind == "flex":
             first = first_seen(numbers, batch, positions, window, tokens.device)
-            made[view] = Mask(kind, blocks=block_mask(first), first=first, continues=same, yarn=yarn)
+            made[window, positions] = Mask(kind, blocks=block_mask(first), first=first, continues=same, yarn=yarn)
         elif kind == "sdpa":
             dense = None
             if numbers is not None or window:
                 dense = dense_mask(numbers, positions, window, tokens.device)
-            made[view] = None if dense is None and yarn is None else Mask(dense=dense, continues=same, yarn=yarn)
+            made[window, positions] = (
+                None if dense is None and yarn is None else Mask(dense=dense, continues=same, yarn=yarn)
+            )
         else:
             assert lengths is not None
             own = lengths * twice
-            made[view] = Mask(kind, lengths=own, longest=positions, window=window, continues=same, yarn=yarn)
-    return [made[view] for view in views]
+            made[window, positions] = Mask(
+                kind, lengths=own, longest=positions, window=window, continues=same, yarn=yarn
+            )
+    return [made[view.positions(time)] for view in views]
 
 
 def document_numbers(tokens: Tensor, document_start: int) -> Tensor:

@@ -10,20 +10,14 @@ from speedrun.config import ModelConfig
 from speedrun.kernels import use_triton
 from speedrun.kernels.fp8_linear import DelayedScales, mlp_down, mlp_up
 from speedrun.model.linear import Linear
-from strategies.errors import UserError
 
 
 class MLP(nn.Module):
-    """down(f(up(x))) with f = relu(·)² (So et al. 2021, arXiv 2109.08668) or GELU in its tanh form, as in GPT-2.
-
-    Raises ValueError for FP8 with biases.
-    """
+    """down(f(up(x))) with f = relu(·)² (So et al. 2021, arXiv 2109.08668) or GELU in its tanh form, as in GPT-2."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         hidden = config.mlp_width or 4 * config.width
-        if config.fp8 and config.bias:
-            raise UserError("model.fp8 is on and so is model.bias: FP8 layers have no biases; switch one of them off")
         self.nonlinearity = config.mlp
         self.up = Up(config, config.width, hidden)
         self.down = Down(config, hidden, config.width)

@@ -2,19 +2,24 @@
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from shardrun.configs import resolve_config
+from shardrun.fields import add_fields, with_fields
 from shardrun.launch import find_config
 from shardrun.plan.estimates import COLUMNS, Planned, fullest, host_memory, kernels_line, planned, say_not_predicted
 from shardrun.tables import wrapped
 from speedrun.books.forward_pass import compute_precision
 from speedrun.books.kernels import CPU, Kernels, installed_torch, kernels_on_gpu
 from speedrun.config import Config
+from speedrun.optim.policy import check_optimizer
 from speedrun.presets import PRESETS
-from speedrun.run.asked import honoured
+from speedrun.run.asked import honoured, options_said
+from speedrun.wiring import check_fp8, check_model
 from strategies import catalogue, strict_json
 from strategies.config_file import Asked
+from strategies.errors import UserError
 from strategies.forecast.traffic import explain_volume, paper_volumes, predict_traffic
 from strategies.ledger.hardware import GPUS
 from strategies.ledger.terms import Scenario
@@ -34,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "batch: micro-batch × accumulation × ranks",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
+    add_fields(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -49,7 +55,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _planned(side: Asked, arguments: argparse.Namespace) -> tuple[Planned, Scenario, dict[str, int]]:
-    config = honoured(PRESETS[arguments.preset][1], side.asks, side.world_size)
+    config = with_fields(PRESETS[arguments.preset][1], arguments.preset, arguments)
+    check_model(config.model)
+    check_optimizer(config.optimizer)
+    config = honoured(config, side.asks, side.world_size, options_said(arguments.fields))
     stages = planned(config, arguments, side.world_size, _kernels(side, config))
     return fullest(stages, side.strategy, side.world_size, side.precision, side.engine)
 
@@ -57,7 +66,10 @@ def _planned(side: Asked, arguments: argparse.Namespace) -> tuple[Planned, Scena
 def _kernels(side: Asked, config: Config) -> Kernels:
     """A GPU is taken for an H100."""
     if side.cpu:
-        return CPU
+        check_fp8(config.model, side.precision)
+        if config.model.kernels == "triton":
+            raise UserError("model.kernels is triton, but the run computes on cpu: use model.kernels torch or auto.")
+        return replace(CPU, asked=config.model.attention)
     return kernels_on_gpu(GPUS["h100"].capability, installed_torch(), config.model, side.precision)
 
 

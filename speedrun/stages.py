@@ -132,6 +132,16 @@ def resolve_stages(config: Config, steps: int, world_size: int = 1) -> list[Stag
     return stages
 
 
+def check_lengths(config: Config, stages: Sequence[Stage]) -> None:
+    """Raises UserError where the model does not take rows as long as those of a stage, or of a validation."""
+    longest = max(config.data.eval_sequence_length, *(stage.sequence_length for stage in stages))
+    if longest > config.model.max_sequence_length:
+        raise UserError(
+            f"rows of {longest} tokens (sequence_length, eval_sequence_length of data and stages) exceed "
+            f"model.max_sequence_length {config.model.max_sequence_length}; raise the latter."
+        )
+
+
 def stage_at(stages: Sequence[Stage], step: int) -> Stage:
     """The one that `step` belongs to."""
     return next(stage for stage in stages if step < stage.last)

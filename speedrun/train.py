@@ -24,9 +24,9 @@ from speedrun.model.compiling import compile_blocks
 from speedrun.optim.policy import parameter_groups
 from speedrun.optim.precision import agreed
 from speedrun.optim.schedule import adamw_updates, forward_options, learning_rate_multiplier, muon_momentum
-from speedrun.run.asked import check_units, honoured
+from speedrun.run.asked import check_units, honoured, options_said
 from speedrun.run.checks import check, check_fields, is_done
-from speedrun.run.command_line import options_said, parse
+from speedrun.run.command_line import parse
 from speedrun.run.context import Batch, Run
 from speedrun.run.ending import guarded
 from speedrun.run.writer import one_writer

@@ -78,6 +78,20 @@ def check_model(config: ModelConfig) -> None:
             )
 
 
+def check_fp8(config: ModelConfig, precision: str, capability: tuple[int, int] | None = None) -> None:
+    """Raises ValueError where FP8 is asked for and cannot be. precision: of the run; capability: of its GPU, if any."""
+    if config.fp8 and precision == "fp16":
+        raise UserError(
+            "model.fp8 is on and mixed_precision is fp16: FP8's scales of gradients know nothing of fp16's loss scale, "
+            "and every GPU that multiplies in FP8 has bf16; write mixed_precision: bf16, or switch model.fp8 off."
+        )
+    if config.fp8 and capability and capability < (8, 9):
+        raise UserError(
+            f"model.fp8 is on, but this GPU has compute capability {capability[0]}.{capability[1]}, and GPUs multiply "
+            "in FP8 from 8.9 on: switch model.fp8 off."
+        )
+
+
 def check_attention(config: ModelConfig) -> None:
     """Raise ValueError where options of attention conflict or name what is not there."""
     if config.width % config.heads:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from shardrun.configs import resolve_config
+from shardrun.fields import add_fields
 from shardrun.launch import find_config
 from shardrun.plan.estimates import (
     COLUMNS,
@@ -28,7 +29,7 @@ from speedrun.books.forward_pass import compute_precision
 from speedrun.books.shapes import scenario_of
 from speedrun.config import Config
 from speedrun.presets import PRESETS
-from speedrun.run.asked import honoured
+from speedrun.run.asked import honoured, options_said
 from strategies import catalogue, strict_json
 from strategies.config_keys import Said
 from strategies.errors import UserError
@@ -77,6 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--strategies", help="with --simulate: comma-separated (default: all five)")
     parser.add_argument("--largest", type=int, default=6, help="with --simulate: lines per peak (default: 6)")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    add_fields(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -89,7 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
         resolved = resolve_config(find_config(arguments.config))
         arguments.world, arguments.precision = resolved.world_size, resolved.precision
         names, engine, asks = [resolved.strategy], resolved.engine, resolved.asks
-    config = honoured(configure(arguments), asks, arguments.world)
+    config = honoured(configure(arguments), asks, arguments.world, options_said(arguments.fields))
     gpu = find_gpu(arguments.gpu)
     if arguments.court:
         from shardrun.plan.court import hold_court

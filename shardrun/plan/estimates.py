@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from shardrun.fields import with_fields
 from shardrun.tables import wrapped
 from speedrun.books.flops import flops
 from speedrun.books.forward_pass import ForwardPass
@@ -19,9 +20,11 @@ from speedrun.books.kernels import (
 )
 from speedrun.books.shapes import scenario_of
 from speedrun.config import Config, ModelConfig
+from speedrun.optim.policy import check_optimizer
 from speedrun.presets import PRESETS
 from speedrun.ranges import check_ranges
-from speedrun.stages import Batches, Stage, number_of_steps, resolve_stages
+from speedrun.run.asked import options_said
+from speedrun.stages import Batches, Stage, check_lengths, number_of_steps, resolve_stages
 from speedrun.wiring import check_model
 from strategies import catalogue
 from strategies.errors import UserError
@@ -129,7 +132,8 @@ def configure(arguments: argparse.Namespace) -> Config:
     if preset not in PRESETS:
         raise UserError(f"there is no preset {preset!r}; there are {', '.join(PRESETS)}.")
     config = PRESETS[preset][1]
-    if shaped(arguments):
+    said = options_said(arguments.fields)
+    if shaped(arguments) and not said & {"data.micro_batch", "data.global_batch"}:
         arguments.micro_batch = 8 if arguments.micro_batch is None else arguments.micro_batch
         arguments.accumulation = 1 if arguments.accumulation is None else arguments.accumulation
     if arguments.world < 1:
@@ -149,7 +153,7 @@ def configure(arguments: argparse.Namespace) -> Config:
     if arguments.width and not arguments.heads:
         model = dataclasses.replace(model, heads=max(1, arguments.width // 128))
     check_ranges(model, "model.")
-    if model.width % model.heads:
+    if model.width % model.heads and not said & {"model.heads", "model.width"}:
         raise UserError(f"{model.heads} heads do not divide a width of {model.width}; pass --heads.")
     stages = () if shaped(arguments) else config.schedule.stages
     if arguments.seq:
@@ -161,7 +165,6 @@ def configure(arguments: argparse.Namespace) -> Config:
         checkpointing=arguments.checkpointing or model.checkpointing,
         max_sequence_length=max(*lengths, 1024 if model.positions != "learned" else length),
     )
-    check_model(model)
     optimizer = config.optimizer
     if arguments.optimizer:
         optimizer = dataclasses.replace(optimizer, name=arguments.optimizer)
@@ -173,6 +176,9 @@ def configure(arguments: argparse.Namespace) -> Config:
         data=dataclasses.replace(config.data, sequence_length=length),
     )
     check_ranges(config)
+    config = with_fields(config, preset, arguments)
+    check_model(config.model)
+    check_optimizer(config.optimizer)
     return config
 
 
@@ -205,6 +211,7 @@ def planned(
         data = dataclasses.replace(data, global_batch=at_most * accumulation * world_size)
     config = dataclasses.replace(config, data=data, schedule=dataclasses.replace(config.schedule, stages=table))
     stages = resolve_stages(config, number_of_steps(config), world_size)
+    check_lengths(config, stages)
     if accumulation and not at_most:
         stages = [_in_micro_batches(stage, accumulation) for stage in stages]
     return [Planned(at_stage(config, stage), stage, kernels) for stage in stages]

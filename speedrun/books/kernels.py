@@ -8,6 +8,7 @@ from importlib import metadata
 
 from speedrun.attention_choice import Kind, Where, choose_attention
 from speedrun.config import Attention, ModelConfig
+from speedrun.wiring import check_fp8
 from strategies.errors import UserError
 
 Version = tuple[int, int]
@@ -59,8 +60,12 @@ CPU = Kernels(Where("cpu", (0, 0), (2, 13), sixteen_bit=False), "sdpa", triton=F
 def kernels_on_gpu(capability: Version, torch: Version, model: ModelConfig, precision: str) -> Kernels:
     """The kernels of a run on a GPU of this compute capability with Triton, as a run resolves them there.
 
-    torch: its version; precision: fp32, bf16 or fp16, of the run. Triton's kernels are for bf16.
+    torch: its version; precision: fp32, bf16 or fp16, of the run. Triton's kernels are for bf16. Raises ValueError for
+    what cannot run there.
     """
+    check_fp8(model, precision, capability)
+    if model.kernels == "triton" and precision == "fp16":
+        raise UserError("model.kernels is triton, but the run computes in fp16: use model.kernels torch or auto.")
     where = Where("cuda", capability, torch, sixteen_bit=precision != "fp32")
     triton = model.kernels == "triton" or (model.kernels == "auto" and precision == "bf16")
     return Kernels(where, model.attention, triton)

@@ -5,6 +5,7 @@ Where the file says one, it goes before the preset. Where the trainer's own comm
 contradiction, and refused.
 """
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
@@ -15,6 +16,13 @@ from strategies.errors import UserError
 
 UNITS = ("Block", "Attention", "MLP", "GPT")
 """Classes of the model's modules that FSDP can gather as one unit. GPT is the whole model, which is one in any case."""
+
+
+def options_said(arguments: list[str]) -> set[str]:
+    """The fields that a command line sets: `--optimizer.clip 0.5` → optimizer.clip, `--no-compile` → compile."""
+    options = (word.partition("=")[0].lstrip("-") for word in arguments if word.startswith("--"))
+    names = {option.replace("-", "_") for option in options}
+    return {re.sub(r"(^|\.)no_", r"\1", name) for name in names}
 
 
 def honoured(config: Config, asks: Mapping[str, Any], world_size: int, said: Collection[str] = ()) -> Config:

@@ -23,7 +23,8 @@ from speedrun.optim.policy import check_optimizer
 from speedrun.optim.precision import emulated_bf16, emulated_fp16, settle
 from speedrun.ranges import check_ranges
 from speedrun.run.checkpoints import Resumed, asked_to_resume
-from speedrun.stages import Stage, number_of_steps, resolve_stages
+from speedrun.stages import Stage, check_lengths, number_of_steps, resolve_stages
+from speedrun.wiring import check_fp8
 from strategies import catalogue
 from strategies.base import COMPUTE_DTYPES, Precision
 from strategies.errors import UserError
@@ -74,19 +75,10 @@ def check(config: Config, launch: Launch, said: Collection[str] = ()) -> Checked
     stages = resolve_stages(config, number_of_steps(config), launch.world_size)
     unreached = check_schedule(config, stages, said)
     data = open_data(config.data, config.model.vocab_size, config.seed, stages)
-    longest = max(config.data.eval_sequence_length, *(stage.sequence_length for stage in stages))
-    if longest > config.model.max_sequence_length:
-        raise UserError(
-            f"rows of {longest} tokens (sequence_length, eval_sequence_length of data and stages) exceed "
-            f"model.max_sequence_length {config.model.max_sequence_length}; raise the latter."
-        )
+    check_lengths(config, stages)
     kernels, why = choose(config.model.kernels, "cpu" if launch.cpu else "cuda", launch.precision)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, kernels=kernels))
-    if config.model.fp8 and launch.precision == "fp16":
-        raise UserError(
-            "model.fp8 is on and mixed_precision is fp16: FP8's scales of gradients know nothing of fp16's loss scale, "
-            "and every GPU that multiplies in FP8 has bf16; write mixed_precision: bf16, or switch model.fp8 off."
-        )
+    check_fp8(config.model, launch.precision, None if launch.cpu else torch.cuda.get_device_capability())
     fp8 = fp8_in_words(kernels, launch.cpu) if config.model.fp8 else ""
     resolved = [*unreached, *([data.note] if data.note else [])]
     resolved += [f"kernels: {kernels} ({why})" + (f", head and MLP in FP8 {fp8}" if fp8 else "")]

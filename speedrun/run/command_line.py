@@ -1,6 +1,5 @@
 """The trainer's command line: a preset, and options that replace single fields of it."""
 
-import re
 from dataclasses import replace
 
 from speedrun.config import Config
@@ -42,13 +41,6 @@ def parse(arguments: list[str]) -> tuple[str, Config]:
         raise
     check_ranges(config)
     return preset, config
-
-
-def options_said(arguments: list[str]) -> set[str]:
-    """The fields that a command line sets: `--optimizer.clip 0.5` → optimizer.clip, `--no-compile` → compile."""
-    options = (word.partition("=")[0].lstrip("-") for word in arguments if word.startswith("--"))
-    names = {option.replace("-", "_") for option in options}
-    return {re.sub(r"(^|\.)no_", r"\1", name) for name in names}
 
 
 def _with_vocabulary(preset: str, config: Config) -> Config:

@@ -12,6 +12,7 @@ from speedrun.config import ModelConfig
 from speedrun.kernels import choose, fp8, use_triton
 from speedrun.kernels.measured import TIMES_FASTER, pays
 from speedrun.model import GPT
+from speedrun.wiring import check_fp8
 
 ANY = ("polynomial", (1, 8, 8))
 """A kernel, and a product that it is good for."""
@@ -64,13 +65,11 @@ def test_the_nearest_measured_shape_decides(monkeypatch: pytest.MonkeyPatch) -> 
 def test_who_computes_fp8(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run on a GPU takes torch._scaled_mm, whatever model.kernels says, or is refused in a sentence."""
     cuda, cpu = torch.device("cuda"), torch.device("cpu")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     assert {fp8.way(asked, cuda) for asked in ("auto", "triton", "torch")} == {"scaled_mm"}
     assert "not seen on a GPU yet" in fp8.in_words("triton", cpu=False)
     assert fp8.way("auto", cpu) == fp8.way("torch", cpu) == "emulated"
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
     with pytest.raises(ValueError, match="model.fp8 is on, but this GPU has compute capability 8.0"):
-        fp8.in_words("triton", cpu=False)
+        check_fp8(ModelConfig(fp8=True), "bf16", (8, 0))
     monkeypatch.setattr(fp8, "INTERPRETED", True)
     assert fp8.way("triton", cpu) == "triton" and fp8.way("torch", cpu) == "emulated"
 

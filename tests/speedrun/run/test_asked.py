@@ -7,8 +7,7 @@ import pytest
 from speedrun.config import Config, DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig, StageConfig
 from speedrun.model import GPT
 from speedrun.presets import PRESETS
-from speedrun.run.asked import UNITS, check_units, honoured
-from speedrun.run.command_line import options_said
+from speedrun.run.asked import UNITS, check_units, honoured, options_said
 from speedrun.stages import number_of_steps, resolve_stages
 from strategies.config_keys import Said
 

@@ -272,7 +272,7 @@ class CheckpointConfig:
     """When the run is saved, into `checkpoints/` of its folder, and what is kept."""
 
     every: Steps = 0
-    """Steps between two saves; it also saves at the end, on Ctrl-C and on SIGTERM; 0: never. Allowed: from 0 to
+    """Steps between two saves; it also saves at the end, on Ctrl-C, SIGTERM and its like; 0: never. Allowed: from 0 to
     1,000,000,000."""
     keep: Annotated[int, Range(1, 10**9)] = 2
     """How many of the newest checkpoints stay. Allowed: from 1 to 1,000,000,000."""
@@ -310,7 +310,8 @@ class Config:
     """torch.compile every block, under any strategy but ZeRO-3. Needs a C++ compiler on a CPU."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """If the loss or the gradient's norm is NaN or infinite, or the loss spikes: end the run, or leave the step out on
-    all ranks, with weights and optimizer state as they were. Either way the first such tensor is named."""
+    all ranks, with weights and optimizer state as they were. Either way the first such tensor is named. Where that is a
+    weight or optimizer state, and after 20 steps in a row that are left out, the run ends in any case."""
     spike: Annotated[float, Range(above=1, zero="off")] = 0.0
     """A loss above this factor times the median of the last 32 losses is a spike; 0 switches the check off. Each step
     then waits for the loss. Allowed: 0 (off), or above 1."""

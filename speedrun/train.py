@@ -10,6 +10,12 @@ clocks and figures (speedrun/run/context.py); without it the same weights would 
 wrong, and what `auto` becomes), `warm_up` (untimed, and leaves no trace) and `compile_blocks` (off by default).
 """
 
+# ruff: noqa: E402  (imports after a statement)
+from speedrun.run.signals import catch
+
+if __name__ == "__main__":
+    catch()  # Ctrl-C, SIGTERM and their like, from now on: the imports below take seconds
+
 import sys
 from collections.abc import Callable, Collection
 from functools import partial

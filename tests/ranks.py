@@ -61,8 +61,8 @@ class RankPool:
     def _kill(self, world_size: int) -> None:
         for process, _ in self._worlds.pop(world_size):
             if process.is_alive():
-                if hasattr(signal, "SIGUSR1"):
-                    os.kill(process.pid, signal.SIGUSR1)  # its stacks, to stderr
+                if hasattr(signal, "SIGVTALRM"):
+                    os.kill(process.pid, signal.SIGVTALRM)  # its stacks, to stderr
                     time.sleep(0.2)
                 process.kill()
                 process.join(5)
@@ -92,8 +92,8 @@ def _start(world_size: int) -> list[tuple[Any, Connection]]:
 
 
 def _serve(rank: int, world_size: int, store: str, pipe: Connection) -> None:
-    if hasattr(signal, "SIGUSR1"):
-        faulthandler.register(signal.SIGUSR1, all_threads=True)
+    if hasattr(signal, "SIGVTALRM"):
+        faulthandler.register(signal.SIGVTALRM, all_threads=True)
     os.environ.update(
         RANK=str(rank),
         LOCAL_RANK=str(rank),

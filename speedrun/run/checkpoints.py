@@ -275,6 +275,25 @@ class Checkpoints:
             self._look()
         return self.failed and self.stops
 
+    def not_finite(self) -> str:
+        """Which value kept a save from being written, in words, because it is not finite: no later step can mend that.
+        Empty where none did. Only rank 0 knows of all ranks' values."""
+        if self.saver and self.saver.done:
+            self._look()
+        return self.saver.not_finite or "" if self.saver else ""
+
+    def no_way_on(self, what: str) -> str:
+        """The sentence of a run whose state is not finite, with where to go on. what: rank 0's words. Collective."""
+        self.wait()
+        there_is = "the run keeps no checkpoints (--checkpoint.every)"
+        if self.saver and self.saver.place.global_rank == 0:
+            found, _ = newest_finite(reversed(of_history(self.saver.folder).values()))
+            there_is = f"the last checkpoint that is finite is {found}" if found else "there is no finite checkpoint"
+        said = [f"{what}: no later step can mend that; {there_is}. Go on with lower learning rates or a lower clip."]
+        if dist.is_initialized():
+            dist.broadcast_object_list(said, 0)
+        return said[0]
+
     def _look(self) -> None:
         if self.saver and self.saver.failure:
             self.say(f"warning: {self.saver.failure}")
@@ -286,5 +305,6 @@ class Checkpoints:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None or isinstance(error, Stopped):  # otherwise other ranks may never finish theirs
+        # After anything else, which one rank may be alone with, others may never finish theirs.
+        if error is None or isinstance(error, Stopped | FloatingPointError):
             self.wait()

@@ -6,7 +6,7 @@ from speedrun.config import Config
 from speedrun.data.vocabulary import vocabulary_of
 from speedrun.presets import PRESETS
 from speedrun.ranges import check_ranges
-from speedrun.run.ending import leave_for_torchrun, say_after_launcher, speaks_first
+from speedrun.run.last_words import leave_for_torchrun, say_after_launcher, speaks_first
 from strategies.errors import UserError
 
 HELP = """Train a preset under the strategy of an accelerate config file:

@@ -18,13 +18,14 @@ from torch import Tensor
 from speedrun.books.measured import Books, counted_step, further_steps
 from speedrun.data import prefetch
 from speedrun.data.shards import DataChangedError
-from speedrun.evaluate import evaluate
+from speedrun.evaluate import BrokenOff, evaluate
 from speedrun.run.checkpoints import Checkpoints
 from speedrun.run.checks import Checked, switch_on
-from speedrun.run.ending import DataLost, Interruptible, as_exception, outcome
+from speedrun.run.ending import DataLost, Peers, as_exception, outcome
 from speedrun.run.faults import Faults, first_nonfinite, loss_comes_first
 from speedrun.run.folder import RunFolder
 from speedrun.run.progress import Progress
+from speedrun.run.signals import listening
 from speedrun.run.writer import Home
 from speedrun.stages import Stage, stage_at, tokens_before, validation_rows
 from strategies.base import Strategy
@@ -69,6 +70,9 @@ class Run:
         self._open = ExitStack()
         self._open.callback(self.progress.close)
         self._open.push(self._finish)
+        self.signals = self._open.enter_context(listening())
+        if self.folder:
+            self.signals.record = self.folder.note
         return self
 
     def __exit__(
@@ -79,18 +83,16 @@ class Run:
     def _finish(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """The last that is written of a run: how it ended. Raises NotSaved where its last checkpoint failed."""
-        failed = as_exception(not_saved=error is None and self.checkpoints.give_up())
-        ended = error or failed
+        """The last that is written of a run: how it ended."""
+        self.signals.orderly()  # a signal that comes now changes nothing any more
+        self.signals.record = self.signals.last_words = None
         if self.folder:
-            self.folder.finish(outcome(ended) if ended else "finished", ended)
-            if not ended:
+            self.folder.finish(outcome(error, self.signals) if error else "finished", error)
+            if not error:
                 self.say(f"run: {self.folder.path}")
-        if failed:
-            raise failed
 
     def begin(self, strategy: Strategy) -> None:
-        """Once the strategy is prepared. From here on Ctrl-C and SIGTERM end the run after a step. Collective."""
+        """Once the strategy is prepared. Collective."""
         config, data = self.config, self.checked.data
         self.strategy = strategy
         bound_collectives(config.collective_timeout)
@@ -103,9 +105,11 @@ class Run:
             about["history"] = self.folder.history.about()
         folder = self.folder.path / "checkpoints" if self.folder else None
         self.checkpoints = Checkpoints(config, self.launch, strategy, about, self.say, folder)
-        self.interruption = self._open.enter_context(Interruptible())
+        self.peers = self._open.enter_context(Peers())
         self._open.enter_context(self.checkpoints)
-        self.faults = Faults(config, self.say)
+        if self.folder:
+            self.signals.last_words = self._last_words
+        self.faults = Faults(config, self.say, self.checkpoints.no_way_on)
         self.validation_rows = validation_rows(config, self.stages)
         counted = counted_step(self.total_steps, config.eval_every, self.start)
         stage = stage_at(self.stages, counted)
@@ -133,28 +137,59 @@ class Run:
 
     def steps(self) -> Iterator[tuple[int, Stage, Batch]]:
         """Every step, from where a checkpoint left off, its stage and its batch. Ends at the target too. Collective."""
+        self.ended = self.over = False
         if self.start and self.checked.resumed:
             self.checked.resumed.restore(self.strategy, self.say)
             self.updated = True
         for line in self.folder.open() if self.folder else ():
             self.say(line)
+        self.faults.before_first(self.strategy)
         if not self.start:
-            self._log({"step": 0, "tokens": 0, "train_time_ms": 0.0, "timed_steps": 0, **self._validate()})
-        self.ended = False
-        steps = range(self.start, self.total_steps)
+            validation, stopped = self._validate()
+            self._log({"step": 0, "tokens": 0, "train_time_ms": 0.0, "timed_steps": 0, **validation})
+            if stopped:
+                raise stopped
+        elif missing := self._validation_missing():
+            validation, stopped = self._validate()
+            if self.folder:
+                self.folder.forget(self.start)
+            self._step_over({**missing, **validation}, stopped)
+        steps = range(self.start, self.start if self.ended else self.total_steps)
         batches = self._open.enter_context(prefetch(map(self.batch, steps), depth=2))
         for step in steps:
             self.started = time.perf_counter()
             batch = next(batches)
             self.fetched = time.perf_counter()
-            self.now, self.interruption.step = step, step + 1
+            self.now, self.peers.step = step, step + 1
             self.counted = step in self.counted_steps
             if self.counted and not self.updated and step > self.start:  # all steps so far were left out
                 self.counted = not self._count_later()
             self.watched = self.counted and step > 0  # the first step has no optimizer state before it
             yield step, stage_at(self.stages, step), batch
             if self.ended:
-                return
+                break
+        self._end()
+
+    def _validation_missing(self) -> dict[str, Any]:
+        """The line of the step that the run goes on from, where the validation that belongs to it was broken off: it
+        is made up for now."""
+        index = self.checked.resumed.index if self.checked.resumed else None
+        line = index.run["metrics"] if index else {}
+        return line if self._is_due(self.start) and "val_loss" not in line else {}
+
+    def _end(self) -> None:
+        """After the last step, on all ranks together. Raises NotSaved where the last checkpoint was not written, and
+        FloatingPointError where the last step did not count. Collective."""
+        self.over = True
+        self.checkpoints.wait()
+        not_finite, not_saved = self.checkpoints.not_finite(), self.checkpoints.give_up()
+        zero = torch.zeros((), device=self.strategy.optimizer.place.device)
+        _, bad, failed = mean_over_ranks(zero, bool(not_finite), not_saved)
+        if bad:
+            raise FloatingPointError(self.checkpoints.no_way_on(not_finite))
+        if stopped := as_exception(not_saved=failed):
+            raise stopped
+        self.faults.at_end()
 
     @contextmanager
     def step(self) -> Iterator[Callable[..., Tensor]]:
@@ -178,11 +213,9 @@ class Run:
 
         Raises what ends a run: Stopped and FloatingPointError, on all ranks. Collective.
         """
-        done, config = self.now + 1, self.config
-        asked = (self.interruption.preempted, self.interruption.interrupted, self.checkpoints.give_up())
-        lost = self._lost_data()
-        mean, lost_anywhere, *anywhere = mean_over_ranks(loss, bool(lost), *asked)
-        stopped = DataLost(lost or "another rank's data have changed.") if lost_anywhere else as_exception(*anywhere)
+        done = self.now + 1
+        mean, stopped = self._stopped(loss)
+        self.signals.orderly()  # all ranks have done a step
         ended = time.perf_counter()
         if self.counted:  # its every operator is watched: no measure of training
             self.books.note("after step")
@@ -195,9 +228,9 @@ class Run:
         self.updated = self.updated or counts
         if self.counted and (counts or not self._count_later()):
             self._keep_books(done)
-        last = done == self.total_steps
-        due = last or (config.eval_every and done % config.eval_every == 0)
-        validation = self._validate() if due and not stopped else {}
+        validation: dict[str, Any] = {}
+        if self._is_due(done) and not stopped:
+            validation, stopped = self._validate()
         tokens = stage_at(self.stages, self.now).tokens_per_step
         metrics = {
             "step": done,
@@ -216,14 +249,49 @@ class Run:
             "tokens_per_second": None if self.counted else tokens / (ended - self.started),
             **({"counted": True} if self.counted else {}),
         }
+        self._step_over(metrics, stopped)
+
+    def _step_over(self, metrics: dict[str, Any], stopped: BaseException | None) -> None:
+        """Write a step down, save it where that is due, and see whether it was the last one. Raises `stopped`."""
         self._log(metrics)
-        target = config.target_val_loss
-        self.ended = target is not None and bool(validation) and validation["val_loss"] <= target
-        self.checkpoints.after_step(metrics, ending=bool(stopped) or last or self.ended)
+        step, target = metrics["step"], self.config.target_val_loss
+        self.ended = target is not None and "val_loss" in metrics and metrics["val_loss"] <= target
+        if not isinstance(stopped, FloatingPointError):
+            ending = bool(stopped) or step == self.total_steps or self.ended
+            self.checkpoints.after_step(metrics, ending)
         if stopped:
             raise stopped
         if self.ended:
-            self.say(f"reached the target validation loss {target} at step {done}")
+            self.say(f"reached the target validation loss {target} at step {step}")
+
+    def _is_due(self, step: int) -> bool:
+        """Whether a validation belongs to this step, from 1."""
+        every = self.config.eval_every
+        return step == self.total_steps or (every > 0 and step % every == 0)
+
+    def _stopped(self, loss: Tensor) -> tuple[float, BaseException | None]:
+        """The mean of a loss over all ranks, and what ends the run now on all of them. Collective."""
+        lost, not_finite = self._lost_data(), self.checkpoints.not_finite()
+        asked = (self.signals.preempted, self.signals.interrupted, self.checkpoints.give_up())
+        mean, lost_anywhere, bad, *anywhere = mean_over_ranks(loss, bool(lost), bool(not_finite), *asked)
+        if bad:
+            return mean, FloatingPointError(self.checkpoints.no_way_on(not_finite))
+        if lost_anywhere:
+            return mean, DataLost(lost or "another rank's data have changed.")
+        return mean, as_exception(*anywhere)
+
+    def _last_words(self, name: str) -> str:
+        """What a signal of this name means for the run in this moment; said when it comes."""
+        saved = self.checkpoints.saver.saved if self.checkpoints.saver else None
+        before = f"the checkpoint of step {saved}" if saved else f"step {self.start}"
+        if self.over:
+            return "all steps are done, and the run only writes its end."
+        if not self.config.checkpoint.every:
+            return "the run ends after the step that it is in; it keeps no checkpoints (--checkpoint.every)."
+        return (
+            "the run ends after the step that it is in, and saves it. If it is killed before (torchrun gives 30 s), "
+            f"what came after {before} is lost."
+        )
 
     def _lost_data(self) -> str:
         """What has become of the data, where they are not what they were: in a sentence, else "". Looked at after
@@ -248,9 +316,13 @@ class Run:
         if self.folder:
             self.folder.ledger(step, ranks)
 
-    def _validate(self) -> dict[str, Any]:
-        result = evaluate(self.strategy, self.checked.data, self.validation_rows)
-        return {"val_loss": result.loss, "val_bits_per_byte": result.bits_per_byte}
+    def _validate(self) -> tuple[dict[str, Any], BaseException | None]:
+        """A validation, or nothing and what ends the run, where any rank was asked to end while it went on."""
+        try:
+            result = evaluate(self.strategy, self.checked.data, self.validation_rows, lambda: self.signals.heard)
+        except BrokenOff:
+            return {}, self._stopped(torch.zeros((), device=self.strategy.optimizer.place.device))[1]
+        return {"val_loss": result.loss, "val_bits_per_byte": result.bits_per_byte}, None
 
     def _log(self, metrics: dict[str, Any]) -> None:
         self.progress.step(metrics)

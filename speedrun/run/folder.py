@@ -7,8 +7,9 @@
     ledger.json       what every rank holds and sends, in bytes: predicted for the device, kernels, attention functions,
                     precision and torch's version under "predicted for", measured, and the remainder; on a GPU the
                     allocator's figures beside (speedrun/books/measured.py)
-    summary.json      how it ended: 'running', 'finished', 'interrupted' (Ctrl-C), 'preempted' (SIGTERM) or
-                      'failed', and the last figures; `status` of speedrun/run/writer.py also tells 'died'
+    summary.json      how it ended: 'running', 'finished', 'interrupted' (Ctrl-C), 'preempted' (SIGTERM and its like,
+                      speedrun/run/signals.py) or 'failed', and the last figures; `status` of speedrun/run/writer.py
+                      also tells 'died'
     history.json      which history of the run all this is (strategies/checkpoint/history.py)
     run.lock          who writes, while somebody does (speedrun/run/writer.py)
     record.txt, curves.png   of a run with a target: the record in the form of the public ones (speedrun/run/record.py)
@@ -132,7 +133,7 @@ class RunFolder:
                 (self.path / "checkpoints").rmdir()  # made for a saver that saved nothing
             return
         why: dict[str, Any] = {"error": None}
-        if status == "failed" and error:
+        if error and not (isinstance(error, KeyboardInterrupt) and status != "failed"):
             why = {"error": str(error), "traceback": "".join(traceback.format_exception(error))}
         self._write("summary.json", {"status": status, **why, **self.last})
         if status != "running":
@@ -142,13 +143,28 @@ class RunFolder:
             if self._wandb:
                 self._wandb.finish(0 if status == "finished" else 1)
 
-    def _write(self, name: str, content: dict[str, Any]) -> None:
+    def forget(self, step: int) -> None:
+        """Let go of the line of this step, the last one: it is about to be written again, complete."""
+        self._metrics.close()
+        lines = self.path / METRICS
+        kept = lines_up_to(lines, step - 1)
+        partial = self.path / ".metrics.jsonl.partial"
+        partial.write_text("".join(strict_json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        os.replace(partial, lines)
+        self._metrics = open(lines, "a", encoding="utf-8")
+
+    def note(self, status: str, error: str | None) -> None:
+        """Write how the run stands if nothing more comes; from any thread. It may go on, and end otherwise."""
+        if self._opened:
+            self._write("summary.json", {"status": status, "error": error, **self.last}, ".noted")
+
+    def _write(self, name: str, content: dict[str, Any], partial: str = ".partial") -> None:
         """Write a JSON file whole or not at all."""
-        partial = self.path / f".{name}.partial"
-        partial.write_text(
+        path = self.path / f".{name}{partial}"
+        path.write_text(
             strict_json.dumps({"schema": SCHEMA, **content}, indent=2, default=str) + "\n", encoding="utf-8"
         )
-        os.replace(partial, self.path / name)
+        os.replace(path, self.path / name)
 
 
 def environment() -> dict[str, Any]:

@@ -86,6 +86,8 @@ class Saver:
         self.saved_by["torch"] = torch.__version__
         self.failure: str | None = None
         self.not_finite: str | None = None
+        self.saved: int | None = None
+        """The step of the last one that is whole, on rank 0."""
         self._host: dict[str, Tensor] = {}
         self._thread: threading.Thread | None = None
         if self.place.global_rank == 0:
@@ -163,8 +165,8 @@ class Saver:
                 try:
                     if bad := [other["not_finite"] for other in notes if "not_finite" in other]:
                         first = next((name for name in bad if name.startswith("weight/")), bad[0])
-                        self.not_finite = f"{tensor_in_words(first)} is not finite"
-                        raise FloatingPointError(self.not_finite)
+                        self.not_finite = f"{tensor_in_words(first)} is not finite after step {index.step}"
+                        raise FloatingPointError(f"{tensor_in_words(first)} is not finite")
                     if errors := [other["error"] for other in notes if "error" in other]:
                         raise OSError(errors[0])
                     self._finish(writing, index, notes)
@@ -227,6 +229,7 @@ class Saver:
             (writing / f"rank_{rank:03d}.json").unlink()
         read_index(writing)  # what it says of itself must hold before anything older is let go
         folders.publish(writing, index.step)
+        self.saved = index.step
         folders.prune(self.folder, self.keep, self._best if self.keep_best else lambda _: None, index.step)
 
     def _best(self, found: dict[int, Path]) -> int | None:

@@ -13,6 +13,7 @@ from unittest import mock
 import torch.distributed as dist
 from torch import Tensor
 
+from speedrun import evaluate
 from speedrun.config import Config, DataConfig, StageConfig
 from speedrun.run import context
 from speedrun.run.command_line import parse
@@ -143,6 +144,12 @@ def _rank_0(launch: Launch) -> Iterator[None]:
     def keeping_signals(loss: Tensor, *signals: float) -> list[float]:
         return [mean(loss, *signals)[0], *signals]  # a number from the device would be one, and stop the run
 
+    anybody = evaluate.Wishes.any
+
+    def keeping_wishes(wishes: evaluate.Wishes, mine: bool) -> bool:
+        anybody(wishes, mine)
+        return mine  # likewise, and break a validation off
+
     PartialState._reset_state()
     patches = [
         mock.patch.dict(os.environ, environment),
@@ -152,6 +159,7 @@ def _rank_0(launch: Launch) -> Iterator[None]:
         mock.patch.object(dist, "all_gather_object", of_all),
         mock.patch.object(dist, "broadcast_object_list", lambda *args, **kwargs: None),
         mock.patch.object(context, "mean_over_ranks", keeping_signals),
+        mock.patch.object(evaluate.Wishes, "any", keeping_wishes),
         catalogue.fake(launch.strategy),
         # DDP times itself with CUDA events, from the first forward pass that it counts on.
         mock.patch.object(dist.Logger, "set_runtime_stats_and_log", lambda logger: None),

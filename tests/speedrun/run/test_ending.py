@@ -14,24 +14,15 @@ import psutil
 import pytest
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from speedrun.run.ending import (
-    Interruptible,
-    NotSaved,
-    Preempted,
-    Stopped,
-    _may_be_launcher,
-    as_exception,
-    guarded,
-    leave_for_torchrun,
-    say_once,
-    speaks_first,
-)
+from speedrun.run.ending import NotSaved, Preempted, Stopped, _may_be_launcher, as_exception, guarded
+from speedrun.run.last_words import another_has_spoken, leave_for_torchrun, say_once, speaks_first
+from speedrun.run.signals import PREEMPTING, Signals
 from strategies.errors import UserError
 
 
 @pytest.fixture(autouse=True)
 def restored_signal() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, *PREEMPTING)}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -132,6 +123,19 @@ def test_the_ranks_that_do_not_speak_give_the_one_that_does_time(
     assert time.monotonic() - began >= 1
 
 
+def test_a_rank_knows_whether_another_has_something_else_to_say(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert not another_has_spoken("ended")  # there is no torchrun
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "0" / "error.json"))
+    (tmp_path / "0").mkdir()
+    assert not another_has_spoken("ended")
+    say_once("ended")
+    assert not another_has_spoken("ended") and another_has_spoken("another")
+    say_once("the data are missing")
+    assert another_has_spoken("ended")
+
+
 def test_what_all_ranks_say_stands_once_in_the_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written = []
     for rank, sentence in enumerate(("data is missing.", "data is missing.", "rank 2 has another trouble.")):
@@ -150,7 +154,7 @@ def test_what_all_ranks_say_stands_once_in_the_summary(tmp_path: Path, monkeypat
 
 def test_the_first_interrupt_is_noted_and_a_later_one_ends_at_once() -> None:
     before = signal.getsignal(signal.SIGINT)
-    with Interruptible() as interruption:
+    with Signals() as interruption:
         assert not interruption.interrupted
         for _ in range(3):  # the terminal's, and torchrun's within the same moment
             os.kill(os.getpid(), signal.SIGINT)
@@ -162,13 +166,31 @@ def test_the_first_interrupt_is_noted_and_a_later_one_ends_at_once() -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_sigterm_is_noted_and_never_interrupts_at_once() -> None:
-    with Interruptible() as interruption:
+@pytest.mark.parametrize("name", [number.name for number in PREEMPTING if number != signal.SIGALRM])
+def test_every_other_signal_is_noted_and_never_interrupts_at_once(name: str) -> None:
+    """SIGALRM is the one by which pytest ends a test that hangs here: what somebody else handles stays theirs."""
+    alarm, before = signal.getsignal(signal.SIGALRM), signal.getsignal(getattr(signal, name))
+    with Signals() as interruption:
         for _ in range(2):  # a cluster's to the rank, and the launcher's
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), getattr(signal, name))
         interruption._since -= 2
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert interruption.preempted and not interruption.interrupted
+        os.kill(os.getpid(), getattr(signal, name))
+        assert interruption.preempted and not interruption.interrupted and interruption.name == name
+        assert signal.getsignal(signal.SIGALRM) == alarm
+    assert signal.getsignal(getattr(signal, name)) is before
+
+
+def test_what_nohup_ignores_stays_ignored_but_for_a_rank_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with Signals() as interruption:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert not interruption.heard
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    with Signals() as interruption:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert interruption.preempted
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
 
 
 def test_a_ctrl_c_of_any_rank_counts_for_more_than_sigterm_and_a_checkpoint_that_failed_for_most() -> None:

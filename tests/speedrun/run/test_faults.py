@@ -7,11 +7,15 @@ import pytest
 import torch
 
 from speedrun.config import Config, OptimizerConfig
-from speedrun.run.faults import PATIENCE, Faults, first_nonfinite
+from speedrun.run.faults import PATIENCE, Faults, Found, first_nonfinite
 from strategies import select
 from strategies.loss_scale import DynamicLossScale
 from tests.ranks import RankPool
 from tests.speedrun.runs import STRATEGIES, launch_of, read, small, train_here
+
+
+def no_need() -> Found:
+    raise AssertionError("the step is not repeated")
 
 
 def test_what_is_a_spike_and_what_follows() -> None:
@@ -19,16 +23,16 @@ def test_what_is_a_spike_and_what_follows() -> None:
     faults = Faults(Config(spike=2.0, on_nonfinite="skip"), said.append)
     assert faults.early and not faults.refuses(100.0)  # there is nothing yet to compare with
     for step in range(1, 41):
-        assert faults.after_step(step, 10.0 if step < 9 else 3.0, 1.0, str)  # the median follows
+        assert faults.after_step(step, 10.0 if step < 9 else 3.0, 1.0, no_need)  # the median follows
     assert not faults.refuses(6.0) and faults.refuses(6.1) and faults.refuses(float("nan"))
-    assert not faults.after_step(41, 6.1, float("inf"), str)
+    assert not faults.after_step(41, 6.1, float("inf"), no_need)
     assert said == [
         "warning: the loss is 6.1 at step 41, above spike = 2 times the usual 3; the step was left out",
     ]
-    assert not faults.after_step(42, float("nan"), 1.0, lambda: "where") and "nan at step 42; where" in said[1]
+    assert not faults.after_step(42, float("nan"), 1.0, lambda: Found("where")) and "nan at step 42; where" in said[1]
     assert not Faults(Config(), said.append).early  # the default waits for nothing
     with pytest.raises(FloatingPointError, match="the norm of the gradient is inf at step 3; where: lower"):
-        Faults(Config(), said.append).after_step(3, 1.0, float("inf"), lambda: "where")
+        Faults(Config(), said.append).after_step(3, 1.0, float("inf"), lambda: Found("where"))
 
 
 def test_an_overflow_in_fp16_is_no_fault_unless_the_scale_cannot_fall() -> None:
@@ -37,21 +41,21 @@ def test_an_overflow_in_fp16_is_no_fault_unless_the_scale_cannot_fall() -> None:
     faults = Faults(Config(), said.append)  # whose policy is to stop
     for step in range(1, 17):
         scale.update(overflow=True)
-        assert not faults.after_step(step, 3.0, inf, str, scale)
+        assert not faults.after_step(step, 3.0, inf, no_need, scale)
     assert said[0] == "fp16 overflow at step 1: the step was left out; the loss scale is 32,768 now"
     assert len(said) == 16 and said[-1].endswith("the loss scale is 1 now") and faults.stuck == 1
-    assert faults.after_step(17, 3.0, 1.0, str, scale) and faults.stuck == 0  # in a row
+    assert faults.after_step(17, 3.0, 1.0, no_need, scale) and faults.stuck == 0  # in a row
     for step in range(18, 18 + PATIENCE - 1):
-        assert not faults.after_step(step, 3.0, inf, str, scale)
+        assert not faults.after_step(step, 3.0, inf, no_need, scale)
     stuck = r"4 steps in a row overflowed in fp16 with a loss scale, 1, that cannot fall further, and .* step 21; where"
     with pytest.raises(FloatingPointError, match=stuck):
-        faults.after_step(21, 3.0, inf, lambda: "where", scale)
+        faults.after_step(21, 3.0, inf, lambda: Found("where"), scale)
     with pytest.raises(FloatingPointError, match="the loss is nan at step 22; where"):  # no scale mends a forward pass
-        Faults(Config(), said.append).after_step(22, float("nan"), inf, lambda: "where", DynamicLossScale())
+        Faults(Config(), said.append).after_step(22, float("nan"), inf, lambda: Found("where"), DynamicLossScale())
     spiking = Faults(Config(spike=2.0, on_nonfinite="skip"), said.append)
     for step in range(1, 10):
-        spiking.after_step(step, 1.0, 1.0, str, scale)
-    assert not spiking.after_step(10, 3.0, inf, str, DynamicLossScale()) and "above spike" in said[-1]
+        spiking.after_step(step, 1.0, 1.0, no_need, scale)
+    assert not spiking.after_step(10, 3.0, inf, no_need, DynamicLossScale()) and "above spike" in said[-1]
 
 
 def poisoned_steps(name: str, precision: Any) -> tuple[list[bool], list[str]]:
@@ -106,10 +110,10 @@ def poisoned_steps(name: str, precision: Any) -> tuple[list[bool], list[str]]:
 
     for hook in (spoil, spoil_backward):
         handle = mlp.register_forward_hook(hook)
-        said.append(first_nonfinite(strategy, forward_and_backward))
+        said.append(first_nonfinite(strategy, forward_and_backward).words)
         handle.remove()
         kept.append(same(before))
-    said.append(first_nonfinite(strategy, forward_and_backward))
+    said.append(first_nonfinite(strategy, forward_and_backward).words)
     forward_and_backward()
     assert torch.isfinite(torch.tensor(strategy.step()))  # and training goes on
     kept.append(not same(before))

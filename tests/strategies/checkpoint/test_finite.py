@@ -65,7 +65,7 @@ def test_a_value_of_any_rank_keeps_all_from_saving_and_nothing_older_goes(
     for kind, words in kinds.items():
         failure, which = ranks.run(1 if name == "single" else 2, save_spoilt, name, tmp_path / kind, kind)[0]
         assert failure == f"the checkpoint of step 2 was not saved: {words} is not finite"
-        assert which == f"{words} is not finite"
+        assert which == f"{words} is not finite after step 2"
         assert list(checkpoints(tmp_path / kind)) == [1]  # keep is 1
         assert not [path for path in (tmp_path / kind).iterdir() if path.name.startswith(".")]
 

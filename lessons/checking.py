@@ -5,12 +5,16 @@ else it raises `Wrong` with sentences that name the mistake. In an exercise for 
 """
 
 import math
+import reprlib
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from shardrun.lesson.wrong import Wrong
 
 GB, GIB, MB, MIB = 10**9, 2**30, 10**6, 2**20
+
+LARGEST = 1e300
+"""No number of a lesson is as large."""
 
 Attempt = TypeVar("Attempt", bound=Callable[..., Any])
 
@@ -44,7 +48,12 @@ def expect_number(found: Any, right: float, what: str, mistakes: dict[str, float
     if found is None:
         raise Wrong(f"Your function returned nothing for {what}. Is the return missing?")
     if isinstance(found, bool) or not isinstance(found, (int, float)):
-        raise Wrong(f"Your function returned {found!r} for {what}; a plain number is asked for.")
+        raise Wrong(f"Your function returned {reprlib.repr(found)} for {what}; a plain number is asked for.")
+    if not abs(found) < LARGEST:  # nan is not
+        what_it_is = "not a number (nan)" if found != found else "infinite, or as good as that"
+        raise Wrong(
+            f"Your function's result for {what} is {what_it_is}. Is something divided by zero, or overflows it?"
+        )
     if _close(found, right):
         return
     start = f"You say {_shown(found)} for {what}. "

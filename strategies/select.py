@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from strategies import catalogue, config_file
+from strategies import catalogue, config_file, left_over
 from strategies.base import Precision, Settings, Strategy
 from strategies.config_file import Asked
 from strategies.config_keys import COMMAND_LINE, DYNAMO, ENVIRONMENT, FOREIGN, MPIRUN, PARALLELISM, TOP, Said
@@ -69,6 +69,7 @@ def launched() -> Launch:
     Raises ConfigError, in one sentence, for everything that this machine or this project cannot do as asked.
     """
     command, environ = _launch_command(), os.environ
+    left_over.check(environ, launched=command is not None)
     file = command.config_file if command else None
     path = Path(file) if file and os.path.isfile(file) else None
     world_size = int(environ.get("WORLD_SIZE", 1))
@@ -76,6 +77,10 @@ def launched() -> Launch:
     beside = said_beside(path, command, environ)
     if path is None and not torch.cuda.is_available():  # nobody said on what: whatever there is
         beside.setdefault("use_cpu", Said("use_cpu", True, "this machine"))
+    if command is None and "RANK" not in environ:
+        left_over.name(
+            [said.name for said in beside.values() if said.where == ENVIRONMENT and said.name in environ], environ
+        )
     found = config_file.asked(path, beside, ranks=world_size)
     shown = file or "the accelerate config"
     if found.world_size != world_size and command and command.cpu:
@@ -83,6 +88,8 @@ def launched() -> Launch:
             f"{shown}: accelerate launch --cpu starts one process, and {found.world_size} were asked for; leave out "
             "--cpu (a config for CPUs has use_cpu: true), or add --num_processes 1."
         )
+    if found.strategy == "single" and world_size > 1 and "TORCHELASTIC_RUN_ID" not in environ:
+        raise left_over.beside_one_process(environ, shown)
     if found.world_size != world_size:
         raise ConfigError(
             f"{shown}: {found.world_size} processes were asked for but {world_size} started "
@@ -206,6 +213,9 @@ def start(launch: Launch, timeout: float = COLLECTIVE_TIMEOUT) -> Strategy:
         state = PartialState(cpu=launch.cpu)
     else:
         restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+        if launch.world_size > 1 and not torch.distributed.is_initialized():
+            if left_over.unknown(os.environ, launched=_launch_command() is not None):
+                _meet(launch, timeout)
         if (restarted or not launch.cpu) and not torch.distributed.is_initialized():
             _start_group("gloo" if launch.cpu else "nccl", launch, timeout)  # accelerate takes it as it finds it
         state = PartialState(cpu=launch.cpu, timeout=timedelta(seconds=timeout))
@@ -233,14 +243,29 @@ def bound_collectives(timeout: float) -> None:
             groups._set_pg_timeout(timedelta(seconds=timeout), group)
 
 
-def _start_group(backend: str, launch: Launch, timeout: float) -> None:
-    """The process group, where accelerate's would not do.
+def _meet(launch: Launch, timeout: float) -> None:
+    """The process group of ranks of which nothing tells who has started them: perhaps there are none.
+
+    Raises ConfigError where the others do not come.
+    """
+    print(f"shardrun: {left_over.waiting(os.environ)}", file=sys.stderr, flush=True)
+    try:
+        _start_group("gloo" if launch.cpu else "nccl", launch, timeout, left_over.MEET)
+    except torch.distributed.DistError as error:
+        raise left_over.nobody(os.environ, str(error).partition("\n")[0]) from error
+
+
+def _start_group(backend: str, launch: Launch, timeout: float, meet: float | None = None) -> None:
+    """The process group, where accelerate's would not do. meet: seconds within which all ranks must have come.
 
     On GPUs it is told this rank's device, which neither accelerate nor DeepSpeed passes on: a barrier has no tensor to
     tell it by. After a restart by torchrun, whose store still holds the addresses of the ranks that ended, it stands
     under names of its own, or the new ranks would call the old ones.
     """
-    store, rank, world_size = next(torch.distributed.rendezvous("env://", launch.rank, launch.world_size))
+    within = {} if meet is None else {"timeout": timedelta(seconds=meet)}
+    store, rank, world_size = next(torch.distributed.rendezvous("env://", launch.rank, launch.world_size, **within))
+    if meet is not None:
+        store.set_timeout(timedelta(seconds=timeout))
     store = torch.distributed.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     device = None if launch.cpu else torch.device("cuda", launch.local_rank)
     if device:

@@ -42,9 +42,12 @@ def run(arguments: argparse.Namespace) -> int:
         ended = 0 if content["intact"] and not content["not_finite"] else 1
     else:
         from shardrun.checkpoint.export import export  # torch only here
+        from shardrun.checkpoint.tokens import tokens_of
 
-        written = export(folder, read_index(folder), arguments.out)
+        index = read_index(folder)
+        written = export(folder, index, arguments.out)
         content = {"path": str(folder), "out": str(arguments.out), "files": {p.name: p.stat().st_size for p in written}}
+        content["tokens"] = tokens_of(index).words
     if arguments.json:
         print(strict_json.dumps({"schema": 1, **content}, indent=2))
     else:
@@ -162,3 +165,4 @@ def show_export(content: dict[str, Any]) -> None:
     print(f"{content['path']} → {content['out']}")
     for name, size in content["files"].items():
         print(f"  {name}  {size:,} bytes")
+    print(content["tokens"])

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from shardrun.checkpoint.tokens import Tokens, tokens_of
 from shardrun.output import naming
 from strategies import strict_json
 from strategies.checkpoint.finite import not_finite
@@ -21,7 +22,7 @@ SHARD_BYTES = 5 * 10**9
 
 
 def export(folder: Path, index: Index, out: Path) -> list[Path]:
-    """Write the weights in float32, the model's configuration and a model card; returns the files.
+    """Write the weights in float32, the model's configuration, its tokenizer and a model card; returns the files.
 
     Verifies the checkpoint first. Raises ValueError where `out` is there, and for a checkpoint that is damaged, was not
     saved by the trainer, or has a weight that is not finite.
@@ -57,7 +58,10 @@ def _write_about(index: Index, out: Path, partial: Path) -> None:
     }
     hub["document_start"] = index.run.get("document_start")
     (partial / "config.json").write_text(strict_json.dumps(hub, indent=2) + "\n", encoding="utf-8")
-    (partial / "README.md").write_text(model_card(index, out.name), encoding="utf-8")
+    tokens = tokens_of(index)
+    if tokens.tokenizer:
+        (partial / "tokenizer.json").write_bytes(tokens.tokenizer)
+    (partial / "README.md").write_text(model_card(index, out.name, tokens), encoding="utf-8")
 
 
 def _write_weights(folder: Path, index: Index, out: Path) -> None:
@@ -84,8 +88,9 @@ def _write_weights(folder: Path, index: Index, out: Path) -> None:
             write_shard(out / file, weights, {"format": "pt"})
 
 
-def model_card(index: Index, name: str) -> str:
-    """The card, with nothing in it but what the checkpoint says."""
+def model_card(index: Index, name: str, tokens: Tokens) -> str:
+    """The card, with nothing in it but what the checkpoint says. Without a tokenizer it promises no text."""
+    task = "pipeline_tag: text-generation\n" if tokens.tokenizer else ""
     run, by = index.run, index.saved_by
     figures: dict[str, Any] = run.get("metrics", {})
     data = run["config"].get("data", {})
@@ -105,8 +110,7 @@ def model_card(index: Index, name: str) -> str:
     table = "\n".join(f"| {what} | {_shown(value)} |" for what, value in lines if value is not None)
     return f"""---
 library_name: shardrun
-pipeline_tag: text-generation
-tags:
+{task}tags:
 - gpt
 - speedrun
 ---
@@ -120,6 +124,10 @@ A GPT trained with Shardrun.
 {table}
 
 Figures are those of the checkpoint's own step; what was not measured at it is not shown.
+
+## Tokens
+
+{tokens.words}
 
 ## Loading it
 

@@ -7,12 +7,19 @@ import os
 import signal
 import sys
 import textwrap
+import threading
 import traceback
 from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import ModuleType
+
+LINES, BYTES = 100, 10_000
+"""Of what an attempt prints, so much is shown of each rank."""
+
+LONGEST = 4000
+"""Characters of what is wrong."""
 
 PASSED, UNSOLVED, WRONG, ERROR = "passed", "unsolved", "wrong", "error"
 
@@ -43,10 +50,47 @@ def serve(job: Job, rank: int, scratch: Path, pipe: Connection) -> None:
         _join(job.ranks, rank, scratch)
     try:
         pipe.send("ready")
-        pipe.send(_answer(job))
+        with Bounded():
+            status, message = _answer(job)
+        pipe.send((status, message if len(message) <= LONGEST else f"{message[:LONGEST]} …"))
         pipe.recv()  # the others may be in a collective with this rank: do not end before them
     except (EOFError, OSError):  # the judge has heard enough
         os._exit(0)
+
+
+class Bounded:
+    """While it is open, what this process and those that it starts print is shown up to LINES and BYTES."""
+
+    def __enter__(self) -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self._shown = [os.dup(1), os.dup(2)]
+        read, write = os.pipe()
+        for number in (1, 2):
+            os.dup2(write, number)
+        os.close(write)
+        self._thread = threading.Thread(target=self._pass_on, args=(read, self._shown[0]), daemon=True)
+        self._thread.start()
+
+    def __exit__(self, *error: object) -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number, shown in zip((1, 2), self._shown, strict=True):
+            os.dup2(shown, number)
+        self._thread.join(1.0)  # a process that the attempt has started may hold the pipe open
+
+    @staticmethod
+    def _pass_on(read: int, shown: int) -> None:
+        lines, size, left_out = LINES, BYTES, 0
+        while chunk := os.read(read, 1 << 16):
+            part = b"".join(chunk[:size].splitlines(keepends=True)[:lines])
+            lines, size = lines - part.count(b"\n"), size - len(part)
+            os.write(shown, part)
+            left_out += len(chunk) - len(part)
+            if left_out:
+                lines = size = 0
+        if left_out:
+            os.write(shown, f"\n… {left_out:,} more bytes of what it prints are left out.\n".encode())
 
 
 def _join(ranks: int, rank: int, scratch: Path) -> None:

@@ -99,6 +99,7 @@ def open_data(config: DataConfig, vocab_size: int, seed: int, stages: Sequence[S
         stream=first.stream,
         validation_parts=val_parts,
         later=later,
+        tokenizer_sha256=whose.tokenizer_sha256,
         older_hash=older_hash,
         note=note,
     )

@@ -30,6 +30,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -210,6 +211,8 @@ class Data:
     """The held-out tokens."""
     later: Sequence[StageRows] = ()
     """The stages after the first, in order."""
+    tokenizer_sha256: str = ""
+    """Of the file of the tokenizer that made the tokens; "" where nobody said."""
     older_hash: str = ""
     """What a checkpoint of an earlier version holds for this source; "" where that is `content_hash` too."""
     note: str = ""
@@ -233,6 +236,11 @@ class Data:
         before = (step - first_step) * global_batch
         rows = stream.rows(before + first, before + last)
         return _tensor(rows[:, :-1]), _tensor(rows[:, 1:])
+
+    def about_tokens(self) -> dict[str, bool | str]:
+        """For a checkpoint: what it takes to find the tokenizer again."""
+        folder = "" if self.name == "pydocs" else str(Path(self.name).expanduser().resolve())
+        return {"bytes": self.byte_tokens, "tokenizer_sha256": self.tokenizer_sha256, "folder": folder}
 
     def check_files(self) -> None:
         """Raise DataChangedError where any shard is not what it was. Every rank looks at all, and so sees the same."""

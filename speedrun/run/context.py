@@ -101,6 +101,7 @@ class Run:
         if self.checked.resumed:
             self.checked.resumed.agree()
         about = {"preset": self.preset, "data_hash": data.content_hash, "document_start": data.document_start}
+        about |= {"tokens": data.about_tokens()}
         if self.folder:
             about["history"] = self.folder.history.about()
         folder = self.folder.path / "checkpoints" if self.folder else None

@@ -146,12 +146,46 @@ def test_list_fits_the_terminal_and_loads_no_torch(here: Path) -> None:
         (512e9 * GB / GIB, "GiB"),
         (512e9 * 8, "bits"),
         (1.3e12, "too large, and no mistake that is known"),
-        (float("nan"), "too small"),
+        (float("nan"), r"is not a number \(nan\)"),
+        (float("inf"), "is infinite, or as good as that"),
+        (float("-inf"), "is infinite"),
+        (10**400, "is infinite, or as good as that"),
+        ([0] * 10**6, "returned .0, 0, 0, 0, 0, 0, .... for a model, in bytes; a plain number"),
     ],
 )
 def test_numbers_are_told_apart(found: object, words: str) -> None:
     with pytest.raises(Wrong, match=words):
         expect_number(found, 512e9, "a model, in bytes", {"no moments": 256e9})
+
+
+PRINTS = """
+import os, sys
+from shardrun.lesson.rank import Bounded
+print("before")
+with Bounded():
+    {what}
+print("after")
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "shown"),
+    [
+        ("print('x' * 3_000_000)", 10_000),
+        ("[print(number) for number in range(100_000)]", 290),
+        ("[print('error', file=sys.stderr) for _ in range(100_000)]", 600),
+        ("os.write(1, b'y' * 200_000); sys.stdout.buffer.write(b'z' * 200_000)", 10_000),
+        ("os.system('yes | head -c 100000')", 200),
+        ("print('little')", 7),
+    ],
+)
+def test_what_an_attempt_prints_is_shown_up_to_a_bound(what: str, shown: int) -> None:
+    code = PRINTS.format(what=what)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    lines = done.stdout.splitlines()
+    assert (lines[0], lines[-1], done.stderr) == ("before", "after", "")
+    said = [line for line in lines if "left out" in line]
+    assert len(said) == (what != "print('little')") and abs(len(done.stdout) - shown - 13) < 70
 
 
 def test_right_numbers_pass() -> None:
@@ -239,7 +273,8 @@ def test_checks_tell_what_is_wrong_on_ranks_and_end_hangs(tmp_path: Path) -> Non
     assert "It hangs: the ranks wait for each other." in done.stdout, "seen by its quiet, not by the clock"
     for rank in range(3):
         assert f"rank {rank} waits in send, exercise.py, line " in done.stdout
-    attempt.write_text(solution)
+    attempt.write_text(solution + "\nfor number in range(100_000):\n    print('learner', number)\n")
     done = in_a_process("check", "3", "all_gather", folder=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("learner") == 300 and done.stdout.count("more bytes of what it prints are left out") == 3
     assert json.loads((tmp_path / "learning/progress.json").read_text())["solved"]["03_collectives"] == ["all_gather"]

@@ -1,5 +1,6 @@
 """shardrun checkpoint: what is in one, whether it is intact, its weights for the hub."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -10,9 +11,11 @@ import torch
 from safetensors.torch import load_file
 
 from shardrun.__main__ import main
-from shardrun.checkpoint.export import SHARD_BYTES, export
+from shardrun.checkpoint.export import SHARD_BYTES, export, model_card
+from shardrun.checkpoint.tokens import tokens_of
 from speedrun.config import CheckpointConfig
 from speedrun.data import open_data
+from speedrun.data.vocabulary import Vocabulary, write_sidecar
 from strategies.checkpoint.format import read_index
 from tests.ranks import RankPool
 from tests.speedrun.runs import metrics, small, train_here
@@ -99,6 +102,8 @@ def test_export_is_the_model_and_the_card_loads_it(
     card = (out / "README.md").read_text()
     last = metrics(folder)[-1]
     assert card.startswith("---\nlibrary_name: shardrun") and f"{last['val_loss']:.4f}" in card
+    assert "a token is a byte of UTF-8 text" in card and "text-generation" not in card
+    assert "256 stands before each document" in json.loads(shown)["tokens"]
     assert "zero3 on 2 ranks, fp32" in card and f"{last['tokens']:,}" in card
     monkeypatch.chdir(out)
     names: dict[str, Any] = {}
@@ -110,6 +115,38 @@ def test_export_is_the_model_and_the_card_loads_it(
     assert loss == pytest.approx(last["val_loss"], rel=1e-5)
     status, _, said = shardrun(capsys, "export", folder, "--out", out)
     assert status == 2 and "is there already" in said
+
+
+def test_export_carries_its_tokenizer(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the data's is the one that made the tokens, from whatever folder; else the card says what is missing."""
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "tokenizer.json").write_bytes(b"{}")
+    digest = hashlib.sha256(b"{}").hexdigest()
+    write_sidecar(data, Vocabulary(300, 299, digest))
+    index = read_index(next((folder / "checkpoints").glob("step_*")))
+    index.run["document_start"] = 299
+    index.run["config"]["data"]["source"] = "data"
+    monkeypatch.chdir(tmp_path)
+    known = {"bytes": False, "tokenizer_sha256": digest, "folder": str(data)}
+    for tokens in (known, None):  # a checkpoint of an earlier version does not say it
+        index.run["tokens"] = tokens
+        found = tokens_of(index)
+        assert found.tokenizer == b"{}" and "is the tokenizer that made the tokens. Token 299 stands" in found.words
+        assert "pipeline_tag: text-generation\n" in model_card(index, "hub", found)
+    index.run["tokens"] = known
+    (data / "tokenizer.json").write_bytes(b"{ }")
+    assert tokens_of(index).tokenizer is None and "is not the tokenizer that made" in tokens_of(index).words
+    (data / "tokenizer.json").unlink()
+    found = tokens_of(index)
+    assert found.tokenizer is None and digest in found.words and "put it here" in found.words
+    assert "text-generation" not in model_card(index, "hub", found)
+    index.run["tokens"], index.run["document_start"] = None, 50256
+    (data / "tokens.json").unlink()
+    monkeypatch.setattr("speedrun.data.fineweb.cached_gpt2_tokenizer", lambda: None)
+    assert "The tokens are GPT-2's (openai-community/gpt2)" in tokens_of(index).words
 
 
 def test_large_weights_go_into_several_files(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """What a checkpoint's tokens stand for: bytes, or what a tokenizer makes, whose file lies beside the data."""
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ def tokens_of(index: Index) -> Tokens:
     known: dict[str, Any] = index.run.get("tokens") or {}
     start = index.run.get("document_start")
     source = index.run["config"].get("data", {}).get("source", "")
-    folder = Path(known.get("folder") or source).expanduser()
+    folder = Path(os.path.expanduser(known.get("folder") or source))
     # Checkpoints of earlier versions do not say it: then it is told by the source and what lies there.
     if known.get("bytes", start == 256 and (source == "pydocs" or not (folder / "tokens.json").is_file())):
         return Tokens(

@@ -81,7 +81,7 @@ def _hf_from_file() -> tuple[str, str | None]:
     """Where `hf auth login` keeps the token, and the token; None where there is none."""
     cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
     home = os.environ.get("HF_HOME", os.path.join(cache, "huggingface"))
-    path = Path(os.environ.get("HF_TOKEN_PATH", os.path.join(home, "token"))).expanduser()
+    path = Path(os.path.expanduser(os.environ.get("HF_TOKEN_PATH", os.path.join(home, "token"))))
     try:
         return str(path), path.read_text(encoding="utf-8") or None
     except (OSError, UnicodeDecodeError):
@@ -91,7 +91,7 @@ def _hf_from_file() -> tuple[str, str | None]:
 def _wandb_from_file() -> tuple[str, str | None]:
     """The netrc file, and the key that it has for W&B's server; None where there is none."""
     host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
-    path = Path(os.environ.get("NETRC", "~/_netrc" if os.name == "nt" else "~/.netrc")).expanduser()
+    path = Path(os.path.expanduser(os.environ.get("NETRC", "~/_netrc" if os.name == "nt" else "~/.netrc")))
     try:
         entry = netrc.netrc(str(path)).hosts.get(host or "")
     except (OSError, netrc.NetrcParseError, UnicodeDecodeError):  # the parser's message would quote the key

@@ -1,5 +1,6 @@
 """Data: tokens from an embedded corpus, a folder of text or .bin shards, as global batches."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def open_data(config: DataConfig, vocab_size: int, seed: int, stages: Sequence[S
         whose = BYTES
         train_parts, val_parts = _text_parts(documents)
     else:
-        folder = Path(name).expanduser()
+        folder = Path(os.path.expanduser(name))
         if not folder.is_dir():
             what = "is a file" if folder.exists() else "does not exist"
             raise FileNotFoundError(

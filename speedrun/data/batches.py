@@ -27,6 +27,7 @@ the rows of a stage that begin in one visit are shuffled among themselves, and t
 """
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -239,7 +240,7 @@ class Data:
 
     def about_tokens(self) -> dict[str, bool | str]:
         """For a checkpoint: what it takes to find the tokenizer again."""
-        folder = "" if self.name == "pydocs" else str(Path(self.name).expanduser().resolve())
+        folder = "" if self.name == "pydocs" else str(Path(os.path.expanduser(self.name)).resolve())
         return {"bytes": self.byte_tokens, "tokenizer_sha256": self.tokenizer_sha256, "folder": folder}
 
     def check_files(self) -> None:

@@ -8,6 +8,7 @@ shards are those that llm.c writes of them.
 """
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,5 +101,5 @@ def vocabulary_of(source: str) -> int | None:
 
     Raises ValueError as `read_sidecar`.
     """
-    found = read_sidecar(Path(source).expanduser())
+    found = read_sidecar(Path(os.path.expanduser(source)))
     return found.size if found else None

@@ -6,6 +6,7 @@ sums taken in another order, so losses agree with the uncompiled run's to roundi
 
 import os
 import shutil
+import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
@@ -30,6 +31,30 @@ def compile_blocks(model: GPT, cpu: bool) -> None:
     torch._dynamo.config.fail_on_recompile_limit_hit = True  # else further variants run uncompiled without a word
     for block in model.blocks:
         block.compile()
+
+
+def without_spaces() -> None:
+    """torch's C++ compilation on a CPU cannot handle spaces in the paths of temporary files: put these elsewhere then.
+
+    Raises ValueError where there is no such place, or torch itself lies in such a path.
+    """
+    if " " in torch.__file__:
+        raise UserError(
+            f"torch lies in {torch.__file__!r}, and its C++ compilation cannot handle the space in that path: use "
+            "--no-compile, or a virtual environment whose path has none."
+        )
+    cache = os.environ.get("TORCHINDUCTOR_CACHE_DIR", "")
+    if " " in cache:
+        os.environ.pop("TORCHINDUCTOR_CACHE_DIR")
+    if " " not in tempfile.gettempdir():
+        return
+    place = next((folder for folder in ("/tmp", "/var/tmp") if os.access(folder, os.W_OK)), None)
+    if place is None:
+        raise UserError(
+            f"Temporary files lie in {tempfile.gettempdir()!r}, and torch's C++ compilation cannot handle the space in "
+            "that path: set TMPDIR to a folder without one, or use --no-compile."
+        )
+    tempfile.tempdir = os.environ["TMPDIR"] = place
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from speedrun.kernels import choose
 from speedrun.kernels.fp8 import in_words as fp8_in_words
 from speedrun.model import GPT, parameter_shapes
 from speedrun.model.attend import activate_flash
-from speedrun.model.compiling import allow_variants
+from speedrun.model.compiling import allow_variants, without_spaces
 from speedrun.optim.policy import check_optimizer
 from speedrun.optim.precision import emulated_bf16, emulated_fp16, settle
 from speedrun.ranges import check_ranges
@@ -87,6 +87,8 @@ def check(config: Config, launch: Launch, said: Collection[str] = ()) -> Checked
         outline = GPT(config.model)
     attention, lines = attention_of_stages(outline, stages, device, launch.precision)
     resolved += lines
+    if launch.cpu and (config.compile or "flex" in attention):
+        without_spaces()
     shapes = parameter_shapes(config.model)
     check_memory(config, stages, launch)
     check_optimizer(config.optimizer, max(stage.lr for stage in stages))

@@ -91,8 +91,8 @@ def main() -> None:
         count[name] += 1
         try:
             outcome = str(ranks.run(2, on_rank, name, config, kill, fault)[0])
-        except AssertionError as error:
-            outcome = "killed" if " died in " in str(error) else str(error)
+        except (AssertionError, OSError, EOFError) as error:
+            outcome = "killed" if kill else str(error)
         count[outcome if outcome in ("trained", "killed") else "refused or done"] += 1
         count[FAULTS] += bool(fault)
         return outcome

@@ -1,5 +1,6 @@
 """A pool of ranks: processes in one gloo group, started once per world size and reused by every test."""
 
+import contextlib
 import faulthandler
 import gc
 import importlib
@@ -62,7 +63,8 @@ class RankPool:
         for process, _ in self._worlds.pop(world_size):
             if process.is_alive():
                 if hasattr(signal, "SIGVTALRM"):
-                    os.kill(process.pid, signal.SIGVTALRM)  # its stacks, to stderr
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(process.pid, signal.SIGVTALRM)  # its stacks, to stderr
                     time.sleep(0.2)
                 process.kill()
                 process.join(5)

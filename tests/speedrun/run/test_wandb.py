@@ -135,24 +135,6 @@ def test_without_wandb_the_folder_is_all_there_is(
     assert len(metrics(tmp_path / "run")) == 1
 
 
-@pytest.mark.slow
-def test_a_real_offline_run_holds_the_curves(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, no_key: None, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pytest.importorskip("wandb")
-    monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "settings"))
-    opened = run_folder(tmp_path, log="wandb")
-    for step in range(1, 4):
-        opened.step({**STEP, "step": step})
-    opened.finish("finished")
-    (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
-    content = file.read_bytes()
-    for curve in ("val_loss", "train_loss", "train_time_ms", "step_avg_ms", "tokens"):
-        assert content.count(curve.encode()) >= 3, curve
-    assert json.dumps(STEP["val_loss"]).encode() in content
-
-
 def save(run: Path, opened: RunFolder, step: int) -> None:
     """As much of a checkpoint as a start looks at."""
     path = run / "checkpoints" / name_of(step)

@@ -92,6 +92,7 @@ def check_ranges(config: Any, prefix: str = "") -> None:
 
     Raises UserError for the first that is not allowed, with its name as the command line has it, value and range.
     """
+    assert dataclasses.is_dataclass(config)
     for name, hint in hints(type(config)).items():
         _check(f"{prefix}{name}", getattr(config, name), hint)
 

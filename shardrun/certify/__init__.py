@@ -9,6 +9,7 @@ shows that nothing is grossly wrong, such as a gradient that nobody unscaled, an
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import sys
 import tempfile
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 from shardrun.configs import resolve_config
 from shardrun.launch import find_config, launch, what_went_wrong
 from shardrun.output import write_whole
+from speedrun.ranges import check_ranges
 from strategies import catalogue, strict_json
 from strategies.config_file import Asked
 from strategies.errors import UserError
@@ -78,6 +80,7 @@ def _certify(arguments: argparse.Namespace) -> str:
     for config in configs:  # before minutes of training, not after
         _check(resolve_config(config, mixed_precision=_mixed(arguments.precision)), arguments.processes)
     cases = certificate_cases(arguments.steps)
+    check_ranges(dataclasses.replace(cases[0].config(), steps=arguments.steps))
     print(f"Reference: one process, no framework, {arguments.steps} steps, {len(cases)} cases")
     references = [run_reference(case) for case in cases]
     if precision == "fp32":

@@ -156,9 +156,10 @@ def configure(arguments: argparse.Namespace) -> Config:
     if model.width % model.heads and not said & {"model.heads", "model.width"}:
         raise UserError(f"{model.heads} heads do not divide a width of {model.width}; pass --heads.")
     stages = () if shaped(arguments) else config.schedule.stages
-    if arguments.seq:
+    if arguments.seq is not None:
         stages = tuple(dataclasses.replace(stage, sequence_length=arguments.seq) for stage in stages)
-    length = arguments.seq or config.data.sequence_length
+    length = config.data.sequence_length if arguments.seq is None else arguments.seq
+    check_ranges(dataclasses.replace(config.data, sequence_length=length), "data.")
     lengths = (length, *(stage.sequence_length for stage in stages))
     model = dataclasses.replace(
         model,
@@ -210,6 +211,7 @@ def planned(
         table = tuple(dataclasses.replace(line, global_batch=0) for line in table)
         data = dataclasses.replace(data, global_batch=at_most * accumulation * world_size)
     config = dataclasses.replace(config, data=data, schedule=dataclasses.replace(config.schedule, stages=table))
+    check_ranges(config)
     stages = resolve_stages(config, number_of_steps(config), world_size)
     check_lengths(config, stages)
     if accumulation and not at_most:

@@ -265,6 +265,16 @@ def test_plan_is_quick_and_loads_no_torch() -> None:
         (("plan", "--rank", "8"), "there is no rank 8 of 8"),
         (("plan", "--simulate", "--strategies", "ddp,zero4"), "there is no strategy 'zero4' to simulate"),
         (("plan", "gpt2", "--heads", "5"), "5 heads do not divide a width of 768"),
+        (("plan", "gpt2", "--layers", "-1"), "model.layers is -1, but must be from 1 to 1,000"),
+        (("plan", "gpt2", "--seq", "0"), "data.sequence_length is 0, but must be from 1 to 10,000,000"),
+        (
+            ("plan", "gpt2", "--micro-batch", "3", "--accumulation", "999999999"),
+            "data.global_batch is 23999999976, but",
+        ),
+        (("plan", "--params", "9" * 99 + "T"), "is no size of a GPT"),
+        (("certify", "--steps", str(10**18)), "steps is 1000000000000000000, but must be from 1 to 1,000,000,000"),
+        (("compare", "--", "--optimizer.clip", "-1"), "optimizer.clip is -1.0, but must be 0 (off) or above"),
+        (("ablate", "--list", "--", "--schedule.decay", "nan"), "schedule.decay is nan, but must be a finite number"),
         (("explain", "cpu/zero9"), "there is no accelerate config 'cpu/zero9'"),
     ],
 )

@@ -214,7 +214,8 @@ def start(launch: Launch, timeout: float = COLLECTIVE_TIMEOUT) -> Strategy:
     else:
         restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
         if launch.world_size > 1 and not torch.distributed.is_initialized():
-            if left_over.unknown(os.environ, launched=_launch_command() is not None):
+            meeting = all(name in os.environ for name in left_over.MEETING)  # else `launched` has refused it
+            if meeting and left_over.unknown(os.environ, launched=_launch_command() is not None):
                 _meet(launch, timeout)
         if (restarted or not launch.cpu) and not torch.distributed.is_initialized():
             _start_group("gloo" if launch.cpu else "nccl", launch, timeout)  # accelerate takes it as it finds it

@@ -36,8 +36,9 @@ from hypothesis import strategies as st
 from speedrun.books.flops import flops
 from speedrun.config import Config, StageConfig
 from speedrun.ranges import hints
+from speedrun.run.asked import options_said
 from speedrun.run.checks import check
-from speedrun.run.command_line import options_said, parse
+from speedrun.run.command_line import parse
 from speedrun.run.ending import USER_ERRORS
 from speedrun.stages import number_of_steps
 from speedrun.train import train

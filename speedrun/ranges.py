@@ -20,6 +20,9 @@ from strategies.errors import UserError
 LONGEST_PATH = 4095
 """Bytes of the longest path that Linux opens."""
 
+LONGEST_PART = 255
+"""Bytes of the longest name in a path."""
+
 LONGEST_NAME = 200
 """Bytes of the longest folder name here: file systems take 255, and some of them fewer letters of other scripts."""
 
@@ -70,10 +73,10 @@ class Text:
         if not isinstance(value, str) or (value and not value.strip()) or (not value and not self.empty):
             return False
         try:
-            length = len(os.fsencode(value))
+            length, part = len(os.fsencode(value)), max(map(len, os.fsencode(value).split(b"/")))
         except UnicodeEncodeError:  # half of a surrogate pair: the name of no file
             return False
-        if length > (LONGEST_NAME if self.name else LONGEST_PATH):
+        if length > (LONGEST_NAME if self.name else LONGEST_PATH) or part > LONGEST_PART:
             return False
         if any(unicodedata.category(letter) == "Cc" for letter in value):
             return False
@@ -84,7 +87,7 @@ class Text:
         empty = "empty, or " if self.empty else ""
         if self.name:
             return f"{empty}one name of at most {most} bytes: no slash, no `..`, no space around it"
-        return f"{empty}one line of at most {most:,} bytes, not blank"
+        return f"{empty}one line of at most {most:,} bytes, {LONGEST_PART} from slash to slash, and not blank"
 
 
 def check_ranges(config: Any, prefix: str = "") -> None:

@@ -47,6 +47,7 @@ def _with_vocabulary(preset: str, config: Config) -> Config:
     """With the tokens of the data, or else of the preset, where the command line does not say how many."""
     if config.model.vocab_size:
         return config
+    check_ranges(config.data, "data.")
     size = vocabulary_of(config.data.source) or PRESETS[preset][1].model.vocab_size
     return replace(config, model=replace(config.model, vocab_size=size))
 

@@ -352,7 +352,8 @@ def report(found: dict[str, list[Found]]) -> str:
             "",
             f"Under {', '.join(found)}; two ranks, one for single. A line is a category at one of five moments, a part "
             "of the model's activations, a group's optimizer states, or a collective. With a `why`: the peak, an "
-            "estimate in closed form (the largest error of the whole peak stands beside it). On a CPU, torch "
+            "estimate in closed form (the largest error of the whole peak stands beside it), and DDP's buckets before "
+            "the first backward pass. On a CPU, torch "
             f"{torch.__version__}; FP8 is emulated there. `python -m benchmarks.books_fields`",
             "",
             "| field | runs | lines | equal | say why | peak off by at most | unexplained |",

@@ -35,6 +35,7 @@ from strategies import catalogue
 from strategies.base import Precision
 from strategies.ledger import book
 from strategies.select import Launch
+from strategies.strict_json import dumps
 
 BASE = Config(
     model=ModelConfig(layers=3, heads=4, width=48, mlp_width=101, max_sequence_length=64),
@@ -314,7 +315,7 @@ def measure_all(strategy: str, whole: bool, folder: Path) -> None:
     with open(folder / f"{strategy}_{rank}.jsonl", "w", encoding="utf-8") as file:
         for number, run in enumerate(runs_of(strategy, whole)):
             found = look_at(run, folder / f"{strategy}_{number}")
-            file.write(json.dumps(dataclasses.asdict(found)) + "\n")
+            file.write(dumps(dataclasses.asdict(found)) + "\n")
             file.flush()
             torch.nn.functional.linear = linear  # ZeRO-3 replaces it for the whole process
     os._exit(0)  # past engines that wait for one another

@@ -169,6 +169,7 @@ def test_the_first_interrupt_is_noted_and_a_later_one_ends_at_once() -> None:
 @pytest.mark.parametrize("name", [number.name for number in PREEMPTING if number != signal.SIGALRM])
 def test_every_other_signal_is_noted_and_never_interrupts_at_once(name: str) -> None:
     """SIGALRM is the one by which pytest ends a test that hangs here: what somebody else handles stays theirs."""
+    outside = signal.signal(getattr(signal, name), signal.SIG_DFL)  # the suite may run under nohup
     alarm, before = signal.getsignal(signal.SIGALRM), signal.getsignal(getattr(signal, name))
     with Signals() as interruption:
         for _ in range(2):  # a cluster's to the rank, and the launcher's
@@ -178,11 +179,12 @@ def test_every_other_signal_is_noted_and_never_interrupts_at_once(name: str) -> 
         assert interruption.preempted and not interruption.interrupted and interruption.name == name
         assert signal.getsignal(signal.SIGALRM) == alarm
     assert signal.getsignal(getattr(signal, name)) is before
+    signal.signal(getattr(signal, name), outside)
 
 
 def test_what_nohup_ignores_stays_ignored_but_for_a_rank_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    outside = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with Signals() as interruption:
         os.kill(os.getpid(), signal.SIGHUP)
         assert not interruption.heard
@@ -191,6 +193,7 @@ def test_what_nohup_ignores_stays_ignored_but_for_a_rank_of_torchrun(monkeypatch
         os.kill(os.getpid(), signal.SIGHUP)
         assert interruption.preempted
     assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    signal.signal(signal.SIGHUP, outside)
 
 
 def test_a_ctrl_c_of_any_rank_counts_for_more_than_sigterm_and_a_checkpoint_that_failed_for_most() -> None:

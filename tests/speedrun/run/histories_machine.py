@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from speedrun.config import CheckpointConfig, Config
-from speedrun.run.writer import Lock, status
+from speedrun.run.writer import LOCK, Lock, status
 from strategies.checkpoint.folder import checkpoints, find_checkpoint, set_aside
 from strategies.checkpoint.format import read_index
 from strategies.checkpoint.history import history_of, read_history
@@ -29,7 +29,8 @@ from tests.strategies.checkpoint.damage import flip
 
 Train = Callable[[Config, int, str], str]
 """A start with this configuration, killed before its nth change of the folder (0: not), with a fault ("full", "nan" or
-none) in its second save. Returns "trained", "killed", or the sentence of its refusal."""
+none) in its second save. Returns "trained", "killed", "ended" by weights that are not finite, or the sentence of its
+refusal."""
 
 Key = tuple[str, int]
 """A checkpoint: its history's id and its step."""
@@ -76,6 +77,15 @@ def count_changes(die: Callable[[], None], at: int, patch: Any) -> None:
         patch.setattr(os, name, counting(getattr(os, name)))
 
 
+def kept(folder: Path) -> dict[str, bytes]:
+    """Every file but what a kill has left: hidden ones, and the lock of a dead process."""
+    return {
+        name: data
+        for name, data in content(folder).items()
+        if Path(name).name != LOCK and not any(part.startswith(".") for part in Path(name).parts)
+    }
+
+
 class Histories(RuleBasedStateMachine):
     """`train` and `config` are set by whoever runs it."""
 
@@ -101,7 +111,7 @@ class Histories(RuleBasedStateMachine):
         at = base[1] if base else self.model.newest()
         before = self.model.now
         outcome = type(self).train(replace(self.config, resume=resume, steps=at + more), kill, fault)
-        assert outcome in ("trained", "killed"), outcome
+        assert outcome in ("trained", "killed") or (outcome, fault) == ("ended", "nan"), outcome
         type(self).kills += outcome == "killed"
         history = read_history(self.run) if self.run.exists() else None
         if history is None:
@@ -135,18 +145,21 @@ class Histories(RuleBasedStateMachine):
             lines, kept = metrics(self.run), [line for line in model.records[model.now] if line["step"] <= at]
             assert [line["step"] for line in lines] == [*range(len(lines))] and (end is None or len(lines) == end + 1)
             if lines:  # else it was killed before its first one
+                if kept and "val_loss" not in kept[-1]:  # ended before its validation, which then is made up for
+                    kept.pop()
                 assert lines[: len(kept)] == kept
                 model.records[model.now] = lines
-        losses = {line["step"]: line["val_loss"] for line in model.records[model.now]}
+        losses = {line["step"]: line["val_loss"] for line in model.records[model.now] if "val_loss" in line}
         there = {key for key, _ in self.found()}
         newest = max((step for one, step in there if one == model.now), default=at)
         for step in range(at + 1, (end or newest) + 1):
             if fault and step == at + 2:
-                continue  # that save failed
+                assert (model.now, step) not in there, "that save was to fail"
+                continue
             live = {key for key in model.must | model.may if model.counts(key)} | {(model.now, step)}
             keep = set(sorted(live, key=lambda key: key[1])[-saver.keep :])
             if saver.keep_best:
-                keep.add(min(live, key=lambda key: losses[key[1]]))
+                keep.add(min(live, key=lambda key: losses.get(key[1], float("inf"))))
             partly = end is None and step == newest  # it may have been killed before it let the others go
             model.may = (model.may | (live - keep)) if partly else model.may - live
             model.must = (model.must - live) | keep
@@ -218,10 +231,10 @@ class Histories(RuleBasedStateMachine):
         self.start(str(path), more, kill=at, base=key)
 
     def refused(self, config: Config, words: str) -> None:
-        before = content(self.out)
+        before = kept(self.out)
         said = type(self).train(config, 0, "")
         assert words in said, said
-        assert content(self.out) == before
+        assert kept(self.out) == before
 
     @rule()
     def start_a_second_time(self) -> None:
@@ -260,9 +273,9 @@ class Histories(RuleBasedStateMachine):
             return
         key, path = picked
         self.elsewhere += 1
-        before, name = content(self.run), f"other{self.elsewhere}"
+        before, name = kept(self.run), f"other{self.elsewhere}"
         assert type(self).train(replace(self.config, resume=str(path), steps=key[1] + 1, name=name), 0, "") == "trained"
-        assert content(self.run) == before
+        assert kept(self.run) == before
         assert list(checkpoints(self.out / name / "checkpoints")) == [key[1] + 1]
         parent = read_history(self.out / name).parent  # type: ignore[union-attr]
         assert parent and (parent["id"], parent["step"]) == key

@@ -3,6 +3,7 @@ decides between them are the trainer's own. benchmarks/histories.md has a hundre
 
 import functools
 import hashlib
+import itertools
 import threading
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from speedrun.config import Config
+from speedrun.run import forks
 from speedrun.run.checkpoints import Checkpoints, asked_to_resume
 from speedrun.run.folder import RunFolder
 from speedrun.run.writer import one_writer
@@ -19,6 +21,8 @@ from strategies.checkpoint import save as saving
 from tests.speedrun.run.histories_machine import Histories, count_changes
 from tests.speedrun.runs import launch_of, small
 from tests.strategies.checkpoint.runs import start
+
+ids = itertools.count(1)
 
 
 class Killed(BaseException):
@@ -54,6 +58,7 @@ def train_lightly(config: Config, kill: int, fault: str) -> str:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(threading, "excepthook", lambda _: None)
+        patch.setattr(forks, "new_id", lambda: f"{next(ids):08x}")  # the same in every run of this test
         if kill:
             count_changes(die, kill, patch)
         if fault:
@@ -104,11 +109,11 @@ def test_what_must_exist_is_what_the_folder_holds() -> None:
     run_state_machine_as_test(
         Lightly,
         settings=settings(
-            max_examples=25,
+            max_examples=20,
             stateful_step_count=12,
             deadline=None,
             derandomize=True,
             suppress_health_check=list(HealthCheck),
         ),
     )
-    assert Lightly.forks > 10 and Lightly.kills > 10
+    assert min(Lightly.forks, Lightly.kills) > 5, (Lightly.starts, Lightly.forks, Lightly.kills)

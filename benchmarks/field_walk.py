@@ -2,6 +2,7 @@
 
     python -m benchmarks.field_walk                  # 2,200 examples, about 15 minutes on two cores
     python -m benchmarks.field_walk --examples 100 --out FILE.md
+    python -m benchmarks.field_walk --examples 800 --first 5000 --add      # more of them
 
 Each example writes one field on the trainer's command line, now and then a second: whole numbers and fractions of every
 size, NaN and infinities, words, paths, other scripts, too many and too few values. The command line is read, checked
@@ -235,11 +236,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--examples", type=int, default=2200)
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--first", type=int, default=0, help="Hypothesis's first seed (default: 0)")
+    parser.add_argument("--add", action="store_true", help="add to the table that is there, of other seeds")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".md"))
     arguments = parser.parse_args()
     tally: Tally = {field.name: Counter() for field in FIELDS}
+    if arguments.add:
+        for line in arguments.out.read_text(encoding="utf-8").splitlines():
+            name, *counts = (cell.strip() for cell in line.strip("|").split("|"))
+            if name in tally:
+                tally[name].update(dict(zip(ENDS, map(int, counts[1:]), strict=True)))
     failed: list[str] = []
-    seeds = range(0, arguments.examples, CHUNK)
+    seeds = range(arguments.first, arguments.first + arguments.examples, CHUNK)
     with ProcessPoolExecutor(arguments.processes, get_context("spawn"), max_tasks_per_child=5) as pool:
         for future in as_completed([pool.submit(walk, CHUNK, first) for first in seeds]):
             part, wrong = future.result()

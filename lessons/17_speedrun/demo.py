@@ -56,7 +56,7 @@ def track(name: str) -> Config:
     data = replace(config.data, global_batch=8, eval_tokens=eval_tokens(8192))
     return replace(
         config, optimizer=optimizer, data=data, steps=steps(60), eval_every=5, target_val_loss=TARGET, name=name,
-        log="file", progress="none",
+        progress="none",
     )  # fmt: skip
 
 

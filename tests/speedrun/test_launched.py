@@ -126,7 +126,7 @@ def test_a_mistake_on_one_process_is_the_last_thing_on_the_screen(tmp_path: Path
     """Nothing of accelerate's own launcher after it, which has a traceback for every status that is not 0."""
     with launch("single", tmp_path, "tiny", "--data.global-batch", "0") as process:
         output, errors = finish(process, 60)
-    sentence = "data.global_batch 0 does not divide over 1 ranks; use 1, or another number of processes."
+    sentence = "data.global_batch is 0, but must be from 1 to 1,000,000"
     assert process.returncode != 0 and output == ""
     assert errors.splitlines()[-1] == f"shardrun: error: {sentence}" and errors.count(sentence) == 1
     assert "Traceback" not in errors
@@ -135,7 +135,7 @@ def test_a_mistake_on_one_process_is_the_last_thing_on_the_screen(tmp_path: Path
 @pytest.mark.parametrize(
     ("mistake", "sentence"),
     [
-        (("--data.global-batch", "0"), "data.global_batch 0 does not divide over 1 ranks; use 1, or another number"),
+        (("--data.global-batch", "0"), "data.global_batch is 0, but must be from 1 to 1,000,000"),
         (("--stepps", "3"), "the command line is wrong; what is printed above says where."),
     ],
 )

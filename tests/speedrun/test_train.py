@@ -202,7 +202,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_a_sentence(ranks: RankPool,
     with pytest.raises(AssertionError, match=r"the loss is (nan|inf) at step 2; first not finite is the weight"):
         ranks.run(2, train_here, "ddp", config)
     summary = read(tmp_path / "run", "summary.json")
-    assert summary["status"] == "failed" and "lower the learning rates" in summary["error"]
+    assert summary["status"] == "failed" and "Go on with lower learning rates" in summary["error"]
     assert all(line["train_loss"] == line["train_loss"] for line in metrics(tmp_path / "run")[1:])
 
 

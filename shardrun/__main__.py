@@ -9,8 +9,9 @@ import sys
 
 import speedrun
 from shardrun.help import add_parser
-from shardrun.output import Terminated, any_character, ended_like_ctrl_c, outliving_readers, to_nowhere
+from shardrun.output import Terminated, ended_like_ctrl_c, outliving_readers, to_nowhere
 from strategies.errors import UserError
+from strategies.output import any_character
 
 VERBS = {
     "plan": "predict memory, traffic and step time: what fits?",

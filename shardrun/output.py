@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from strategies.errors import UserError
+from strategies.output import naming, utf8
 
 
 class Terminated(KeyboardInterrupt):
@@ -44,13 +44,6 @@ class _Outliving:
 def to_nowhere(stream: Any) -> None:
     """Let what is still written to this stream go to /dev/null, so that the last flush is quiet too."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
-def any_character() -> None:
-    """From now on a terminal or a pipe that lacks a character gets a question mark, and not an error."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
 
 
 @contextlib.contextmanager
@@ -88,22 +81,12 @@ def ended_like_ctrl_c() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-@contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """An OSError of a write as one sentence with the file's name. (A write's own error has none: a full disk.)"""
-    try:
-        yield
-    except OSError as error:
-        why = error.strerror or os.strerror(error.errno or 0)
-        raise UserError(f"{path} cannot be written ({why}): make room, or name another place.") from error
-
-
 def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file whole, as UTF-8, or leave what was there. Raises ValueError, which names it, where that fails."""
     partial = path.with_name(f".{path.name}.partial")
     with naming(path):
         try:
-            partial.write_bytes(content.encode() if isinstance(content, str) else content)
+            partial.write_bytes(utf8(content) if isinstance(content, str) else content)
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)

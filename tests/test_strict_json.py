@@ -61,3 +61,10 @@ def test_what_is_not_finite_is_null_wherever_it_stands() -> None:
     text = strict_json.dumps(content, indent=2)
     assert json.loads(text, parse_constant=refused) == {"a": None, "b": [1.5, None, {"c": [None, "NaN", True, None]}]}
     assert strict_json.dumps({"x": Path("a")}, default=str) == '{"x": "a"}'
+
+
+def test_letters_of_a_path_in_a_c_locale_are_whole_again() -> None:
+    bytewise = "läufe".encode().decode("ascii", "surrogateescape")
+    text = strict_json.dumps({bytewise: [bytewise, "漢"]})
+    assert json.loads(text) == {"läufe": ["läufe", "漢"]}
+    assert json.loads(strict_json.dumps("half \ud800")) == "half ?"

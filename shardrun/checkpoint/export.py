@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from shardrun.checkpoint.tokens import Tokens, tokens_of
-from shardrun.output import naming
 from strategies import strict_json
 from strategies.checkpoint.finite import not_finite
 from strategies.checkpoint.format import Index
 from strategies.checkpoint.load import WEIGHT, verify_files
 from strategies.checkpoint.shards import Shards, write_shard
 from strategies.errors import UserError
+from strategies.output import naming, utf8
 
 SHARD_BYTES = 5 * 10**9
 """Weights beyond this go into several files with an index, as the hub's own libraries write them."""
@@ -61,7 +61,7 @@ def _write_about(index: Index, out: Path, partial: Path) -> None:
     tokens = tokens_of(index)
     if tokens.tokenizer:
         (partial / "tokenizer.json").write_bytes(tokens.tokenizer)
-    (partial / "README.md").write_text(model_card(index, out.name, tokens), encoding="utf-8")
+    (partial / "README.md").write_bytes(utf8(model_card(index, out.name, tokens)))
 
 
 def _write_weights(folder: Path, index: Index, out: Path) -> None:

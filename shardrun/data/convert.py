@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from shardrun.data.writing import Together
-from shardrun.output import naming, write_whole
+from shardrun.output import write_whole
 from speedrun.data.shards import FORMATS, open_shard, split_of, write_tokens
 from speedrun.data.vocabulary import GPT2, LLAMA3, SIDECAR, Vocabulary, write_sidecar
 from strategies.errors import UserError
+from strategies.output import naming
 
 SHARD_TOKENS = 100_000_000
 

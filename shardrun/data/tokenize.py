@@ -28,8 +28,9 @@ import numpy as np
 from shardrun.data.pieces import pieces
 from shardrun.data.roundtrip import Encoder, Loss, TokenizerError, load_tokenizer, size_and_start
 from shardrun.data.writing import Together
-from shardrun.output import naming, write_whole
+from shardrun.output import write_whole
 from strategies.errors import UserError
+from strategies.output import naming
 
 if TYPE_CHECKING:
     from speedrun.data.report import TextReport

@@ -5,8 +5,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from shardrun.output import naming
 from strategies.errors import UserError
+from strategies.output import naming
 
 PART = ".part"
 

@@ -56,7 +56,7 @@ def _sentence(where: Path, step: int, val_loss: Any, config: Config) -> str:
 def _summary(run: Path) -> dict[str, Any]:
     try:
         found = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

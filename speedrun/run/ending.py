@@ -18,6 +18,7 @@ import torch.distributed as dist
 from speedrun.run import signals
 from speedrun.run.last_words import leave_for_torchrun, say_once
 from strategies.errors import UserError
+from strategies.output import any_character
 
 USER_ERRORS = (UserError, FileNotFoundError, FileExistsError, FloatingPointError)
 """What a user's mistake raises, with a sentence to show in place of a traceback."""
@@ -61,6 +62,7 @@ def guarded(job: Callable[[], None]) -> None:
     SIGTERM and its like (speedrun/run/signals.py), 1 otherwise (a lost rank, a checkpoint that could not be saved, a
     defect).
     """
+    any_character()
     # DeepSpeed calls collectives by names that torch 2.13 deprecates, at every step and on every rank.
     deprecated = r"`torch\.distributed\.(all_gather_into_tensor|reduce_scatter_tensor)` is deprecated"
     warnings.filterwarnings("ignore", deprecated, FutureWarning)
@@ -94,6 +96,13 @@ def guarded(job: Callable[[], None]) -> None:
         status, together = 1, False
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the flush below is quiet
         say_once("shardrun: nobody reads the output any more (`| head`?), and so this rank ends.")
+    except OSError as error:
+        status, together = 2 if error.filename else 1, False
+        if error.filename:  # a file or folder that cannot be read or written
+            say_once(f"shardrun: error: {error}")
+        else:
+            traceback.print_exc()
+            leave_for_torchrun(f"{type(error).__name__}: {error}")
     except Exception as error:
         status, together = 1, False
         if caught and caught.heard:  # a compiler that got the signal too, for example

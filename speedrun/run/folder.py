@@ -17,26 +17,29 @@
 Every file carries `schema`. Only rank 0 writes.
 """
 
+import contextlib
 import dataclasses
 import os
 import platform
 import subprocess
 import sys
 import traceback
+from collections.abc import Iterator
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 
 from speedrun.config import Config
 from speedrun.run.checkpoints import Resumed
-from speedrun.run.forks import METRICS, history_of_start, holds_run, lines_up_to, take_up
+from speedrun.run.forks import METRICS, history_of_start, holds_run, keep_damaged, lines_up_to, take_up
 from speedrun.run.record import write_record
 from speedrun.run.wandb_run import WandbRun, start_wandb
 from strategies import strict_json
 from strategies.ledger import book
+from strategies.output import naming, why
 from strategies.select import Launch
 
 SCHEMA = 1
@@ -75,18 +78,27 @@ class RunFolder:
         }
         self.last: dict[str, Any] = {}
         self._wandb: WandbRun | None = None
+        self._metrics: TextIO | None = None
         self._opened = self._unwritten = False
         if resumed is None or (resumed.index is None and self.history.moving is None):  # nothing is there to be lost
             self.open()
 
     def open(self) -> list[str]:
-        """Begin to write, after the lines that stay; returns what is to be said of it. Once it is open, no effect."""
+        """Begin to write, after the lines that stay; returns what is to be said of it. Once it is open, no effect.
+
+        Raises ValueError where the disk does not take it.
+        """
         if self._opened:
             return []
         self._opened = True
+        with naming(self.path):
+            return self._open()
+
+    def _open(self) -> list[str]:
         lines = self.path / METRICS
         self.path.mkdir(parents=True, exist_ok=True)
         last = max((line["step"] for line in lines_up_to(lines)), default=-1) if self.continues is not None else -1
+        damaged = keep_damaged(lines) if self.continues is not None else ""
         self.history, said = take_up(self.path, self.history)
         kept = lines_up_to(lines, self.continues) if self.continues is not None else []
         self._write("config.json", self._config)
@@ -100,11 +112,12 @@ class RunFolder:
             self._wandb = start_wandb(self.path, self.history, last, self.config, self.launch)
         for line in kept:
             self.last |= {key: value for key, value in line.items() if key != "schema" and value is not None}
-        self.finish("running")
-        return [said] if said else []
+        self._write("summary.json", {"status": "running", "error": None, **self.last})
+        return [line for line in (damaged, said) if line]
 
     def step(self, metrics: dict[str, Any]) -> None:
         """Append a step's metrics."""
+        assert self._metrics
         try:
             self._metrics.write(strict_json.dumps({"schema": SCHEMA, **metrics}) + "\n")
             self._metrics.flush()
@@ -121,10 +134,11 @@ class RunFolder:
 
     def ledger(self, step: int, ranks: list[dict[str, Any]]) -> None:
         """Write what every rank held and sent in that step, in the place of what an earlier one did."""
-        self._write(book.NAME, book.content(step, ranks))
+        with self._warned(book.NAME):
+            self._write(book.NAME, book.content(step, ranks))
 
     def finish(self, status: str, error: BaseException | None = None) -> None:
-        """Write how the run stands; called at its start too, so that a killed run says 'running'.
+        """Write how the run has ended. A disk that does not take that is warned of: the run is over all the same.
 
         Of one that was to go on and failed before it did, the folder says what it said before.
         """
@@ -132,19 +146,27 @@ class RunFolder:
             with suppress(OSError):
                 (self.path / "checkpoints").rmdir()  # made for a saver that saved nothing
             return
-        why: dict[str, Any] = {"error": None}
+        about: dict[str, Any] = {"error": None}
         if error and not (isinstance(error, KeyboardInterrupt) and status != "failed"):
-            why = {"error": str(error), "traceback": "".join(traceback.format_exception(error))}
-        self._write("summary.json", {"status": status, **why, **self.last})
-        if status != "running":
-            self._metrics.close()
-            if self.target is not None and self.last:
+            about = {"error": str(error), "traceback": "".join(traceback.format_exception(error))}
+        with self._warned("summary.json"):
+            self._write("summary.json", {"status": status, **about, **self.last})
+        with self._warned(METRICS):
+            if self._metrics:
+                self._metrics.close()
+        if self.target is not None and self.last:
+            with self._warned("record.txt"):
                 write_record(self.path, self.target)
-            if self._wandb:
-                self._wandb.finish(0 if status == "finished" else 1)
+        if self._wandb:
+            self._wandb.finish(0 if status == "finished" else 1)
 
     def forget(self, step: int) -> None:
         """Let go of the line of this step, the last one: it is about to be written again, complete."""
+        with naming(self.path):
+            self._forget(step)
+
+    def _forget(self, step: int) -> None:
+        assert self._metrics
         self._metrics.close()
         lines = self.path / METRICS
         kept = lines_up_to(lines, step - 1)
@@ -161,10 +183,23 @@ class RunFolder:
     def _write(self, name: str, content: dict[str, Any], partial: str = ".partial") -> None:
         """Write a JSON file whole or not at all."""
         path = self.path / f".{name}{partial}"
-        path.write_text(
-            strict_json.dumps({"schema": SCHEMA, **content}, indent=2, default=str) + "\n", encoding="utf-8"
-        )
-        os.replace(path, self.path / name)
+        try:
+            path.write_text(
+                strict_json.dumps({"schema": SCHEMA, **content}, indent=2, default=str) + "\n", encoding="utf-8"
+            )
+            os.replace(path, self.path / name)
+        except OSError:
+            with suppress(OSError):
+                path.unlink()
+            raise
+
+    @contextlib.contextmanager
+    def _warned(self, name: str) -> Iterator[None]:
+        """Say that a file of the run cannot be written, and go on: it is not the run."""
+        try:
+            yield
+        except OSError as error:
+            print(f"warning: {self.path / name} cannot be written ({why(error)}); what it says is older.", flush=True)
 
 
 def environment() -> dict[str, Any]:

@@ -105,13 +105,36 @@ def _move_record(folder: Path, history: History, moving: Moving) -> None:
 
 
 def lines_up_to(path: Path, step: float = float("inf")) -> list[dict[str, Any]]:
-    """The lines of a run's record up to a step; the last one of a killed run may have been cut off in the middle."""
-    kept = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    """The lines of a run's record up to a step; without those that are damaged."""
+    return [line for line in _lines(path) if line is not None and line["step"] <= step]
+
+
+def keep_damaged(path: Path) -> str:
+    """Where lines of a record are damaged, keep a copy of it as it is; returns a sentence, empty where none are. The
+    last line of a killed run may have been cut off in the middle: that is no damage.
+    """
+    damaged = _lines(path).count(None)
+    if not damaged:
+        return ""
+    copy = path.with_name(f"{path.name}.damaged")
+    while copy.exists():
+        copy = copy.with_name(f"{copy.name}-again")
+    replace_synced(copy, path.read_bytes())
+    lines = "1 line is" if damaged == 1 else f"{damaged} lines are"
+    return f"warning: {path}: {lines} damaged and left out; {copy.name} keeps the file as it was"
+
+
+def _lines(path: Path) -> list[dict[str, Any] | None]:
+    """Every line of a record, None for one that is damaged."""
+    lines: list[dict[str, Any] | None] = []
+    *complete, last = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    for text in (*complete, last):
         try:
             line = json.loads(text)
-        except json.JSONDecodeError:
-            break
-        if line["step"] <= step:
-            kept.append(line)
-    return kept
+        except (ValueError, RecursionError):
+            line = None
+        if isinstance(line, dict) and type(line.get("step")) is int:
+            lines.append(line)
+        elif text is not last:
+            lines.append(None)
+    return lines

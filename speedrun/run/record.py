@@ -12,8 +12,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from speedrun.run.forks import METRICS, lines_up_to
 from speedrun.run.progress import describe
 from strategies import strict_json
+from strategies.output import utf8
 
 RULE = "=" * 100
 SOURCES = ("speedrun", "strategies")
@@ -21,7 +23,7 @@ SOURCES = ("speedrun", "strategies")
 
 def write_record(folder: Path, target: float) -> None:
     """folder: of a run that has ended, with metrics.jsonl, environment.json, config.json and summary.json."""
-    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    metrics = lines_up_to(folder / METRICS)
     environment, config, summary = (
         json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
         for name in ("environment", "config", "summary")
@@ -40,7 +42,7 @@ def write_record(folder: Path, target: float) -> None:
         "\n".join(describe(line, steps) for line in metrics),
         _verdict(metrics, target, summary["status"]),
     ]
-    (folder / "record.txt").write_text(f"\n{RULE}\n".join(parts) + "\n", encoding="utf-8")
+    (folder / "record.txt").write_bytes(utf8(f"\n{RULE}\n".join(parts) + "\n"))
     _draw(folder / "curves.png", metrics, target)
 
 

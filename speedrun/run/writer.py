@@ -200,7 +200,9 @@ def status(folder: Path) -> str | None:
     """
     try:
         said = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["status"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    if not isinstance(said, str):
         return None
     history = read_history(folder)
     running = said == "running" or (history is not None and history.moving is not None)
@@ -222,8 +224,8 @@ def _flock(file: int) -> bool | None:
 
 def _busy(folder: Path, who: Holder | None, quiet: float = 0.0) -> UserError:
     elsewhere = (
-        f" (its last sign of life is {quiet:.0f} s old; {SILENCE / 60:.0f} minutes after the last one a start takes "
-        "the folder over)"
+        f" (its last sign of life is {max(0.0, quiet):.0f} s old; {SILENCE / 60:.0f} minutes after it a start takes "
+        f"the folder over; if you know that it is gone, remove {LOCK} there)"
     )
     return UserError(
         f"{folder} is being trained by {who or 'another process'}; wait for it or give another --name"
@@ -232,15 +234,19 @@ def _busy(folder: Path, who: Holder | None, quiet: float = 0.0) -> UserError:
 
 
 def _read(path: Path) -> Holder | None:
-    """Who a lock file names. A file that has just been made may be empty for a moment."""
+    """Who a lock file names, None where it is none of ours. One that has just been made may be empty for a moment."""
     for _ in range(5):
         try:
             found: Any = json.loads(path.read_bytes())
-            return Holder(**found)
+            holder = Holder(**found)
+            if all(isinstance(text, str) for text in (holder.host, holder.space, holder.started)):
+                time.localtime(holder.since + 0 * int(holder.pid))  # numbers, and a moment
+                return holder
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, TypeError):
-            time.sleep(0.02)
+        except (OSError, ValueError, TypeError, OverflowError, RecursionError):
+            pass
+        time.sleep(0.02)
     return None
 
 

@@ -23,6 +23,7 @@ from strategies import strict_json
 from strategies.checkpoint.disk import replace_synced
 from strategies.checkpoint.format import INDEX
 from strategies.errors import UserError
+from strategies.output import why
 
 FILE = "history.json"
 SCHEMA = 1
@@ -91,12 +92,15 @@ def _is_id(found: Any) -> bool:
 
 
 def read_history(run: Path) -> History | None:
-    """Of a run's folder; None where there is none. Raises ValueError where the file is not as it was written."""
+    """Of a run's folder; None where there is none. Raises ValueError where the file is not as it was written
+    or cannot be read."""
     path = run / FILE
     try:
         found = json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({why(error)}): mend that, and start again.") from error
     except (ValueError, RecursionError):
         found = None
     moving = found.get("moving") if isinstance(found, dict) else None

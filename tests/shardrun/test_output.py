@@ -270,3 +270,8 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, full_disk: None) 
     assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]
     with pytest.raises(ValueError, match=r"no/a.json cannot be written \(No such file"):
         write_whole(tmp_path / "no" / "a.json", "x")
+
+
+def test_letters_of_a_path_in_a_c_locale_are_written_whole(tmp_path: Path) -> None:
+    write_whole(tmp_path / "card.md", "# " + "läufe".encode().decode("ascii", "surrogateescape"))
+    assert (tmp_path / "card.md").read_text(encoding="utf-8") == "# läufe"

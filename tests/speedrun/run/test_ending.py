@@ -1,5 +1,6 @@
 """How a rank's process ends: its status, its sentence, and what it leaves for torchrun's summary."""
 
+import io
 import json
 import os
 import signal
@@ -40,6 +41,7 @@ def raising(error: BaseException) -> Callable[[], None]:
     [
         (UserError("data.global_batch 3 is odd."), 2, "shardrun: error: data.global_batch 3 is odd.\n"),
         (FileExistsError("runs/x is there."), 2, "shardrun: error: runs/x is there.\n"),
+        (PermissionError(13, "Not yours", "runs/x"), 2, "shardrun: error: [Errno 13] Not yours: 'runs/x'\n"),
         (FloatingPointError("the loss is nan."), 2, "shardrun: error: the loss is nan.\n"),
         (KeyboardInterrupt(), 130, "shardrun: interrupted;"),
         (Stopped(), 130, "shardrun: interrupted;"),
@@ -74,6 +76,23 @@ def test_output_that_nobody_reads_any_more_is_no_lost_rank() -> None:
     shown = rank.stderr.read()
     assert rank.wait(60) == 1
     assert shown == "shardrun: nobody reads the output any more (`| head`?), and so this rank ends.\n"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_output_that_lacks_a_character_is_no_end(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = [io.BytesIO(), io.BytesIO()]
+    for name, stream in zip(("stdout", "stderr"), written, strict=True):
+        monkeypatch.setattr(sys, name, io.TextIOWrapper(stream, encoding=encoding))
+
+    def job() -> None:
+        print("resumed: steps 6 → 8")
+        raise UserError("läufe/漢 is not there.")
+
+    with pytest.raises(SystemExit) as end:
+        guarded(job)
+    assert end.value.code == 2
+    assert written[0].getvalue() == b"resumed: steps 6 ? 8\n"
+    assert "is not there." in written[1].getvalue().decode(encoding)
 
 
 def test_an_error_of_ours_keeps_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:

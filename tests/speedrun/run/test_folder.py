@@ -1,6 +1,8 @@
 """What a run leaves on disk and at Weights & Biases."""
 
+import contextlib
 import resource
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -8,13 +10,15 @@ from typing import Any
 import pytest
 
 from speedrun.run.folder import SCHEMA, RunFolder
+from speedrun.run.writer import status
+from strategies.errors import UserError
 from tests.speedrun.runs import launch_of, metrics, read, small
 
 STEP = {"step": 1, "tokens": 384, "train_loss": 5.5, "val_loss": 5.0, "train_time_ms": 10.0, "step_avg_ms": 10.0}
 
 
-def run_folder(folder: Path, **fields: Any) -> RunFolder:
-    return RunFolder(folder / "run", small(out=str(folder), **fields), launch_of("ddp", 0, 2), "tiny", "abc", 123)
+def run_folder(folder: Path, name: str = "run", **fields: Any) -> RunFolder:
+    return RunFolder(folder / name, small(out=str(folder), **fields), launch_of("ddp", 0, 2), "tiny", "abc", 123)
 
 
 def test_every_file_says_its_schema_and_a_killed_run_says_running(tmp_path: Path) -> None:
@@ -93,3 +97,34 @@ def test_a_full_disk_does_not_stop_the_run_and_no_line_is_lost(
     opened.step({**STEP, "step": 4})
     assert capsys.readouterr().out.count("metrics.jsonl cannot be written") == 1
     assert [line["step"] for line in metrics(tmp_path / "run")] == [0, 1, 2, 3, 4]
+
+
+@contextlib.contextmanager
+def full_disk(size: int) -> Iterator[None]:
+    """No file may become larger than this."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_disk_that_is_full_at_the_start_ends_it_in_a_sentence(tmp_path: Path) -> None:
+    for size in (0, 200, 1000):
+        with full_disk(size), pytest.raises(UserError, match=rf"run{size} cannot be written \(File too large\): make"):
+            run_folder(tmp_path, name=f"run{size}")
+
+
+def test_a_disk_that_is_full_at_the_end_loses_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    opened = run_folder(tmp_path)
+    opened.step({**STEP, "step": 0})
+    with full_disk(0):
+        opened.ledger(1, [])
+        opened.step({**STEP, "step": 1})
+        opened.finish("finished")
+    said = capsys.readouterr().out
+    for name in ("ledger.json", "metrics.jsonl", "summary.json"):
+        assert f"{name} cannot be written" in said
+    assert status(tmp_path / "run") == "died"
+    assert not list((tmp_path / "run").glob(".*.partial"))

@@ -19,6 +19,7 @@ from speedrun.run.writer import Lock
 from strategies.checkpoint.folder import checkpoints, find_checkpoint, name_of, of_history, set_aside
 from strategies.checkpoint.format import read_index
 from strategies.checkpoint.history import history_of, read_history
+from strategies.errors import UserError
 from tests.ranks import RankPool
 from tests.speedrun.runs import content, launch_of, metrics, read, small, train_here
 from tests.strategies.checkpoint.damage import flip
@@ -334,3 +335,44 @@ def test_inspect_and_verify_say_what_is_set_aside_and_whether_the_run_lives(
         main(["checkpoint", "inspect", str(run), "--json"])
     assert json.loads(capsys.readouterr().out)["status"] == "running"
     lock.release()
+
+
+def damaged(run: Path, number: int, text: bytes) -> bytes:
+    """Put this in the place of a line of the record; returns the whole file."""
+    lines = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    lines[number] = text
+    (run / "metrics.jsonl").write_bytes(b"".join(lines))
+    return b"".join(lines)
+
+
+@pytest.mark.parametrize("back", (False, True))
+@pytest.mark.parametrize(
+    "text", (b'{"step": 3, "tr\n', b"\0\0\0\xff\n", b"[]\n", b'{"step": "3"}\n', b"[" * 10**5 + b"\n")
+)
+def test_a_damaged_line_takes_no_other_with_it(run: Path, text: bytes, back: bool) -> None:
+    before = damaged(run, 3, text)
+    opened = RunFolder(run, config(run.parent, steps=20), launch_of("single"), "small", "", 1, _to(run, back))
+    said = opened.open()
+    left_out = "1 line is damaged and left out; metrics.jsonl.damaged keeps the file as it was"
+    assert said[0] == f"warning: {run / 'metrics.jsonl'}: {left_out}"
+    assert steps_of(run) == [0, 1, 2, 4, *(() if back else (5, 6, 7, 8))]
+    assert (run / "metrics.jsonl.damaged").read_bytes() == before
+    opened.finish("finished")
+
+
+def _to(run: Path, back: bool) -> Resumed | None:
+    resume = str(saved(run, 4)) if back else "auto"
+    return asked_to_resume(config(run.parent, steps=20, resume=resume), SHAPES, read(run, "config.json")["data_hash"])
+
+
+def test_the_last_line_of_a_killed_run_is_no_damage(run: Path) -> None:
+    damaged(run, -1, b'{"step": 8, "tra')
+    assert begin(run, "auto").path == run and not (run / "metrics.jsonl.damaged").exists()
+    assert steps_of(run) == list(range(8))
+
+
+def test_a_history_that_cannot_be_read_is_named(run: Path) -> None:
+    (run / "history.json").unlink()
+    (run / "history.json").mkdir()
+    with pytest.raises(UserError, match="history.json cannot be read"):
+        begin(run, "auto")

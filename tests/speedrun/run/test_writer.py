@@ -115,6 +115,34 @@ def test_a_number_that_is_used_again_is_another_process(tmp_path: Path, monkeypa
     Lock(tmp_path).release()
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff\x00",
+        b"7",
+        b"[" * 100_000,
+        b"{}",
+        b'{"host": 1, "space": 2, "pid": "x", "started": 3, "since": "then"}',
+        b'{"host": "node7", "space": "", "pid": 3, "started": "", "since": 1e300}',
+        b'{"host": "node7", "space": "", "pid": 3, "started": "", "since": NaN}',
+    ],
+)
+def test_a_lock_file_that_names_nobody_holds_nothing(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / LOCK).write_bytes(content)
+    (tmp_path / "summary.json").write_text('{"status": "running"}')
+    assert holder(tmp_path) is None and status(tmp_path) == "died"
+    lock = Lock(tmp_path)
+    assert lock.note == "" and status(tmp_path) == "running"
+    lock.release()
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "[]", "{}", '{"status": 7}', "NaN", ""])
+def test_a_damaged_summary_is_no_run_and_no_error(tmp_path: Path, content: str) -> None:
+    (tmp_path / "summary.json").write_text(content)
+    assert status(tmp_path) is None
+
+
 def test_on_another_host_its_last_sign_decides(tmp_path: Path) -> None:
     (tmp_path / LOCK).write_text(json.dumps({**_here(), "host": "node7", "pid": 3}))
     (tmp_path / "summary.json").write_text('{"status": "running"}')

@@ -18,8 +18,13 @@ MEETING = ("MASTER_ADDR", "MASTER_PORT")
 ENGINES = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_MEGATRON_LM")
 """Switches that accelerate launch exports to ranks alone."""
 
-OTHERS_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
-"""How many processes mpirun or srun says that it has started."""
+MPI_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+"""How many processes mpirun says that it has started. accelerate goes by them too."""
+
+OTHERS_SIZES = (*MPI_SIZES, "SLURM_STEP_NUM_TASKS")
+"""The same of mpirun or srun."""
+
+HIGHEST_PORT = 65535
 
 MEET = 30.0
 """Seconds in which the ranks must have met where nothing tells who has started them."""
@@ -28,7 +33,7 @@ MEET = 30.0
 def check(environ: Mapping[str, str], launched: bool) -> None:
     """Raise ConfigError where the variables cannot be those of a rank. launched: by accelerate launch."""
     numbers = {}
-    for name in RANKS:
+    for name in (*RANKS, *MPI_SIZES):
         if name in environ:
             lowest = int("SIZE" in name)
             if not environ[name].isdecimal() or int(environ[name]) < lowest:
@@ -37,23 +42,26 @@ def check(environ: Mapping[str, str], launched: bool) -> None:
             numbers[name] = int(environ[name])
     rank, world_size = numbers.get("RANK"), numbers.get("WORLD_SIZE", 1)
     if rank is None:
-        engine = next((name for name in ENGINES if flag(environ, name) and not launched), None)
-        if world_size > 1 or engine:
-            said = f"WORLD_SIZE={world_size}" if world_size > 1 else f"{engine}={environ[str(engine)]}"
+        # Accelerate takes any of these for a rank's, and then asks for a meeting point.
+        found = [name for name in ("WORLD_SIZE", *MPI_SIZES) if numbers.get(name, 1) > 1]
+        found += ["LOCAL_RANK"] if "LOCAL_RANK" in numbers else []
+        found += [name for name in ENGINES if flag(environ, name) and not launched]
+        if found:
             raise ConfigError(
-                f"{said} is set in this shell, but no launcher started this process (there is no RANK): "
-                f"{_way_out(environ)}"
+                f"{found[0]}={environ[found[0]]} is set in this shell, but no launcher started this process (there is "
+                f"no RANK): {_way_out(environ)}"
             )
         return
     for one, of in (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE")):
         if one in numbers and numbers[one] >= numbers.get(of, world_size):
             said = f"{one}={numbers[one]} and {of if of in numbers else 'WORLD_SIZE'}={numbers.get(of, world_size)}"
             raise ConfigError(f"{said} are set in this shell, but ranks count from 0: {_way_out(environ)}")
-    if missing := [name for name in MEETING if not environ.get(name)]:
+    needed = MEETING if world_size > 1 else ("LOCAL_RANK", *MEETING)  # by which accelerate knows a single rank
+    if missing := [name for name in needed if not environ.get(name)]:
         if unknown(environ, launched):
             said = f"RANK={rank} and WORLD_SIZE={world_size} are set in this shell, but not {' and '.join(missing)}"
             raise ConfigError(f"{said}, so no launcher started this process: {_way_out(environ)}")
-    elif not environ["MASTER_PORT"].isdecimal():
+    elif not environ["MASTER_PORT"].isdecimal() or int(environ["MASTER_PORT"]) > HIGHEST_PORT:
         raise ConfigError(f"MASTER_PORT is {environ['MASTER_PORT']!r}, which is no port: {_way_out(environ)}")
 
 
@@ -107,5 +115,5 @@ def _said(environ: Mapping[str, str]) -> str:
 
 
 def _way_out(environ: Mapping[str, str]) -> str:
-    names = [name for name in (*RANKS, *MEETING, *ENGINES) if name in environ]
+    names = [name for name in (*RANKS, *MEETING, *ENGINES, *MPI_SIZES) if name in environ]
     return f"`unset {' '.join(names)}`, or start the ranks with accelerate launch."

@@ -43,14 +43,15 @@ def _refuse_beyond(where: Path, step: int, config: Config) -> None:
 
 
 def _sentence(where: Path, step: int, val_loss: Any, config: Config) -> str:
-    target = config.target_val_loss
+    target, more = config.target_val_loss, "--steps N"
     if target is not None and isinstance(val_loss, int | float) and val_loss <= target:
         why = f"it reached the target validation loss {target} at step {step} ({val_loss:.4f})"
+        more = "a lower --target-val-loss"
     elif step == number_of_steps(config):
         why = f"it holds all {step} steps that are asked for"
     else:
         return ""
-    return f"{where} is done: {why}. Nothing was trained and nothing changed; --steps N goes on to more."
+    return f"{where} is done: {why}. Nothing was trained and nothing changed; {more} goes on to more."
 
 
 def _summary(run: Path) -> dict[str, Any]:

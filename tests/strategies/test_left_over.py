@@ -21,6 +21,15 @@ TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", **RANK_0}
             "WORLD_SIZE=4 is set in this shell, but no launcher started this process .* `unset WORLD_S",
         ),
         ({"WORLD_SIZE": "4", **MEETING}, "`unset WORLD_SIZE MASTER_ADDR MASTER_PORT`, or start the ranks with acc"),
+        (
+            {"LOCAL_RANK": "0", "WORLD_SIZE": "1"},
+            "LOCAL_RANK=0 is set in .*, but no launcher .*`unset LOCAL_RANK",
+        ),
+        ({"PMI_SIZE": "4", "PMI_RANK": "1"}, "PMI_SIZE=4 is set in this shell, but no launcher .*`unset PMI_SIZE`, or"),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, "OMPI_COMM_WORLD_SIZE=2 is set .*`unset OMPI_COMM_WORLD_SIZE`"),
+        ({"MV2_COMM_WORLD_SIZE": "x"}, "MV2_COMM_WORLD_SIZE is 'x' in this shell, which is no whole number"),
+        ({"RANK": "0", "WORLD_SIZE": "1", **MEETING}, "but not LOCAL_RANK, so no launcher started this process"),
+        ({**RANK_0, "MASTER_PORT": "99999"}, "MASTER_PORT is '99999', which is no port"),
         ({"WORLD_SIZE": "four"}, "WORLD_SIZE is 'four' in this shell, which is no whole number from 1 on"),
         ({"WORLD_SIZE": "0", "RANK": "0"}, "WORLD_SIZE is '0'"),
         ({"RANK": "", "WORLD_SIZE": "2"}, "RANK is '' in this shell, which is no whole number from 0 on"),
@@ -45,7 +54,9 @@ def test_what_cannot_be_a_ranks_is_named(environ: dict[str, str], sentence: str)
     [
         ({}, False),
         ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "MASTER_PORT": "abc"}, False),  # held, and is held
-        ({"WORLD_SIZE": "1", "LOCAL_RANK": "0"}, False),
+        ({"WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "4"}, False),
+        ({"OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "0"}, False),
+        ({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", **MEETING}, False),
         (TORCHRUN, False),
         (RANK_0, False),  # by hand, perhaps: the others may come
         ({"RANK": "0", "WORLD_SIZE": "4"}, True),

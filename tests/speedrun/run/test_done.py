@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 
 from speedrun.config import CheckpointConfig, Config
+from speedrun.run.done import done_with
+from strategies.checkpoint.folder import find_checkpoint
+from strategies.checkpoint.format import read_index
 from tests.ranks import RankPool
 from tests.speedrun.runs import content, metrics, read, small, train_here
 
@@ -61,6 +64,9 @@ def test_a_run_that_has_reached_its_target_is_done(ranks: RankPool, tmp_path: Pa
     assert len(metrics(tmp_path / "run")) == 3  # validated at step 2
     before = content(tmp_path)
     run(ranks, tmp_path, target_val_loss=100.0, resume="auto")
+    index = read_index(find_checkpoint(tmp_path / "run"))
+    done = done_with(tmp_path / "run", index, config(tmp_path, target_val_loss=100.0), tmp_path / "run")
+    assert done.endswith("; a lower --target-val-loss goes on to more.")
     assert content(tmp_path) == before
     run(ranks, tmp_path, target_val_loss=1.0, resume="auto")  # another target, another end
     assert len(metrics(tmp_path / "run")) == 7

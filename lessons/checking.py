@@ -9,7 +9,16 @@ import reprlib
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from shardrun.lesson.wrong import Wrong
+import torch
+from torch import Tensor
+
+from shardrun.lesson.called import on_behalf
+from shardrun.lesson.wrong import Unsolved, Wrong
+
+__all__ = [
+    "GB", "GIB", "MB", "MIB", "Unsolved", "Wrong", "expect", "expect_number", "expect_numbers", "expect_own",
+    "expect_raises", "expect_same", "expect_tensor", "on_behalf", "right_attempt", "wrong_attempt",
+]  # fmt: skip
 
 GB, GIB, MB, MIB = 10**9, 2**30, 10**6, 2**20
 
@@ -32,18 +41,31 @@ def wrong_attempt(exercise: str, says: str) -> Callable[[Attempt], Attempt]:
     return mark
 
 
+def right_attempt(exercise: str) -> Callable[[Attempt], Attempt]:
+    """Mark a function of right.py as another right solution of `exercise`: the check must pass it."""
+
+    def mark(function: Attempt) -> Attempt:
+        function.exercise = exercise  # type: ignore[attr-defined]
+        return function
+
+    return mark
+
+
 def expect(condition: bool, message: str) -> None:
     """Raise Wrong with `message` unless `condition` holds."""
     if not condition:
         raise Wrong(message)
 
 
-def expect_number(found: Any, right: float, what: str, mistakes: dict[str, float] | None = None) -> None:
-    """Compare a learner's number with the right one, to 0.1 %, and recognise the usual mistakes by their values.
+def expect_number(
+    found: Any, right: float, what: str, mistakes: dict[str, float] | None = None, ranks: int | None = None
+) -> None:
+    """Compare a learner's number with the right one, to a millionth, and recognise the usual mistakes by their values.
 
     what: the number in words, with its case, for example "the gradients of 1000 parameters, in bytes"; mistakes:
-    message → the value that this mistake gives. The mistakes of units (GiB for GB, bits for bytes) and the factor 2
-    are recognised for every number, after the given ones. The right value itself is never told.
+    message → the value that this mistake gives; ranks: of the case, where the usual mistakes with their number are
+    possible. The mistakes of units (GiB for GB, bits for bytes) and the factor 2 are recognised for every number, after
+    the given ones. Where several mistakes give one value all of them are named. The right value itself is never told.
     """
     if found is None:
         raise Wrong(f"Your function returned nothing for {what}. Is the return missing?")
@@ -57,13 +79,31 @@ def expect_number(found: Any, right: float, what: str, mistakes: dict[str, float
     if _close(found, right):
         return
     start = f"You say {_shown(found)} for {what}. "
-    for message, value in (mistakes or {}).items():
-        if _close(found, value) and not _close(value, right):
-            raise Wrong(start + message)
-    for message, factor in USUAL.items():
-        if _close(found, right * factor):
-            raise Wrong(start + message)
+    if causes := explanations(found, right, mistakes, ranks):
+        raise Wrong(start + " Or: ".join(causes))
     raise Wrong(start + f"That is too {'large' if found > right else 'small'}, and no mistake that is known here.")
+
+
+def explanations(
+    found: float, right: float, mistakes: dict[str, float] | None = None, ranks: int | None = None
+) -> list[str]:
+    """All known mistakes that give this number: the given ones first; those of ranks and units together, if none."""
+    given = [text for text, value in (mistakes or {}).items() if _close(found, value) and not _close(value, right)]
+    usual = {**(rank_mistakes(ranks) if ranks else {}), **USUAL}
+    by_factor = [text for text, factor in usual.items() if _close(found, right * factor)] if right else []
+    if given and not (ranks and any(text in rank_mistakes(ranks) for text in by_factor)):
+        return given
+    return given + by_factor
+
+
+def rank_mistakes(ranks: int) -> dict[str, float]:
+    """What goes wrong with a number of ranks: message → factor. On one rank nothing does."""
+    if ranks < 2:
+        return {}
+    return {
+        f"That is {ranks} times too much: of all {ranks} ranks together, or not divided by them.": float(ranks),
+        f"That is a {ranks}th of it: divided by the ranks once too often.": 1 / ranks,
+    }
 
 
 USUAL = {
@@ -85,14 +125,16 @@ USUAL = {
 
 
 def _close(a: float, b: float) -> bool:
-    return math.isclose(a, b, rel_tol=1e-3, abs_tol=1e-12)
+    return math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-12)
 
 
 def _shown(value: float) -> str:
     return f"{value:,.0f}" if isinstance(value, int) or abs(value) >= 1e5 else f"{value:.6g}"
 
 
-def expect_numbers(found: Any, right: dict[str, float], what: str, mistakes: dict[str, dict[str, float]]) -> None:
+def expect_numbers(
+    found: Any, right: dict[str, float], what: str, mistakes: dict[str, dict[str, float]], ranks: int | None = None
+) -> None:
     """`expect_number` for every entry of a dictionary; mistakes: key → message → value."""
     if not isinstance(found, dict):
         raise Wrong(f"Your function returned {found!r} for {what}; a dictionary with {_names(right)} is asked for.")
@@ -102,8 +144,58 @@ def expect_numbers(found: Any, right: dict[str, float], what: str, mistakes: dic
     if extra := [key for key in found if key not in right]:
         raise Wrong(f"Your answer for {what} has an entry {extra[0]!r} too many; it needs {_names(right)}.")
     for key, value in right.items():
-        expect_number(found[key], value, f"{key!r} of {what}", mistakes.get(key))
+        expect_number(found[key], value, f"{key!r} of {what}", mistakes.get(key), ranks)
 
 
 def _names(entries: dict[str, float]) -> str:
     return ", ".join(repr(key) for key in entries)
+
+
+def expect_tensor(found: Any, like: Tensor, where: str = "") -> None:
+    """A tensor of the type, dtype and shape of `like`, on its device; where: the case, in front of the sentence."""
+    if not isinstance(found, Tensor):
+        raise Wrong(f"{where}Your function returned {_kind(found)}; a tensor is asked for.")
+    name = str(like.dtype).removeprefix("torch.")
+    expect(found.shape == like.shape, f"{where}Your result is {list(found.shape)}; {list(like.shape)} is asked for.")
+    got = str(found.dtype).removeprefix("torch.")
+    expect(found.dtype == like.dtype, f"{where}Your result is in {got}; {name} is asked for.")
+
+
+def expect_own(found: Tensor, argument: Tensor, what: str = "Your result", name: str = "its argument") -> None:
+    """The result has memory of its own: writing into it must not change what it was made of."""
+    shared = found.untyped_storage().data_ptr() == argument.untyped_storage().data_ptr() and found.numel() > 0
+    expect(not shared, f"{what} is a view of {name}: who writes into the one changes the other. Copy it (clone).")
+
+
+def expect_same(found: Any, right: Any, where: str = "") -> None:
+    """The same value of the same type, element by element in lists, tuples and dictionaries; nan is nan."""
+    if type(found) is not type(right):
+        raise Wrong(f"{where}You return {_kind(found)}; {_kind(right)} is asked for.")
+    expect(_alike(found, right), f"{where}You return {found!r}; it should be {right!r}.")
+
+
+def _alike(a: Any, b: Any) -> bool:
+    if isinstance(a, float) and isinstance(b, (int, float)):
+        return math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-9) or (math.isnan(a) and math.isnan(b))
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_alike(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        return len(a) == len(b) and all(map(_alike, a, b))
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    return bool(a == b)
+
+
+def _kind(value: Any) -> str:
+    """A value with its type, in words."""
+    text = repr(value)
+    return f"{text if len(text) < 60 else text[:58] + ' …'} ({type(value).__name__})"
+
+
+def expect_raises(run: Callable[[], Any], kind: type[Exception], message: str) -> None:
+    """`run` must raise that kind of error; message: what to say if it does not, {found} being what it returns."""
+    try:
+        found = run()
+    except kind:
+        return
+    raise Wrong(message.format(found=found))

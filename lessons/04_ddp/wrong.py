@@ -55,7 +55,7 @@ def summed(model):
             dist.all_reduce(p.grad)
 
 
-@wrong_attempt("average_gradients", says="The parameters have changed")
+@wrong_attempt("average_gradients", says="Your function has changed layers.0.weight of `model`")
 def parameters_for_gradients(model):
     for p in model.parameters():
         dist.all_reduce(p.data)

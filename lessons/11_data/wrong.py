@@ -86,7 +86,7 @@ def side_by_side(stream, length, start):
     return rows[:, :-1], rows[:, 1:]
 
 
-@wrong_attempt("cut_rows", says="the stream itself has changed")
+@wrong_attempt("cut_rows", says="Your function has changed `stream`")
 def written_into_the_stream(stream, length, start):
     rows = stream.unfold(0, length + 1, length)
     rows[:, 0] = start

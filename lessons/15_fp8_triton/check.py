@@ -186,7 +186,7 @@ def _interpreted(kernel, cases):
         given, results = Path(folder) / "cases.pt", Path(folder) / "results.pt"
         torch.save(cases, given)
         done = subprocess.run(
-            [sys.executable, str(Path(__file__).with_name("interpreter.py")), inspect.getfile(kernel),
+            [sys.executable, str(Path(__file__).with_name("interpreter.py")), inspect.getfile(inspect.unwrap(kernel)),
              kernel.__name__, str(given), str(results)],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
             capture_output=True, text=True,

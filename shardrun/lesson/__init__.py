@@ -106,15 +106,21 @@ def _one(folder: Folder, lesson: Lesson, name: str | None) -> Exercise:
 def _check(folder: Folder, lesson: Lesson, exercises: list[Exercise]) -> bool:
     """Check, tell and note; whether all that was checked passed."""
     from shardrun.lesson.judge import judge
+    from shardrun.lesson.rank import BROKEN, UNREADABLE
 
     attempt = folder.attempt(lesson)
     passed = True
     print(f"Lesson {lesson.number}, {lesson.title}: {attempt}", flush=True)
     for exercise in exercises:
         outcome = judge(lesson, exercise, attempt)
-        folder.mark(lesson, exercise, outcome.passed)
         passed = passed and outcome.passed
-        show.outcome(exercise, outcome)
+        if outcome.status == UNREADABLE:
+            show.unreadable(outcome)
+            break
+        if outcome.status != BROKEN:  # a check that breaks says nothing of the attempt
+            folder.mark(lesson, exercise, outcome.passed)
+        failing = folder.fails_now(lesson, exercise)
+        show.outcome(exercise, outcome, show.once_solved(lesson, exercise, folder) if failing else "")
     folder.current = lesson.number
     folder.save()
     show.after_check(lesson, folder, course())

@@ -2,14 +2,15 @@
 
 import re
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from strategies.errors import UserError
 
-OURS = ("lesson.toml", "check.py", "solution.py", "wrong.py")
+OURS = ("lesson.toml", "check.py", "solution.py", "wrong.py", "right.py", "mutants.toml")
 """Files of a lesson that are not copied to the learner."""
 
 
@@ -24,6 +25,8 @@ class Exercise:
     """A number to compute."""
     ranks: int = 1
     """Processes that it runs in; more than one are in a gloo group."""
+    changes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """The arguments that the function may change → how (ALLOWED in shardrun/lesson/arguments.py); none else."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ def _read(folder: Path) -> Lesson:
     path = folder / "lesson.toml"
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-        exercises = [Exercise(**{**entry, "hints": tuple(entry["hints"])}) for entry in content.pop("exercise")]
+        exercises = [_exercise(entry) for entry in content.pop("exercise")]
         content["prerequisites"] = tuple(content["prerequisites"])
         if "live" in content:
             arguments = tuple(content["live"].pop("arguments", ()))
@@ -86,6 +89,11 @@ def _read(folder: Path) -> Lesson:
         return Lesson(folder=folder, exercises=tuple(exercises), **content)
     except (tomllib.TOMLDecodeError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is no description of a lesson: {error}.") from error
+
+
+def _exercise(entry: dict[str, Any]) -> Exercise:
+    changes = {name: tuple(how) for name, how in entry.get("changes", {}).items()}
+    return Exercise(**{**entry, "hints": tuple(entry["hints"]), "changes": changes})
 
 
 def find_lesson(number: int) -> Lesson:

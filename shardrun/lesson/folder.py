@@ -3,6 +3,7 @@
 Nothing in here is ever overwritten or deleted: what exists is left alone, and `reset` keeps what it replaces.
 """
 
+import datetime
 import json
 from dataclasses import dataclass, field
 from importlib import resources
@@ -27,7 +28,11 @@ class Folder:
     current: int | None = None
     """Number of the lesson that was started or checked last."""
     solved: dict[str, list[str]] = field(default_factory=dict)
-    """Lesson → its exercises that the last check of them passed."""
+    """Lesson → its exercises that a check has passed: solved stays solved."""
+    solved_on: dict[str, str] = field(default_factory=dict)
+    """lesson/exercise → the day of the first check that passed, YYYY-MM-DD."""
+    failing: list[str] = field(default_factory=list)
+    """lesson/exercise of what was solved, and did not pass the last check."""
     hints: dict[str, int] = field(default_factory=dict)
     """lesson/exercise → hints shown."""
     solutions: list[str] = field(default_factory=list)
@@ -50,13 +55,25 @@ class Folder:
     def solved_in(self, lesson: Lesson) -> list[Exercise]:
         return [exercise for exercise in lesson.exercises if exercise.name in self.solved.get(lesson.name, [])]
 
+    def fails_now(self, lesson: Lesson, exercise: Exercise) -> bool:
+        """Whether it was solved once, and the last check of it did not pass."""
+        return f"{lesson.name}/{exercise.name}" in self.failing
+
+    def day_solved(self, lesson: Lesson, exercise: Exercise) -> str:
+        """YYYY-MM-DD; empty where it is not solved, or was before days were noted."""
+        return self.solved_on.get(f"{lesson.name}/{exercise.name}", "")
+
     def mark(self, lesson: Lesson, exercise: Exercise, passed: bool) -> None:
-        """Note the outcome of a check: one that no longer passes is no longer solved."""
+        """Note the outcome of a check. What was solved stays so; where it no longer passes, that is noted beside it."""
         names = self.solved.setdefault(lesson.name, [])
+        key = f"{lesson.name}/{exercise.name}"
         if passed and exercise.name not in names:
             names.append(exercise.name)
-        if not passed and exercise.name in names:
-            names.remove(exercise.name)
+            self.solved_on[key] = datetime.date.today().isoformat()
+        if passed and key in self.failing:
+            self.failing.remove(key)
+        if not passed and exercise.name in names and key not in self.failing:
+            self.failing.append(key)
 
     def save(self) -> None:
         content = {key: value for key, value in vars(self).items() if key != "path"}
@@ -116,5 +133,8 @@ def reset(folder: Folder, lesson: Lesson) -> Path:
     attempt.rename(kept)
     _copy(lesson.folder / "exercise.py", attempt)
     folder.solved.pop(lesson.name, None)
+    begin = f"{lesson.name}/"
+    folder.solved_on = {key: day for key, day in folder.solved_on.items() if not key.startswith(begin)}
+    folder.failing = [key for key in folder.failing if not key.startswith(begin)]
     folder.save()
     return kept

@@ -19,7 +19,8 @@ from typing import Any
 import psutil
 
 from shardrun.lesson.course import Exercise, Lesson
-from shardrun.lesson.rank import ERROR, PASSED, UNSOLVED, WRONG, Job, serve, source_line
+from shardrun.lesson.rank import BROKEN, ERROR, PASSED, UNREADABLE, UNSOLVED, WRONG, Job, serve, source_line
+from shardrun.lesson.source import parameters
 
 HUNG = "hung"
 
@@ -31,13 +32,15 @@ LONGEST = 90.0
 """Seconds after which an attempt that is still busy is ended."""
 IN_THE_CHECK = "has left your function and waits for the others in the check"
 
+PRELOADED = ["torch", "torch.distributed", "torch._dynamo", "hypothesis", "lessons.checking", "lessons.cases"]
+
 GRACE = 2.0
 """Seconds that the other ranks have once one has failed."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """status: passed, unsolved, wrong, error or hung; message: what the learner is told."""
+    """status: passed, unsolved, wrong, error, hung, unreadable or broken; message: what the learner is told."""
 
     status: str
     message: str = ""
@@ -47,13 +50,25 @@ class Outcome:
         return self.status == PASSED
 
 
-def judge(lesson: Lesson, exercise: Exercise, attempt: Path, wrong: str = "") -> Outcome:
-    """Check the function in the file `attempt` (or, for `verify`, the function `wrong` of wrong.py in its place)."""
-    job = Job(exercise.name, attempt.resolve(), (lesson.folder / "check.py").resolve(), exercise.ranks, wrong)
+def judge(
+    lesson: Lesson,
+    exercise: Exercise,
+    attempt: Path,
+    other: str = "",
+    others: str = "wrong.py",
+    longest: float = LONGEST,
+) -> Outcome:
+    """Check the function in the file `attempt` (or, for `verify`, the function `other` of wrong.py in its place).
+
+    longest: seconds after which an attempt that is still busy is ended.
+    """
+    check = (lesson.folder / "check.py").resolve()
+    names = parameters(lesson.folder / "solution.py", exercise.name)
+    job = Job(exercise.name, attempt.resolve(), check, exercise.ranks, other, others, names, exercise.changes)
     with tempfile.TemporaryDirectory() as folder:
         ranks = _start(job, Path(folder))
         try:
-            return _wait(job, ranks, Path(folder))
+            return _wait(job, ranks, Path(folder), longest)
         finally:
             for process, pipe in ranks:
                 pipe.close()
@@ -65,7 +80,7 @@ def _start(job: Job, scratch: Path) -> list[tuple[Any, Connection]]:
     context: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
     if sys.platform == "linux":
         # Imported once, not once per rank and exercise (an optimizer's first step imports torch._dynamo: seconds).
-        context.set_forkserver_preload(["torch", "torch.distributed", "torch._dynamo"])
+        context.set_forkserver_preload(PRELOADED)
     ranks = []
     for rank in range(job.ranks):
         ours, theirs = context.Pipe()
@@ -76,7 +91,7 @@ def _start(job: Job, scratch: Path) -> list[tuple[Any, Connection]]:
     return ranks
 
 
-def _wait(job: Job, ranks: list[tuple[Any, Connection]], scratch: Path) -> Outcome:
+def _wait(job: Job, ranks: list[tuple[Any, Connection]], scratch: Path, longest: float) -> Outcome:
     ready: set[int] = set()
     answers: dict[int, tuple[str, str]] = {}
     started = quiet_since = time.monotonic()
@@ -103,10 +118,10 @@ def _wait(job: Job, ranks: list[tuple[Any, Connection]], scratch: Path) -> Outco
             started = now  # the clock is the attempt's, not that of imports on a busy machine
         if failed_at and now - failed_at > GRACE:
             break
-        if now - quiet_since > QUIET_SECONDS or now - started > LONGEST:
+        if now - quiet_since > QUIET_SECONDS or now - started > longest:
             break
     waiting = _where(job, ranks, answers, scratch) if len(answers) < len(ranks) else []
-    return _verdict(answers, waiting, job.ranks, busy=time.monotonic() - started > LONGEST)
+    return _verdict(answers, waiting, job.ranks, longest if time.monotonic() - started > longest else 0.0)
 
 
 def _processor_seconds(ranks: list[tuple[Any, Connection]]) -> float:
@@ -123,20 +138,20 @@ def _processor_seconds(ranks: list[tuple[Any, Connection]]) -> float:
     return total
 
 
-def _verdict(answers: dict[int, tuple[str, str]], waiting: list[str], ranks: int, busy: bool) -> Outcome:
-    for status in (UNSOLVED, WRONG, ERROR):
+def _verdict(answers: dict[int, tuple[str, str]], waiting: list[str], ranks: int, busy: float) -> Outcome:
+    for status in (UNREADABLE, UNSOLVED, WRONG, ERROR, BROKEN):
         said = {rank: message for rank, (kind, message) in sorted(answers.items()) if kind == status}
         if not said:
             continue
         rank, message = next(iter(said.items()))
-        if message and len(said) < ranks and ranks > 1:
+        if message and len(said) < ranks and ranks > 1 and status != UNREADABLE:
             message = f"On rank {rank}: {message}"
         if status != UNSOLVED:  # what the others are doing in the learner's code belongs to the picture
             message = "\n".join([message, *(line for line in waiting if not line.endswith(IN_THE_CHECK))])
         return Outcome(status, message)
     if waiting:
         many = "It hangs: the ranks wait for each other." if ranks > 1 else "It hangs."
-        head = f"It is still busy after {LONGEST:.0f} s." if busy else many
+        head = f"It is still busy after {busy:.0f} s." if busy else many
         done = [f"rank {rank} is done" for rank in sorted(answers)] if ranks > 1 else []
         return Outcome(HUNG, "\n".join([head, *waiting, *done]))
     return Outcome(PASSED)
@@ -159,10 +174,9 @@ def _where(job: Job, ranks: list[tuple[Any, Connection]], answers: dict[int, Any
 
 def describe(stacks: str, job: Job) -> str:
     """From faulthandler's stacks (innermost call first) to words: what this rank waits in, and where it was called."""
-    files = (str(job.attempt), str(job.check.with_name("wrong.py")))
     for thread in re.split(r"\n(?=\S)", stacks):
         frames = re.findall(r'File "(.+)", line (\d+) in (\S+)', thread)
-        ours = next((i for i, (path, _, _) in enumerate(frames) if path in files), None)
+        ours = next((i for i, (path, _, _) in enumerate(frames) if path in job.files), None)
         if ours is not None:
             path, line, _ = frames[ours]
             calls = [name for path, _, name in frames[:ours] if path.endswith("distributed_c10d.py")]

@@ -9,7 +9,8 @@ import sys
 import textwrap
 import threading
 import traceback
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, field
 from datetime import timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -22,6 +23,10 @@ LONGEST = 4000
 """Characters of what is wrong."""
 
 PASSED, UNSOLVED, WRONG, ERROR = "passed", "unsolved", "wrong", "error"
+UNREADABLE = "unreadable"
+"""The learner's file cannot be imported: none of its exercises can be checked."""
+BROKEN = "broken"
+"""The check itself broke: no mistake of the learner's."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +37,19 @@ class Job:
     attempt: Path
     check: Path
     ranks: int
-    wrong: str = ""
-    """A function of the lesson's wrong.py that takes the exercise's place (for `verify`)."""
+    other: str = ""
+    """A function of `others` that takes the exercise's place (for `verify`)."""
+    others: str = "wrong.py"
+    """The file beside check.py that has it: wrong.py or right.py."""
+    parameters: tuple[str, ...] = ()
+    """Of the exercise, in order: what its arguments are called in messages, whatever the learner calls them."""
+    changes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """The arguments that it may change (Exercise.changes)."""
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Whose lines are the learner's."""
+        return str(self.attempt), str(self.check.with_name(self.others))
 
 
 def serve(job: Job, rank: int, scratch: Path, pipe: Connection) -> None:
@@ -42,7 +58,9 @@ def serve(job: Job, rank: int, scratch: Path, pipe: Connection) -> None:
     if hasattr(signal, "SIGUSR1"):
         faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=True)
     sys.dont_write_bytecode = True  # nothing beside the learner's files, and nothing stale when they change
-    os.environ.update(OMP_NUM_THREADS="1", RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(job.ranks))
+    os.environ.update(
+        PYTHONWARNINGS="ignore", OMP_NUM_THREADS="1", RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(job.ranks)
+    )
     import torch
 
     torch.set_num_threads(1)
@@ -103,24 +121,37 @@ def _join(ranks: int, rank: int, scratch: Path) -> None:
 
 
 def _answer(job: Job) -> tuple[str, str]:
-    from shardrun.lesson.wrong import Wrong
+    from shardrun.lesson import called
+    from shardrun.lesson.wrong import Unsolved, Wrong
 
+    called.CALLS.files = job.files
+    warnings.simplefilter("ignore")  # of libraries: they are nothing that the learner could act on
     try:
         learner = _load("exercise", job.attempt)
-        if job.wrong:
-            setattr(learner, job.exercise, getattr(_load("wrong", job.check.with_name("wrong.py")), job.wrong))
-        if not hasattr(learner, job.exercise):
-            return WRONG, f"There is no function {job.exercise} in {job.attempt.name} any more; its name must stay."
-        getattr(_load("check", job.check), job.exercise)(getattr(learner, job.exercise))
-    except NotImplementedError:
+        if job.other:
+            setattr(learner, job.exercise, getattr(_load("other", job.check.with_name(job.others)), job.other))
+    except SyntaxError as error:
+        line = f": `{error.text.strip()}`" if error.text else ""
+        return UNREADABLE, f"{Path(error.filename or '').name}, line {error.lineno}{line}: {error.msg}."
+    except BaseException as error:
+        return UNREADABLE, _described(error, job)
+    if not hasattr(learner, job.exercise):
+        return WRONG, f"There is no function {job.exercise} in {job.attempt.name} any more; its name must stay."
+    function = called.watched(getattr(learner, job.exercise), job.parameters, job.changes)
+    try:
+        getattr(_load("check", job.check), job.exercise)(function)
+    except Unsolved:
         return UNSOLVED, ""
     except Wrong as wrong:
-        return WRONG, str(wrong)
-    except SyntaxError as error:
-        return ERROR, f"{Path(error.filename or '').name}, line {error.lineno}: {error.msg}."
+        changed = called.CALLS.changed
+        return WRONG, str(wrong) if changed in str(wrong) else f"{wrong}\n{changed}"
     except BaseException as error:  # SystemExit too: a learner's exit() is an error like any other
-        return ERROR, _described(error, job)
-    return PASSED, ""
+        if isinstance(error, NotImplementedError) and called.not_begun(error):
+            return UNSOLVED, ""
+        if called.is_the_learners(error):
+            return ERROR, _described(error, job)
+        return (WRONG, called.CALLS.changed) if called.CALLS.changed else (BROKEN, _check_broke(error, job))
+    return (WRONG, called.CALLS.changed) if called.CALLS.changed else (PASSED, "")
 
 
 def _load(name: str, path: Path) -> ModuleType:
@@ -133,14 +164,32 @@ def _load(name: str, path: Path) -> ModuleType:
     return module
 
 
-def _described(error: BaseException, job: Job) -> str:
-    """What was raised, and the learner's line that led to it."""
+def _words(error: BaseException) -> str:
     first = textwrap.shorten(str(error).strip().partition("\n\n")[0], 240, placeholder=" …")
-    words = f"{type(error).__name__}: {first}" if first else type(error).__name__
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if frame.filename in (str(job.attempt), str(job.check.with_name("wrong.py"))):
-            return f"{Path(frame.filename).name}, line {frame.lineno}, `{frame.line}` raised {words}"
-    return f"Calling {job.exercise} raised {words}"
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__
+
+
+def _described(error: BaseException, job: Job) -> str:
+    """What was raised, the learner's line that led to it, and what the function had been given."""
+    from shardrun.lesson import called
+
+    given = f" (given: {called.CALLS.given})" if called.CALLS.given and error is called.CALLS.raised else ""
+    if line := called.their_line(error):
+        return f"{line} raised {_words(error)}{given}"
+    return f"Calling {job.exercise} raised {_words(error)}{given}"
+
+
+def _check_broke(error: BaseException, job: Job) -> str:
+    """The check blames itself."""
+    from shardrun.lesson import called
+
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(job.check)]
+    place = f" ({job.check.parent.name}/{job.check.name}, line {frames[-1].lineno})" if frames else ""
+    given = f" Your function had been given: {called.CALLS.given}." if called.CALLS.given else ""
+    return (
+        f"The check itself broke, this is not your mistake: {_words(error)}{place}.{given} Please report it; what your "
+        "function returned may still be unusual."
+    )
 
 
 def source_line(path: str, number: int) -> str:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from shardrun.lesson.judge import Outcome
 
 WIDTH = 98
-SIGNS = {"passed": "✓", "unsolved": "·"}
+SIGNS = {"passed": "✓", "unsolved": "·", "broken": "!"}
 
 
 def is_terminal() -> bool:
@@ -41,11 +41,26 @@ def progress(all_lessons: list[Lesson], folder: Folder) -> None:
     print(f"{done} of {total} exercises solved, in {folder.path}\n")
     width = max(len(lesson.title) for lesson in all_lessons)
     for lesson in all_lessons:
-        signs = "".join("█" if e in folder.solved_in(lesson) else "·" for e in lesson.exercises)
+        signs = "".join(_sign(lesson, e, folder) for e in lesson.exercises)
         unsolved = [e.name for e in lesson.exercises if e not in folder.solved_in(lesson)]
         rest = f"next: {unsolved[0]}" if folder.lesson(lesson).exists() and unsolved else ""
         print(f"{lesson.number:>3}  {lesson.title:<{width}} {signs:<9} {rest}".rstrip())
+        for exercise in lesson.exercises:
+            if folder.fails_now(lesson, exercise):
+                print(f"     {exercise.name}: {once_solved(lesson, exercise, folder)}")
     print(f"\n{_next(all_lessons, folder)}")
+
+
+def _sign(lesson: Lesson, exercise: Exercise, folder: Folder) -> str:
+    if exercise not in folder.solved_in(lesson):
+        return "·"
+    return "▒" if folder.fails_now(lesson, exercise) else "█"
+
+
+def once_solved(lesson: Lesson, exercise: Exercise, folder: Folder) -> str:
+    """What is said of an exercise that was solved and does not pass now."""
+    day = folder.day_solved(lesson, exercise)
+    return f"solved on {day}, now failing" if day else "solved before, now failing"
 
 
 def _next(all_lessons: list[Lesson], folder: Folder) -> str:
@@ -80,6 +95,8 @@ def progress_json(all_lessons: list[Lesson], folder: Folder) -> dict[str, Any]:
                         "accounting": exercise.accounting,
                         "ranks": exercise.ranks,
                         "solved": exercise in folder.solved_in(lesson),
+                        "solved_on": folder.day_solved(lesson, exercise) or None,
+                        "failing": folder.fails_now(lesson, exercise),
                         "hints_shown": folder.hints.get(f"{lesson.name}/{exercise.name}", 0),
                         "solution_shown": f"{lesson.name}/{exercise.name}" in folder.solutions,
                     }
@@ -114,9 +131,17 @@ def started(lesson: Lesson, folder: Folder, made: list[Path], all_lessons: list[
         print(f"  · {exercise.name}: {exercise.about}{ranks}")
 
 
-def outcome(exercise: Exercise, result: Outcome) -> None:
-    """An exercise's line, and what is wrong below it."""
-    print(f"  {SIGNS.get(result.status, '✗')} {exercise.name}: {exercise.about}", flush=True)
+def outcome(exercise: Exercise, result: Outcome, before: str = "") -> None:
+    """An exercise's line, and what is wrong below it; before: what is to be said of an earlier check."""
+    head = f"  {SIGNS.get(result.status, '✗')} {exercise.name}: {exercise.about}"
+    print(f"{head} ({before})" if before else head, flush=True)
+    for line in result.message.splitlines():
+        print(textwrap.fill(line, WIDTH, initial_indent="      ", subsequent_indent="      "), flush=True)
+
+
+def unreadable(result: Outcome) -> None:
+    """The file cannot be imported: said once, for all of its exercises."""
+    print("  ✗ The file cannot be read, so none of its exercises can be checked:")
     for line in result.message.splitlines():
         print(textwrap.fill(line, WIDTH, initial_indent="      ", subsequent_indent="      "), flush=True)
 
@@ -125,6 +150,8 @@ def after_check(lesson: Lesson, folder: Folder, all_lessons: list[Lesson]) -> No
     solved = len(folder.solved_in(lesson))
     print(f"\n{solved} of {len(lesson.exercises)} solved (✓ solved, ✗ wrong, · not begun).")
     left = [exercise for exercise in lesson.exercises if exercise not in folder.solved_in(lesson)]
+    if failing := [exercise.name for exercise in lesson.exercises if folder.fails_now(lesson, exercise)]:
+        print(textwrap.fill(f"Solved once, now failing: {', '.join(failing)}. What was solved stays solved.", WIDTH))
     if left:
         print(f"Next: {left[0].name} (a hint: shardrun lesson hint {lesson.number} {left[0].name})")
     else:

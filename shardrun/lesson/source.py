@@ -31,6 +31,14 @@ def function_source(path: Path, name: str) -> str:
     return "\n\n\n".join(found[part] for part in (*helpers, name))
 
 
+def parameters(path: Path, name: str) -> tuple[str, ...]:
+    """The names of a function's parameters, in order; none where the file has no such function."""
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef) and node.name == name:
+            return tuple(each.arg for each in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs))
+    return ()
+
+
 def wrong_attempts(path: Path) -> dict[str, list[tuple[str, str]]]:
     """Exercise → (function, what its message must say) for everything marked `@wrong_attempt(exercise, says=…)`."""
     found: dict[str, list[tuple[str, str]]] = {}
@@ -42,6 +50,18 @@ def wrong_attempts(path: Path) -> dict[str, list[tuple[str, str]]]:
                 arguments = [*mark.args, *(keyword.value for keyword in mark.keywords)]
                 exercise, says = (ast.literal_eval(argument) for argument in arguments)
                 found.setdefault(exercise, []).append((node.name, says))
+    return found
+
+
+def right_attempts(path: Path) -> dict[str, list[str]]:
+    """Exercise → functions marked `@right_attempt(exercise)`; empty where there is no such file."""
+    found: dict[str, list[str]] = {}
+    for node in ast.parse(path.read_text(encoding="utf-8")).body if path.is_file() else ():
+        if not isinstance(node, ast.FunctionDef):
+            continue
+        for mark in node.decorator_list:
+            if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "right_attempt":
+                found.setdefault(ast.literal_eval(mark.args[0]), []).append(node.name)
     return found
 
 

@@ -1,5 +1,5 @@
-"""`shardrun lesson verify`: every exercise starts unsolved, every solution passes, every wrong attempt gets a message
-that names its mistake, and every command of a README runs.
+"""`shardrun lesson verify`: every exercise starts unsolved, every solution and every other right one passes, every
+wrong attempt gets a message that names its mistake, no mutant of a solution passes, and every command of a README runs.
 """
 
 import os
@@ -16,16 +16,23 @@ from pathlib import Path
 from shardrun.launch import shipped_names
 from shardrun.lesson.course import Exercise, Lesson
 from shardrun.lesson.judge import HUNG, Outcome, judge
+from shardrun.lesson.mutants import Mutant, equal_ones, mutants, sample
 from shardrun.lesson.rank import ERROR, UNSOLVED, WRONG
-from shardrun.lesson.source import Command, commands, functions, wrong_attempts
+from shardrun.lesson.source import Command, commands, functions, right_attempts, wrong_attempts
 
 FILES = ("README.md", "demo.py", "exercise.py", "solution.py", "check.py", "wrong.py")
 SECTIONS = ("Goal", "Mental model", "Terms", "Run it", "What to look at", "Exercises", "Questions", "Sources")
-WRONG_ATTEMPTS = 2
+WRONG_ATTEMPTS = 5
 """So many per exercise at least."""
+FEWER = {1, 2, 3, 4, 5, 6, 7, 8, 16, 18}
+"""Lessons that have two for the time being."""
+MUTANTS = 2
+"""So many of an exercise's are tried; all of them by benchmarks/lesson_mutants.py."""
 EXERCISES = 3
 """So many per lesson at least, one of them accounting."""
 LONGEST_COMMAND = 600.0
+MUTANT_SECONDS = 15.0
+"""After which a mutant that is still busy is ended, and refused."""
 COLUMNS = 100
 """Of the terminal that lessons are made for."""
 
@@ -98,6 +105,8 @@ def _exercises(lesson: Lesson) -> tuple[int, list[str]]:
     """How many attempts were judged, and what is wrong with the judgements."""
     judged, problems = 0, []
     wrong = wrong_attempts(lesson.folder / "wrong.py")
+    right = right_attempts(lesson.folder / "right.py")
+    least = 2 if lesson.number in FEWER else WRONG_ATTEMPTS
     solution = lesson.folder / "solution.py"
     for exercise in lesson.exercises:
         first = judge(lesson, exercise, lesson.folder / "exercise.py")
@@ -107,12 +116,38 @@ def _exercises(lesson: Lesson) -> tuple[int, list[str]]:
         if not solved.passed:
             problems.append(f"{exercise.name}: its solution is {solved.status}: {solved.message}")
         attempts = wrong.get(exercise.name, [])
-        if len(attempts) < WRONG_ATTEMPTS:
-            problems.append(f"{exercise.name} has {len(attempts)} wrong attempts, not {WRONG_ATTEMPTS}")
+        if len(attempts) < least:
+            problems.append(f"{exercise.name} has {len(attempts)} wrong attempts, not {least}")
+        others = right.get(exercise.name, [])
+        if not others and not exercise.accounting and lesson.number not in FEWER:
+            problems.append(f"{exercise.name} has no second right solution in right.py")
+        for name in others:
+            outcome = judge(lesson, exercise, solution, name, "right.py")
+            if not outcome.passed:
+                problems.append(f"{exercise.name}: the right {name} is {outcome.status}: {outcome.message}")
         for name, says in attempts:
             problems += _told(exercise, name, says, judge(lesson, exercise, solution, name))
-        judged += 2 + len(attempts)
+        judged += 2 + len(attempts) + len(others)
+        if lesson.number not in FEWER:
+            some = sample(mutants(solution, exercise.name), MUTANTS)
+            problems += [f"{exercise.name}: the mutant {each} passes" for each in survivors(lesson, exercise, some)]
+            judged += len(some)
     return judged, problems
+
+
+def survivors(lesson: Lesson, exercise: Exercise, tried: Sequence[Mutant]) -> list[str]:
+    """The changes among these mutants that the check lets pass, and that the lesson does not call equal."""
+    equal = equal_ones(lesson.folder).get(exercise.name, {})
+    alive = []
+    with tempfile.TemporaryDirectory() as folder:
+        attempt = Path(folder) / "exercise.py"
+        for mutant in tried:
+            if mutant.change in equal:
+                continue
+            attempt.write_text(mutant.text, encoding="utf-8")
+            if judge(lesson, exercise, attempt, longest=MUTANT_SECONDS).passed:
+                alive.append(mutant.change)
+    return alive
 
 
 def _told(exercise: Exercise, name: str, says: str, outcome: Outcome) -> list[str]:

@@ -1,0 +1,110 @@
+"""How a result came about: calls, messages, bytes, the largest tensor, what autograd keeps, what is read of a file.
+
+The bytes that a rank sends are counted by strategies.ledger.wire.Meter; `sent_bytes` sums them.
+"""
+
+import sys
+import tracemalloc
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class Counted:
+    """A function that counts how often it is called, and keeps the arguments of each call (copies of tensors)."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function, self.calls = function, 0
+        self.given: list[tuple[Any, ...]] = []
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        self.calls += 1
+        self.given.append(tuple(a.detach().clone() if isinstance(a, Tensor) else a for a in arguments))
+        return self.function(*arguments, **keywords)
+
+
+class Largest(TorchDispatchMode):
+    """The largest new tensor, and the most new bytes alive at once, of everything torch computes inside.
+
+    with Largest() as memory: … ; memory.elements, memory.live_bytes. A view of something older is nothing new.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = self.live_bytes = self._alive = 0
+        self.shapes: list[tuple[int, ...]] = []
+        self._storages: dict[int, int] = {}
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        older = {part.untyped_storage().data_ptr() for part in _tensors((args, kwargs))}
+        result = function(*args, **(kwargs or {}))
+        for tensor in _tensors(result):
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() in older or storage.data_ptr() in self._storages:
+                continue
+            self._storages[storage.data_ptr()] = storage.nbytes()
+            self._alive += storage.nbytes()
+            weakref.finalize(storage, self._gone, storage.data_ptr())
+            self.elements = max(self.elements, storage.nbytes() // max(1, tensor.element_size()))
+            self.live_bytes = max(self.live_bytes, self._alive)
+            self.shapes.append(tuple(tensor.shape))
+        return result
+
+    def _gone(self, address: int) -> None:
+        self._alive -= self._storages.pop(address, 0)
+
+
+def _tensors(parts: Any) -> list[Tensor]:
+    if isinstance(parts, Tensor):
+        return [parts]
+    if isinstance(parts, dict):
+        parts = list(parts.values())
+    return [each for part in parts for each in _tensors(part)] if isinstance(parts, (list, tuple)) else []
+
+
+def kept(run: Callable[[], Any]) -> tuple[Any, list[Tensor]]:
+    """What `run` returns, and the tensors that autograd keeps of it for backward."""
+    saved: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        saved.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        result = run()
+    return result, saved
+
+
+def read_bytes(run: Callable[[], Any]) -> tuple[Any, int]:
+    """What `run` returns, and how many bytes it reads of files or takes as memory, whichever is more.
+
+    Bytes read are counted on Linux alone; what is copied into memory everywhere.
+    """
+    process = psutil.Process()
+    count = (lambda: process.io_counters().read_chars) if sys.platform == "linux" else (lambda: 0)
+    tracing = tracemalloc.is_tracing()
+    if not tracing:
+        tracemalloc.start()
+    try:
+        count()
+        overhead = count()
+        overhead = count() - overhead  # of counting itself
+        before = count()
+        tracemalloc.reset_peak()
+        base = tracemalloc.get_traced_memory()[0]
+        result = run()
+        taken = tracemalloc.get_traced_memory()[1] - base
+        return result, max(count() - before - overhead, taken)
+    finally:
+        if not tracing:
+            tracemalloc.stop()
+
+
+def sent_bytes(meter: Any, *collectives: str) -> int:
+    """Payload bytes that a Meter has seen this rank send, by these collectives or by all."""
+    return sum(sent.payload_bytes for sent in meter.sent if not collectives or sent.collective in collectives)

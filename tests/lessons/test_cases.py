@@ -1,0 +1,101 @@
+"""Generated cases: the smallest that fails is shown, in time, alike on all ranks, and without a trace on the disk."""
+
+import time
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+from hypothesis import strategies as st
+
+from lessons.cases import generated
+from lessons.meters import Counted, Largest, read_bytes
+from shardrun.lesson.wrong import Wrong
+from tests.ranks import RankPool
+
+
+def test_the_smallest_case_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def compare(rows: int, sizes: list[int]) -> None:
+        if rows * sum(sizes) > 11:
+            raise Wrong(f"{rows} rows of {sizes}")
+
+    said = set()
+    for _ in range(2):
+        with pytest.raises(Wrong) as wrong:
+            generated(compare, rows=st.integers(1, 50), sizes=st.lists(st.integers(0, 50)))
+        said.add(str(wrong.value))
+    assert said == {"1 rows of [12]"}
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_error_is_made_smaller_too_and_what_is_not_begun_ends_it() -> None:
+    with pytest.raises(ZeroDivisionError):
+        generated(lambda n: 1 / (n - 7), n=st.integers(0, 40))
+
+
+def test_what_is_kept_from_an_earlier_call_is_named() -> None:
+    seen: list[int] = []
+
+    def compare(n: int) -> None:
+        seen.append(n)
+        if n > 3 and len(seen) < 8:
+            raise Wrong(f"n = {n}")
+
+    with pytest.raises(Wrong, match="keep something from an earlier call"):
+        generated(compare, n=st.integers(0, 100))
+
+
+def test_it_ends_in_time() -> None:
+    def slow(n: int) -> None:
+        time.sleep(0.05)
+        if n > 20:
+            raise Wrong(f"n = {n}")
+
+    started = time.monotonic()
+    with pytest.raises(Wrong, match="n = "):
+        generated(slow, most=1000, seconds=0.5, n=st.integers(0, 10**6))
+    assert time.monotonic() - started < 5
+
+
+def together() -> tuple[str, int]:
+    """On every rank: only rank 1 sees what is wrong."""
+    rank, tried = dist.get_rank(), 0
+
+    def compare(n: int) -> None:
+        nonlocal tried
+        tried += 1
+        dist.barrier()
+        if n > 5 and rank == 1:
+            raise Wrong(f"n = {n}")
+
+    try:
+        generated(compare, n=st.integers(0, 100))
+    except Wrong as wrong:
+        return str(wrong), tried
+    return "", tried
+
+
+@pytest.mark.ranks
+def test_ranks_decide_together(ranks: RankPool) -> None:
+    found = ranks.run(2, together)
+    assert found[0] == found[1] and found[0][0] == "On rank 1: n = 6"
+
+
+def test_counting(tmp_path: Path) -> None:
+    import torch
+
+    twice = Counted(lambda x: 2 * x)
+    x = torch.ones(2)
+    twice(x)
+    x.zero_()
+    assert twice.calls == 1 and twice.given[0][0].tolist() == [1.0, 1.0]
+    with Largest() as memory:
+        for _ in range(3):
+            part = torch.ones(100) * 2
+            del part
+    assert memory.elements == 100 and memory.live_bytes == 800
+    path = tmp_path / "file"
+    path.write_bytes(bytes(10**6))
+    assert read_bytes(lambda: path.read_bytes()[:4])[1] >= 10**6
+    assert read_bytes(lambda: path.open("rb").read(4))[1] < 20_000

@@ -17,9 +17,13 @@ import torch.distributed as dist
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.configuration import set_hypothesis_home_dir
 from hypothesis.errors import Flaky
+from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
+from lessons.checking import expect_number, expect_numbers
 from shardrun.lesson.wrong import Unsolved, Wrong
+
+__all__ = ["formula", "generated", "st"]
 
 MOST = 60
 """Cases, of one exercise."""
@@ -117,3 +121,21 @@ class _Search:
             dist.all_gather_object(together, said)
             if any(together):
                 raise Wrong(next(f"On rank {rank}: {words}" for rank, words in enumerate(together) if words))
+
+
+def formula(
+    theirs: Callable[..., Any], right: Callable[..., Any], unit: str = "", world: str = "", /, **strategies: Any
+) -> None:
+    """A function that computes a number, or a dictionary of them, against another formula, on generated arguments.
+
+    The strategies stand in the order of the parameters. unit: such as "in bytes"; world: the name of the parameter that
+    is the world size, if there is one.
+    """
+
+    def compare(**case: Any) -> None:
+        due = right(*case.values())
+        what = ", ".join([*(f"{name} = {value}" for name, value in case.items()), *([unit] if unit else [])])
+        found = theirs(*case.values())
+        (expect_numbers if isinstance(due, dict) else expect_number)(found, due, what, {}, case.get(world))
+
+    generated(compare, **strategies)

@@ -90,10 +90,7 @@ def explanations(
     """All known mistakes that give this number: the given ones first; those of ranks and units together, if none."""
     given = [text for text, value in (mistakes or {}).items() if _close(found, value) and not _close(value, right)]
     usual = {**(rank_mistakes(ranks) if ranks else {}), **USUAL}
-    by_factor = [text for text, factor in usual.items() if _close(found, right * factor)] if right else []
-    if given and not (ranks and any(text in rank_mistakes(ranks) for text in by_factor)):
-        return given
-    return given + by_factor
+    return given or [text for text, factor in usual.items() if right and _close(found, right * factor)]
 
 
 def rank_mistakes(ranks: int) -> dict[str, float]:

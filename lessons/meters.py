@@ -31,12 +31,12 @@ class Counted:
 class Largest(TorchDispatchMode):
     """The largest new tensor, and the most new bytes alive at once, of everything torch computes inside.
 
-    with Largest() as memory: … ; memory.elements, memory.live_bytes. A view of something older is nothing new.
+    with Largest() as memory: … ; memory.elements, memory.live_bytes (the most), memory.alive (bytes now). A view of something older is nothing new.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.elements = self.live_bytes = self._alive = 0
+        self.elements = self.live_bytes = self.alive = 0
         self.shapes: list[tuple[int, ...]] = []
         self._storages: dict[int, int] = {}
 
@@ -48,15 +48,15 @@ class Largest(TorchDispatchMode):
             if storage.data_ptr() in older or storage.data_ptr() in self._storages:
                 continue
             self._storages[storage.data_ptr()] = storage.nbytes()
-            self._alive += storage.nbytes()
+            self.alive += storage.nbytes()
             weakref.finalize(storage, self._gone, storage.data_ptr())
             self.elements = max(self.elements, storage.nbytes() // max(1, tensor.element_size()))
-            self.live_bytes = max(self.live_bytes, self._alive)
+            self.live_bytes = max(self.live_bytes, self.alive)
             self.shapes.append(tuple(tensor.shape))
         return result
 
     def _gone(self, address: int) -> None:
-        self._alive -= self._storages.pop(address, 0)
+        self.alive -= self._storages.pop(address, 0)
 
 
 def _tensors(parts: Any) -> list[Tensor]:

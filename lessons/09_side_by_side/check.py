@@ -2,13 +2,14 @@
 
 import math
 
+from lessons.cases import formula, generated, st
 from lessons.checking import Wrong, expect, expect_numbers
 
 NAMES = ("ddp", "fsdp", "zero1", "zero2", "zero3")
 
 
 def states_gb(theirs):
-    for parameters, ranks in ((7_000_000_000, 8), (124_000_000, 4)):
+    for parameters, ranks in ((7_000_000_000, 8), (124_000_000, 6), (1_000_000_000, 4)):
         psi = parameters / 1e9
         right = {
             "ddp": 16 * psi,
@@ -50,11 +51,21 @@ def states_gb(theirs):
             },
         }
         found = theirs(parameters, ranks)
-        expect_numbers(found, right, f"{parameters:,} parameters on {ranks} ranks, in GB", mistakes)
+        expect_numbers(found, right, f"{parameters:,} parameters on {ranks} ranks, in GB", mistakes, ranks)
+    formula(theirs, _states, "in GB", "ranks", parameters=st.integers(1, 10**11), ranks=st.integers(1, 64))
+
+
+def _states(parameters, ranks):
+    """Each tensor by itself: parameters, gradients, master weights, moments."""
+    float32, bf16 = 4 * parameters / 1e9, 2 * parameters / 1e9
+    ours = float32 + float32 + 2 * float32
+    deepspeed = bf16 + (bf16 + float32 + 2 * float32) / ranks
+    last = (bf16 + bf16 + float32 + 2 * float32) / ranks
+    return {"ddp": ours, "fsdp": ours / ranks, "zero1": deepspeed, "zero2": deepspeed, "zero3": last}
 
 
 def largest_model(theirs):
-    for room, ranks in ((60e9, 8), (20e9, 4)):
+    for room, ranks in ((60e9, 8), (20e9, 6)):
         right = {"ddp": room / 16, "zero2": room / (2 + 14 / ranks), "fsdp": room * ranks / 16}
         mistakes = {
             "ddp": {
@@ -72,11 +83,17 @@ def largest_model(theirs):
             },
         }
         what = f"{room / 1e9:.0f} GB on each of {ranks} ranks, in parameters"
-        expect_numbers(theirs(room, ranks), right, what, mistakes)
+        expect_numbers(theirs(room, ranks), right, what, mistakes, ranks)
+
+    def largest(room, ranks):
+        each = _states(10**9, ranks)
+        return {name: room / each[name] for name in ("ddp", "zero2", "fsdp")}
+
+    formula(theirs, largest, "in parameters", "ranks", room=st.floats(1e6, 1e12), ranks=st.integers(1, 64))
 
 
 def wire_bytes(theirs):
-    for parameters, ranks, a in ((10**9, 8, 1), (124_000_000, 4, 3)):
+    for parameters, ranks, a in ((10**9, 8, 3), (124_000_000, 6, 5), (10**9, 8, 1)):
         once = parameters * (ranks - 1) / ranks
         passed = {"ddp": 8, "fsdp": 4 * a + 4, "zero1": 6, "zero2": 4 * a + 2, "zero3": 6 * a}
         right = {name: each * once for name, each in passed.items()}
@@ -112,7 +129,23 @@ def wire_bytes(theirs):
         for name, each in passed.items():
             mistakes[name][payload] = each * parameters
         what = f"{parameters:,} parameters on {ranks} ranks with accumulation {a}, in bytes"
-        expect_numbers(theirs(parameters, ranks, a), right, what, mistakes)
+        expect_numbers(theirs(parameters, ranks, a), right, what, mistakes, ranks)
+
+    def sent(parameters, ranks, accumulation):
+        gather, scatter16, scatter32 = 2 * parameters, 2 * parameters, 4 * parameters
+        passed = {
+            "ddp": 2 * scatter32,
+            "fsdp": accumulation * (gather + gather) + scatter32,
+            "zero1": 2 * scatter16 + gather,
+            "zero2": accumulation * 2 * scatter16 + gather,
+            "zero3": accumulation * (gather + gather + scatter16),
+        }
+        return {name: each - each / ranks for name, each in passed.items()}
+
+    formula(
+        theirs, sent, "in bytes", "ranks",
+        parameters=st.integers(1, 10**10), ranks=st.integers(1, 64), accumulation=st.integers(1, 9),
+    )  # fmt: skip
 
 
 def choose(theirs):
@@ -129,13 +162,37 @@ def choose(theirs):
         found = theirs(dict(memory), dict(sent), room)
         if found == right:
             continue
-        expect(found is None or found in memory, f"Your function returned {found!r}; a strategy's name is asked for.")
+        expect(
+            found is None or isinstance(found, str) and found in memory,
+            f"Your function returned {found!r}; a strategy's name is asked for.",
+        )
         where = f"With room for {room} you choose {found}"
         if found is not None and memory[found] > room:
             raise Wrong(f"{where}, which needs {memory[found]}: it does not fit.")
         if found is not None and right is not None and sent[found] > sent[right]:
             raise Wrong(f"{where}, which sends {sent[found]}, more than {right}, which fits too: {why}.")
         raise Wrong(f"{where}, but {why}.")
+    sizes = st.dictionaries(st.sampled_from(NAMES), st.tuples(st.integers(0, 5), st.integers(0, 3)), max_size=5)
+    generated(lambda both, room: _chosen(theirs, both, float(room)), both=sizes, room=st.integers(0, 6))
+
+
+def _chosen(theirs, both, room):
+    """On small numbers, where many are equal. Any of the best will do."""
+    memory = {name: float(held) for name, (held, _) in both.items()}
+    # in another order: the two belong together by name
+    sent = {name: float(bytes_) for name, (_, bytes_) in reversed(both.items())}
+    found = theirs(memory, sent, room)
+    best = min(((sent[n], memory[n]) for n in memory if memory[n] <= room), default=None)
+    where = f"Memory {memory}, sent {sent}, room {room}: you choose {found!r}"
+    if best is None:
+        expect(found is None, f"{where}, but nothing fits, so None is asked for.")
+        return
+    expect(
+        isinstance(found, str) and found in memory,
+        f"{where}; a strategy that is there is asked for, and something fits.",
+    )
+    expect(memory[found] <= room, f"{where}, which needs {memory[found]}: it does not fit.")
+    expect((sent[found], memory[found]) == best, f"{where}, but another fits and sends {best[0]} and holds {best[1]}.")
 
 
 def worst_difference(theirs):
@@ -145,9 +202,17 @@ def worst_difference(theirs):
         ({"ddp": [4.0, 2.0], "fsdp": [4.0, 2.01], "zero3": [4.04, 1.98]}, ("zero3", 1, 0.01)),
         ({"ddp": [4.0, 2.0], "zero2": [4.0, 1.0], "fsdp": [4.0, 2.1]}, ("zero2", 2, 0.5)),
         ({"ddp": [4.0, 2.0], "fsdp": [9.0, nan], "zero2": [4.0, 2.0]}, ("fsdp", 2, math.inf)),
+        ({"single": [4.0, 2.0], "fsdp": [4.0, 2.1]}, ("fsdp", 2, 0.05)),
+        ({"fsdp": [4.0, 2.1], "ddp": [4.0, 2.0]}, ("ddp", 2, 0.1 / 2.1)),
+        ({"zero1": [4.0, 2.0], "fsdp": [4.0, 2.0], "ddp": [4.0, 2.0]}, ("fsdp", 1, 0.0)),
     ]
     for losses, (name, step, apart) in cases:
-        found = theirs({key: list(values) for key, values in losses.items()})
+        reference_name = next(iter(losses))
+        try:
+            found = theirs(losses)
+        except KeyError as error:
+            raise Wrong(f"For {losses} you look for {error}, which is not there: the first entry is the reference, "
+                        "whatever its name.") from error  # fmt: skip
         expect(
             isinstance(found, tuple) and len(found) == 3,
             f"Your function returned {found!r}; three things are asked for: strategy, step, difference.",
@@ -157,12 +222,14 @@ def worst_difference(theirs):
         where = f"For {losses} you say {found}. "
         if apart == math.inf:
             raise Wrong(where + "There is a nan, and it was passed over: every comparison with nan is False.")
-        if found[0] == next(iter(losses)):
+        if apart == 0:
+            raise Wrong(where + f"All agree: the first place of all, {(name, step, apart)}, is due.")
+        if found[0] == reference_name:
             raise Wrong(where + "The first curve is the reference; it cannot be apart from itself.")
         if found[:2] == (name, step - 1):
             raise Wrong(where + "Steps count from 1.")
-        if found[0] in losses and found[1] in range(1, len(losses["ddp"]) + 1):
-            reference, loss = losses["ddp"][found[1] - 1], losses[found[0]][found[1] - 1]
+        if found[0] in losses and found[1] in range(1, len(losses[reference_name]) + 1):
+            reference, loss = losses[reference_name][found[1] - 1], losses[found[0]][found[1] - 1]
             if _close(found[2], abs(loss - reference)):
                 raise Wrong(where + "That is the absolute difference; divide it by the reference's loss.")
             if _close(found[2], (loss - reference) / reference) and loss < reference:
@@ -170,6 +237,26 @@ def worst_difference(theirs):
         if found[:2] == (name, step):
             raise Wrong(where + "The place is right, its difference is not: |loss − reference| / reference.")
         raise Wrong(where + f"{name} at step {step} is {apart:g} of the loss away, which is more.")
+    curves = st.integers(1, 4).flatmap(
+        lambda n: st.dictionaries(
+            st.sampled_from(NAMES), st.lists(st.sampled_from([1.0, 2.0, 4.0, nan]), min_size=n, max_size=n), min_size=2
+        )
+    )
+    generated(lambda losses: _furthest(theirs, losses), losses=curves)
+
+
+def _furthest(theirs, losses):
+    reference_name, *others = losses
+    losses = {**losses, reference_name: [2.0 if math.isnan(loss) else loss for loss in losses[reference_name]]}
+    best = ("", 0, -1.0)
+    for name in others:
+        for i, loss in enumerate(losses[name]):
+            apart = abs(loss - losses[reference_name][i]) / losses[reference_name][i] if loss == loss else math.inf
+            if apart > best[2]:
+                best = (name, i + 1, apart)
+    found = theirs(losses)
+    right = isinstance(found, tuple) and len(found) == 3 and found[:2] == best[:2] and _close(found[2], best[2])
+    expect(right, f"For {losses} you say {found!r}; it is {best}. (Of several equally far apart the first is due.)")
 
 
 def _close(found, right):

@@ -45,6 +45,6 @@ def worst_difference(losses: dict[str, list[float]]) -> tuple[str, int, float]:
 
     losses: strategy → loss of every step, all equally many; the first entry is the reference of all others, and its
     losses are positive numbers. Steps count from 1. A loss that is no number (nan) is further away than any other: its
-    difference is math.inf.
+    difference is math.inf. Of several that are equally far apart the first: in the order of losses, then of steps.
     """
     raise NotImplementedError

@@ -117,3 +117,51 @@ def from_zero(losses):
     return _apart(
         losses, lambda loss, reference: math.inf if math.isnan(loss) else abs(loss - reference) / reference, 0
     )
+
+
+@wrong_attempt("states_gb", says="Under DDP every rank holds all")
+def everything_sharded(parameters, ranks):
+    return {name: 16 * parameters / 1e9 / ranks for name in ("ddp", "fsdp", "zero1", "zero2", "zero3")}
+
+
+@wrong_attempt("largest_model", says="has master weights, 20 bytes")
+def with_masters(room, ranks):
+    return {"ddp": room / 16, "zero2": room / (2 + 14 / ranks), "fsdp": ranks * room / 20}
+
+
+@wrong_attempt("largest_model", says="room for parameters alone")
+def parameters_only(room, ranks):
+    return {"ddp": room / 4, "zero2": room / (2 + 14 / ranks), "fsdp": ranks * room / 16}
+
+
+@wrong_attempt("wire_bytes", says="4 bytes")
+def fsdp_reduces_in_bf16(parameters, ranks, accumulation):
+    return _sent(parameters, ranks, accumulation, fsdp=4 * accumulation + 2)
+
+
+@wrong_attempt("choose", says="which needs 25.2: it does not fit")
+def always_something(memory, sent, room):
+    fitting = [name for name in memory if memory[name] <= room]
+    return min(fitting or memory, key=lambda name: (sent[name], memory[name]))
+
+
+def _difference(loss, reference):
+    return math.inf if math.isnan(loss) else abs(loss - reference) / reference
+
+
+@wrong_attempt("worst_difference", says="the first entry is the reference, whatever its name")
+def ddp_is_the_reference(losses):
+    return _apart({"ddp": losses["ddp"], **losses}, _difference)
+
+
+@wrong_attempt("worst_difference", says="All agree")
+def nothing_where_all_agree(losses):
+    found = _apart(losses, _difference)
+    return found if found[2] > 0 else ("", 0, 0.0)
+
+
+@wrong_attempt("worst_difference", says="Your function has changed `losses`")
+def takes_the_reference_out(losses):
+    first = next(iter(losses))
+    reference = losses.pop(first)
+    return _apart({first: reference, **losses}, _difference)

@@ -1,13 +1,16 @@
 """Checks of lesson 10."""
 
 import math
+from contextlib import contextmanager
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from lessons.checking import Wrong, expect, expect_number
+from lessons.cases import formula, generated, st
+from lessons.checking import Wrong, expect, expect_number, expect_raises, on_behalf
+from lessons.meters import Largest, kept
 
 
 def layer_bytes(theirs):
@@ -30,6 +33,11 @@ def layer_bytes(theirs):
                 "That is what checkpointing computes again without dropout; the formula asked for has 34.": 32 * unit,
             },
         )
+    formula(
+        theirs, lambda b, s, h, a, fused: s * b * h * (34 + (0 if fused else 5 * a * s / h)), "in bytes",
+        rows=st.integers(1, 64), length=st.integers(1, 8192), width=st.integers(1, 8192), heads=st.integers(1, 64),
+        fused=st.booleans(),
+    )  # fmt: skip
 
 
 def checkpointed_bytes(theirs):
@@ -50,6 +58,10 @@ def checkpointed_bytes(theirs):
                 * unit,
             },
         )
+    formula(
+        theirs, lambda layers, b, s, h: layers * 2 * b * s * h + (34 - 2) * b * s * h, "in bytes",
+        layers=st.integers(1, 100), rows=st.integers(1, 64), length=st.integers(1, 8192), width=st.integers(1, 8192),
+    )  # fmt: skip
 
 
 def fit_rows(theirs):
@@ -80,11 +92,28 @@ def fit_rows(theirs):
             beside = " beside the rest" if micro_batch * per_row <= room else ""
             raise Wrong(where + f"{micro_batch} rows do not fit{beside}.")
         raise Wrong(where + f"{right[0]} rows at once fit too: fewer micro-batches waste less.")
-    try:
-        found = theirs(4, 10.0, 95.0, 100.0)
-    except ValueError:
+    late = "Where not even one row fits you return {found}; a ValueError is asked for."
+    expect_raises(lambda: theirs(4, 10.0, 95.0, 100.0), ValueError, late)
+    generated(
+        lambda rows, each, rest, room: _fits(theirs, rows, float(each), float(rest), float(room)),
+        rows=st.integers(1, 60), each=st.integers(1, 9), rest=st.integers(0, 20), room=st.integers(0, 200),
+    )  # fmt: skip
+
+
+def _fits(theirs, rows, per_row, rest, room):
+    fitting = [m for m in range(1, rows + 1) if rows % m == 0 and rest + m * per_row <= room]
+    where = f"{rows} rows of {per_row} with {rest} beside them in {room}: you "
+    if not fitting:
+        expect_raises(
+            lambda: theirs(rows, per_row, rest, room), ValueError, where + "say {found}, where not even one row fits."
+        )
         return
-    raise Wrong(f"Where not even one row fits you return {found}; a ValueError is asked for.")
+    try:
+        found = theirs(rows, per_row, rest, room)
+    except ValueError as error:
+        raise Wrong(f"{where}raise a ValueError, but {fitting[-1]} rows at once fit.") from error
+    right = fitting[-1], rows // fitting[-1]
+    expect(found == right, f"{where}say {found}; {right} is the fewest micro-batches.")
 
 
 class _Block(nn.Module):
@@ -100,28 +129,43 @@ class _Block(nn.Module):
         return x + self.down(torch.tanh(self.up(x)))
 
 
-def _kept(run):
-    """What `run` returns, and the tensors that autograd keeps of it."""
-    saved = []
+@contextmanager
+def _without_torchs():
+    """torch's own checkpointing, however it was imported, is refused."""
 
-    def keep(tensor):
-        saved.append(tensor)
-        return tensor
+    def refuse(*arguments, **keywords):
+        raise Wrong("That is torch.utils.checkpoint. Write what it does: an autograd.Function.")
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        result = run()
-    return result, saved
+    module = torch.utils.checkpoint
+    reentrant = mock.patch.object(module.CheckpointFunction, "apply", refuse)
+    with reentrant, mock.patch.object(module, "_checkpoint_without_reentrant_generator", refuse):
+        yield
+
+
+def _start(shape=(5, 6)):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
 
 def checkpoint(theirs):
+    with _without_torchs():
+        _one_block(theirs)
+        _gradients_there_before(theirs)
+        for shape in ((6,), (1, 6), (2, 3, 6), (0, 6)):
+            _in_the_middle(theirs, shape, blocks=2)
+        _in_the_middle(theirs, (4, 6), blocks=3)
+        _frozen(theirs)
+
+
+def _one_block(theirs):
     block, plain = _Block(), _Block()
-    start = torch.randn(5, 6, generator=torch.Generator().manual_seed(1))
-    weights = torch.linspace(-1, 2, 30).view(5, 6)
+    start, weights = _start(), torch.linspace(-1, 2, 30).view(5, 6)
     x, reference = start.clone().requires_grad_(), start.clone().requires_grad_()
-    output, saved = _kept(lambda: theirs(block, x))
+    with Largest() as memory:
+        output, saved = kept(lambda: theirs(block, x))
+        held = memory.alive
     right = plain(reference)
     expect(isinstance(output, torch.Tensor), f"Your function returned {output!r}; the block's output is asked for.")
-    expect(torch.allclose(output, right), "The output is not block(x).")
+    expect(output.shape == right.shape and torch.allclose(output, right), "The output is not block(x).")
     called = block.calls
     expect(called == 1, f"The forward pass calls the block {called} times; once is enough.")
     (right * weights).sum().backward()
@@ -134,8 +178,15 @@ def checkpoint(theirs):
             f"Autograd keeps {len(extra)} tensors beside x and the weights (such as one of shape "
             f"{tuple(extra[0].shape)}): the block's own forward pass is recorded. Run it where nothing is."
         )
-    (output * weights).sum().backward()
+    if held > output.untyped_storage().nbytes():
+        raise Wrong(
+            f"After the forward pass {held} bytes are still there, {output.untyped_storage().nbytes()} of them the "
+            "output's: something keeps the block's activations, or a copy of x. Keep x alone, and run the block where "
+            "nothing is recorded."
+        )
+    _backward(output, weights)
     expect(block.calls > called, "The backward pass never calls the block again: whose activations does it use?")
+    expect(block.calls == 2, f"In all the block is called {block.calls} times; forward and backward call it once each.")
     if x.grad is None:
         raise Wrong("x gets no gradient: return it from backward (and let the inner copy require one).")
     for (name, p), q in zip(block.named_parameters(), plain.parameters(), strict=True):
@@ -149,37 +200,79 @@ def checkpoint(theirs):
             torch.allclose(p.grad, q.grad, atol=1e-6),
             f"The gradient of {name} is wrong. Does the gradient that backward gets go into output.backward(gradient)?",
         )
+    if torch.allclose(x.grad, 2 * reference.grad):
+        raise Wrong("The gradient of x is twice as large: it is returned, and added to .grad of x itself too.")
     expect(torch.allclose(x.grad, reference.grad, atol=1e-6), "The gradient of x is wrong; the parameters' are right.")
 
 
-class _Largest(TorchDispatchMode):
-    """The most rows of logits in any result."""
+def _backward(output, weights):
+    with on_behalf("the backward pass of what your function returned"):
+        (output * weights).sum().backward()
 
-    def __init__(self, vocabulary):
-        super().__init__()
-        self.vocabulary, self.rows = vocabulary, 0
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, (tuple, list)) else (result,):
-            if isinstance(tensor, torch.Tensor) and tensor.dim() == 2 and tensor.shape[1] == self.vocabulary:
-                self.rows = max(self.rows, tensor.shape[0])
-        return result
+def _gradients_there_before(theirs):
+    """Two passes without zero_grad in between, as when micro-batches are accumulated."""
+    block, plain = _Block(), _Block()
+    for seed in (1, 2):
+        x = torch.randn(5, 6, generator=torch.Generator().manual_seed(seed))
+        mine, reference = x.clone().requires_grad_(), x.clone().requires_grad_()
+        _backward(theirs(block, mine), 1.0)
+        plain(reference).sum().backward()
+    for (name, p), q in zip(block.named_parameters(), plain.parameters(), strict=True):
+        expect(
+            torch.allclose(p.grad, q.grad, atol=1e-5),
+            f"After two backward passes the gradient of {name} is not the sum of both: gradients that are there already "
+            "have to be added to, not replaced (and nothing cleared).",
+        )
+
+
+def _in_the_middle(theirs, shape, blocks):
+    """x is no leaf: it comes out of a layer, and the result goes into the next block."""
+    found = []
+    for call in (theirs, lambda block, x: block(x)):
+        torch.manual_seed(1)
+        before, chain = nn.Linear(6, 6), [_Block() for _ in range(blocks)]
+        x = torch.tanh(before(_start(shape)))
+        for block in chain:
+            x = call(block, x)
+        with on_behalf(f"the backward pass of {blocks} checkpointed blocks behind a layer, x of shape {list(shape)}"):
+            (x * torch.linspace(-1, 2, x.numel()).view(shape)).sum().backward()
+        found.append([p.grad for p in (*before.parameters(), *(p for block in chain for p in block.parameters()))])
+    for mine, right in zip(*found, strict=True):
+        expect(
+            mine is not None and torch.allclose(mine, right, atol=1e-5),
+            f"With {blocks} blocks in a row, behind a layer and with x of shape {list(shape)}, gradients are wrong: x is "
+            "the result of something else there, and its gradient has to go on to it.",
+        )
+
+
+def _frozen(theirs):
+    """A weight that is not trained gets no gradient, and stops none."""
+    block = _Block()
+    block.up.weight.requires_grad_(False)
+    x = _start().requires_grad_()
+    _backward(theirs(block, x), 1.0)
+    frozen = block.up.weight.grad is None and not block.up.weight.requires_grad
+    expect(frozen, "A parameter that does not require a gradient has got one.")
+    expect(
+        x.grad is not None and block.down.weight.grad is not None, "With one frozen parameter gradients are missing."
+    )
 
 
 def chunked_loss(theirs):
     generator = torch.Generator().manual_seed(0)
-    tokens, width, vocabulary, chunk = 50, 8, 41, 16
+    tokens, width, vocabulary, chunk = 203, 4, 97, 16
     hidden = torch.randn(tokens, width, generator=generator, requires_grad=True)
     weight = torch.randn(vocabulary, width, generator=generator, requires_grad=True)
     targets = torch.randint(vocabulary, (tokens,), generator=generator)
     each = F.cross_entropy(hidden @ weight.T, targets, reduction="none")
     right = torch.autograd.grad(each.mean(), (hidden, weight), retain_graph=True)
-    with _Largest(vocabulary) as forward:
-        loss, saved = _kept(lambda: theirs(hidden, weight, targets, chunk))
+    with Largest() as forward:
+        loss, saved = kept(lambda: theirs(hidden, weight, targets, chunk))
     expect(
         isinstance(loss, torch.Tensor) and loss.dim() == 0, f"Your function returned {loss!r}; a scalar tensor is due."
     )
+    expect(loss.dtype == torch.float32, f"Your loss is in {loss.dtype}; float32 is asked for.")
     chunks = each.detach().split(chunk)
     if not torch.allclose(loss, each.mean()):
         for message, value in {
@@ -193,20 +286,66 @@ def chunked_loss(theirs):
         }.items():
             expect(not torch.allclose(loss, value), message)
         raise Wrong(f"The loss is {loss.item():.6f}; it should be {each.mean().item():.6f}.")
-    if forward.rows > chunk:
-        raise Wrong(f"There are {forward.rows} rows of logits at once in the forward pass; {chunk} are allowed.")
-    kept = sum(tensor.shape[0] for tensor in saved if tensor.dim() == 2 and tensor.shape[1] == vocabulary)
-    if kept > chunk:
+    most = chunk * vocabulary
+    expect(
+        forward.elements <= most,
+        f"There are {forward.elements // vocabulary} rows of logits at once in the forward pass; {chunk} are allowed.",
+    )
+    own = {tensor.untyped_storage().data_ptr() for tensor in (hidden, weight, targets)}
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in saved if t.dtype == torch.float32}
+    kept_rows = sum(size for at, size in storages.items() if at not in own) // (4 * vocabulary)
+    if kept_rows > chunk:
         raise Wrong(
-            f"Autograd keeps {kept} rows of logits (or their logarithms) for backward, chunk by chunk but all of them "
-            "in the end. Checkpoint each chunk."
+            f"Autograd keeps {kept_rows} rows of logits (or their logarithms) for backward, chunk by chunk but all of "
+            "them in the end. Checkpoint each chunk."
         )
+    _logits_at_once(forward, most, vocabulary, "forward")
     expect(loss.requires_grad, "The loss has no gradient function: nothing could be trained with it.")
-    with _Largest(vocabulary) as backward:
-        found = torch.autograd.grad(loss, (hidden, weight))
-    expect(backward.rows <= chunk, f"There are {backward.rows} rows of logits at once in the backward pass.")
+    with Largest() as backward, on_behalf("the backward pass of your loss"):
+        found = torch.autograd.grad(loss, (hidden, weight), allow_unused=True)
+    _logits_at_once(backward, most, vocabulary, "backward")
     for name, mine, other in zip(("hidden", "weight"), found, right, strict=True):
+        expect(mine is not None, f"The loss is right, but {name} gets no gradient.")
         expect(torch.allclose(mine, other, atol=1e-6), f"The loss is right, the gradient of {name} is not.")
+    generated(
+        lambda tokens, chunk, scale: _chunked(theirs, tokens, chunk, scale), most=25,
+        tokens=st.integers(1, 20), chunk=st.integers(1, 24), scale=st.sampled_from([1.0, 0.25, -3.0]),
+    )  # fmt: skip
+
+
+def _logits_at_once(memory, most, vocabulary, where):
+    rows = memory.elements // vocabulary
+    chunk = most // vocabulary
+    if memory.elements > most:
+        raise Wrong(f"There are {rows} rows of logits at once in the {where} pass; {chunk} are allowed.")
+    together = memory.live_bytes // (4 * vocabulary)
+    if together > 8 * chunk:
+        raise Wrong(
+            f"In the {where} pass {together} rows of logits and the like are there at the same time, in several "
+            f"tensors: chunks of {chunk} rows that are all kept until the end. Let each go before the next is made."
+        )
+
+
+def _chunked(theirs, tokens, chunk, scale):
+    """Backward with another gradient than one, hidden and weight the results of something else."""
+    generator = torch.Generator().manual_seed(tokens)
+    hidden = torch.randn(tokens, 3, generator=generator, requires_grad=True)
+    weight = torch.randn(7, 3, generator=generator, requires_grad=True)
+    targets = torch.randint(7, (tokens,), generator=generator)
+    where = f"With {tokens} tokens in chunks of {chunk}: "
+    loss = theirs(hidden * 2, weight.tanh(), targets, chunk)
+    right = F.cross_entropy((hidden * 2) @ weight.tanh().T, targets)
+    expect(torch.allclose(loss, right, atol=1e-5), f"{where}the loss is {loss.item():.6f}, not {right.item():.6f}.")
+    with on_behalf("the backward pass of your loss, times a number"):
+        mine = torch.autograd.grad(loss * scale, (hidden, weight))
+    for name, found, due in zip(
+        ("hidden", "weight"), mine, torch.autograd.grad(right * scale, (hidden, weight)), strict=True
+    ):
+        expect(
+            torch.allclose(found, due, atol=1e-5),
+            f"{where}the gradient of {scale} · loss with respect to {name} is wrong: the gradient that comes in has to be "
+            "multiplied with.",
+        )
 
 
 def _event(name, ts, dur, tid=1, cat="cpu_op", ph="X"):
@@ -223,6 +362,7 @@ def self_ms(theirs):
         _event("aten::mm", 1100.0, 2000.0, tid=2),
         _event("aten::linear", 4000.0, 700.0),
         _event("aten::addmm", 4000.0, 600.0),
+        {"ph": "M", "name": "process_name", "pid": 1},
         _event("step", 900.0, 9000.0, cat="user_annotation"),
         {"ph": "i", "cat": "cpu_instant_event", "name": "[memory]", "ts": 1300.0, "tid": 1},
     ]
@@ -235,7 +375,7 @@ def self_ms(theirs):
         "aten::mm": 2.0,
     }
     whole = {**right, "aten::linear": 1.7, "aten::t": 0.1}
-    found = theirs([dict(event) for event in events])
+    found = theirs(events)
     expect(isinstance(found, dict), f"Your function returned {found!r}; a dictionary is asked for.")
     if "step" in found or "[memory]" in found:
         raise Wrong('Only operators are asked for: ph "X" and cat "cpu_op". You count a scope or a memory event too.')
@@ -261,6 +401,46 @@ def self_ms(theirs):
         if not _close(found[name], value):
             raise Wrong(f"{name}: you say {found[name]:g} ms, it is {value:g}.")
     expect(len(found) == len(right), f"There are entries too many: {sorted(set(found) - set(right))}.")
+    tree = st.recursive(st.just([]), lambda inner: st.lists(inner, min_size=1, max_size=3), max_leaves=8)
+    generated(
+        lambda threads, gap, order, at: _traced(theirs, threads, gap, order, at),
+        threads=st.lists(tree, max_size=2), gap=st.sampled_from([0, 1]), order=st.integers(0, 9),
+        at=st.sampled_from([0.0, 5e9]),
+    )  # fmt: skip
+
+
+def _traced(theirs, threads, gap, order, at):
+    """Operators nested as in the trees, the first child starting (without a gap) with its caller, the last ending so."""
+    events, right, names = [], {}, ("a", "b", "c", "d")
+
+    def lay(children, start, tid, depth):
+        own = 3 + 2 * depth
+        end = start + gap
+        for child in children:
+            end = lay(child, end, tid, depth + 1) + gap
+        inner = end - start
+        end += own * (gap or len(children) < 2)  # one child that is as long as its caller could be either
+        name = names[(depth + len(children)) % 4]
+        events.append(_event(name, at + start, float(end - start), tid))
+        spent = sum(child_length for child_length in lengths.pop((tid, depth + 1), []))
+        right[name] = right.get(name, 0.0) + (end - start - spent) / 1e3
+        lengths.setdefault((tid, depth), []).append(end - start)
+        return end if inner >= 0 else start
+
+    for tid, tree in enumerate(threads):
+        lengths = {}
+        lay([[], tree] if tree else tree, 10, tid, 0)
+    turned = events[order % max(1, len(events)) :] + events[: order % max(1, len(events))]
+    found = theirs(turned[:: 1 if order % 2 else -1])
+    expect(isinstance(found, dict), f"Your function returned {found!r}; a dictionary is asked for.")
+    if found.keys() == right.keys() and all(math.isclose(found[n], right[n], abs_tol=1e-6) for n in right):
+        return
+    told = [(e["name"], e["ts"] - at, e["dur"], e["tid"]) for e in events]
+    shown = {name: round(value, 6) for name, value in found.items()}
+    raise Wrong(
+        f"Of (name, ts, dur, tid) {told}, in any order, you say {shown}; it is {right}. An operator lies within another "
+        "also where both start, or both end, at the same time."
+    )
 
 
 def _close(a, b):

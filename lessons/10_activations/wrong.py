@@ -131,7 +131,7 @@ def last_chunk_lost(hidden, weight, targets, chunk):
 
 
 def _operators(events):
-    return [event for event in events if event["ph"] == "X" and event["cat"] == "cpu_op"]
+    return [event for event in events if event["ph"] == "X" and event.get("cat") == "cpu_op"]
 
 
 def _inside(inner, outer):
@@ -164,3 +164,201 @@ def everything_counts(events):
     for event in events:
         found[event["name"]] = found.get(event["name"], 0) + event.get("dur", 0) / 1e3
     return found
+
+
+@wrong_attempt("layer_bytes", says="scores are of one row")
+def one_rows_scores(rows, length, width, heads, fused):
+    return 34 * rows * length * width + (0 if fused else 5 * heads * length**2)
+
+
+@wrong_attempt("layer_bytes", says="That is the input of the layer alone")
+def input_alone(rows, length, width, heads, fused):
+    return 2 * rows * length * width
+
+
+@wrong_attempt("checkpointed_bytes", says="but not the inputs that all the others keep")
+def one_layer(layers, rows, length, width):
+    return 34 * rows * length * width
+
+
+@wrong_attempt("checkpointed_bytes", says="only one is there at a time")
+def everything_again(layers, rows, length, width):
+    return 36 * layers * rows * length * width
+
+
+@wrong_attempt("fit_rows", says="the other way round")
+def exchanged(rows, per_row, rest, room):
+    for accumulation in range(1, rows + 1):
+        if rows % accumulation == 0 and rest + rows // accumulation * per_row <= room:
+            return accumulation, rows // accumulation
+    raise ValueError
+
+
+@wrong_attempt("fit_rows", says="a ValueError is asked for")
+def never_refuses(rows, per_row, rest, room):
+    for accumulation in range(1, rows + 1):
+        if rows % accumulation == 0 and rest + rows // accumulation * per_row <= room:
+            return rows // accumulation, accumulation
+    return 1, rows
+
+
+def _function(before_backward, calls=1, leaf_only=False):
+    class Function(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, block, x):
+            ctx.block = block
+            ctx.save_for_backward(x)
+            return block(x)
+
+        @staticmethod
+        def backward(ctx, gradient):
+            (x,) = ctx.saved_tensors
+            inner = x if leaf_only else x.detach().requires_grad_()
+            with torch.enable_grad():
+                for _ in range(calls):
+                    output = ctx.block(inner)
+            before_backward(ctx.block)
+            inputs = (inner, *ctx.block.parameters())
+            if leaf_only:
+                grads = torch.autograd.grad(output, inputs, gradient)
+                for p, g in zip(ctx.block.parameters(), grads[1:], strict=True):
+                    p.grad = g if p.grad is None else p.grad + g
+                return None, grads[0]
+            output.backward(gradient)
+            return None, inner.grad
+
+    return Function.apply
+
+
+def _clear(block):
+    for p in block.parameters():
+        p.grad = None
+
+
+@wrong_attempt("checkpoint", says="not replaced (and nothing cleared)")
+def gradients_replaced(block, x):
+    return _function(_clear)(block, x)
+
+
+@wrong_attempt("checkpoint", says="In all the block is called 3 times")
+def called_three_times(block, x):
+    return _function(lambda block: None, calls=2)(block, x)
+
+
+@wrong_attempt("checkpoint", says="torch.utils.checkpoint")
+def torchs_own(block, x):
+    return torch.utils.checkpoint.checkpoint(block, x, use_reentrant=False)
+
+
+class _OnlyLeaves(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, block, x):
+        ctx.block, ctx.x = block, x
+        return block(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        before = ctx.x.grad
+        ctx.x.grad = None
+        with torch.enable_grad():
+            ctx.block(ctx.x).backward(gradient)
+        found, ctx.x.grad = ctx.x.grad, before
+        return None, found
+
+
+@wrong_attempt("checkpoint", says="behind a layer")
+def only_where_x_is_a_leaf(block, x):
+    return _OnlyLeaves.apply(block, x)
+
+
+def _gradients(hidden, weight, targets, chunk):
+    """Loss and gradients, a chunk at a time."""
+    total, dh, dw = 0.0, [], torch.zeros_like(weight)
+    for some, wanted in zip(hidden.split(chunk), targets.split(chunk), strict=True):
+        probabilities = (some @ weight.T).log_softmax(-1)
+        total = total - probabilities.gather(1, wanted[:, None]).sum()
+        probabilities = probabilities.exp()
+        probabilities[torch.arange(len(wanted)), wanted] -= 1
+        dh.append(probabilities @ weight / len(targets))
+        dw += probabilities.T @ some / len(targets)
+    return total / len(targets), torch.cat(dh), dw
+
+
+class _IncomingForgotten(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, weight, targets, chunk):
+        loss, dh, dw = _gradients(hidden, weight, targets, chunk)
+        ctx.save_for_backward(dh, dw)
+        return loss
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return *ctx.saved_tensors, None, None
+
+
+@wrong_attempt("chunked_loss", says="the gradient that comes in has to be multiplied with")
+def incoming_forgotten(hidden, weight, targets, chunk):
+    return _IncomingForgotten.apply(hidden, weight, targets, chunk)
+
+
+@wrong_attempt("chunked_loss", says="Checkpoint each chunk")
+def the_other_way_round(hidden, weight, targets, chunk):
+    total = 0.0
+    for some, wanted in zip(hidden.split(chunk), targets.split(chunk), strict=True):
+        logits = weight @ some.T
+        total = total - logits.log_softmax(0)[wanted, torch.arange(len(wanted))].sum()
+    return total / len(targets)
+
+
+@wrong_attempt("chunked_loss", says="Let each go before the next is made")
+def all_chunks_first(hidden, weight, targets, chunk):
+    class Function(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, hidden, weight):
+            logits = [some @ weight.T for some in hidden.split(chunk)]
+            _, dh, dw = _gradients(hidden, weight, targets, chunk)
+            ctx.save_for_backward(dh, dw)
+            parts = zip(logits, targets.split(chunk), strict=True)
+            return sum(F.cross_entropy(part, wanted, reduction="sum") for part, wanted in parts) / len(targets)
+
+        @staticmethod
+        def backward(ctx, gradient):
+            dh, dw = ctx.saved_tensors
+            return gradient * dh, gradient * dw
+
+    return Function.apply(hidden, weight)
+
+
+def _by_stack(events, key, ends=lambda end, start: end <= start):
+    found, stacks = {}, {}
+    for event in sorted(_operators(events), key=key):
+        stack = stacks.setdefault(event["tid"], [])
+        while stack and ends(stack[-1]["ts"] + stack[-1]["dur"], event["ts"]):
+            stack.pop()
+        if stack:
+            found[stack[-1]["name"]] -= event["dur"] / 1e3
+        found[event["name"]] = found.get(event["name"], 0) + event["dur"] / 1e3
+        stack.append(event)
+    return found
+
+
+@wrong_attempt("self_ms", says="also where both start")
+def by_start_alone(events):
+    return _by_stack(events, lambda event: event["ts"])
+
+
+@wrong_attempt("self_ms", says="also where both start, or both end")
+def ends_with_its_caller(events):
+    operators, found = sorted(_operators(events), key=lambda event: (event["ts"], -event["dur"])), {}
+    for i, event in enumerate(operators):
+        found[event["name"]] = found.get(event["name"], 0) + event["dur"] / 1e3
+        around = [o for o in operators[:i] if _inside(event, o) and o["ts"] + o["dur"] > event["ts"] + event["dur"]]
+        if around:
+            found[around[-1]["name"]] -= event["dur"] / 1e3
+    return found
+
+
+@wrong_attempt("self_ms", says="Your function has changed")
+def sorts_the_callers_list(events):
+    events.sort(key=lambda event: (event.get("ts", 0), -event.get("dur", 0)))
+    return _by_stack(events, lambda event: 0)

@@ -6,7 +6,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lessons.checking import Wrong, expect, expect_number, expect_numbers
+from lessons.cases import formula, generated, st
+from lessons.checking import (
+    Wrong,
+    expect,
+    expect_number,
+    expect_numbers,
+    expect_own,
+    expect_raises,
+    expect_tensor,
+)
+from lessons.meters import read_bytes
 
 
 def batch_bytes(theirs):
@@ -28,6 +38,10 @@ def batch_bytes(theirs):
         }
         right = {"disk": 2 * rows * (length + 1), "memory": 16 * cells}
         expect_numbers(theirs(rows, length), right, f"{rows} rows of {length} tokens, in bytes", mistakes)
+    formula(
+        theirs, lambda rows, length: {"disk": rows * (length * 2 + 2), "memory": rows * length * (8 + 8)}, "in bytes",
+        rows=st.integers(1, 10_000), length=st.integers(1, 10_000),
+    )  # fmt: skip
 
 
 def step_ms(theirs):
@@ -45,11 +59,25 @@ def step_ms(theirs):
                 ),
                 "The copy from pinned memory runs beside the computation, one step ahead.": behind if pinned else -1,
                 "Nothing runs beside anything without a thread: add up.": behind,
-                "The copy is missing.": data + compute,
+                "The copy is missing.": data + compute if not prefetch else -1,
             }
             how = f"prefetch {'on' if prefetch else 'off'}, {'pinned' if pinned else 'not pinned'}"
             what = f"data {data:g}, copy {copy:g}, compute {compute:g} ms, {how}"
             expect_number(theirs(data, copy, compute, prefetch, pinned), right, what, mistakes)
+    times = st.floats(0.5, 500)
+    generated(
+        lambda data, copy, compute, how: _step(theirs, data, copy, compute, *how),
+        data=times, copy=times, compute=times, how=st.sampled_from([(False, False), (True, False), (True, True)]),
+    )  # fmt: skip
+
+
+def _step(theirs, data, copy, compute, prefetch, pinned):
+    lanes = (
+        [[data], [copy], [compute]] if pinned else [[data], [copy, compute]] if prefetch else [[data, copy, compute]]
+    )
+    right = max(sum(lane) for lane in lanes)
+    what = f"data {data:g}, copy {copy:g}, compute {compute:g} ms, prefetch {prefetch}, pinned {pinned}"
+    expect_number(theirs(data, copy, compute, prefetch, pinned), right, what)
 
 
 def read_tokens(theirs):
@@ -59,21 +87,56 @@ def read_tokens(theirs):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "shard.bin"
         path.write_bytes(header.tobytes() + tokens.astype("<u2").tobytes())
-        for first, last in ((0, 10), (700, 1200), (4990, 5000)):
+        for first, last in ((0, 10), (700, 1200), (4990, 5000), (0, 5000), (4999, 5000)):
             _piece(theirs(path, first, last), tokens, first, last, path)
-        other = Path(folder) / "other.bin"
-        other.write_bytes(b"\x00" * 4096)
-        try:
-            theirs(other, 0, 4)
-        except ValueError:
-            return
-        raise Wrong("A file that does not begin with the magic number has to be refused with a ValueError.")
+        _not_written(theirs(path, 3, 9), path)
+        for magic, version, what in ((0, 0, "zeros"), (7, 1, "another magic number, and version 1")):
+            header[:2] = magic, version
+            other = Path(folder) / "other.bin"
+            other.write_bytes(header.tobytes() + tokens.astype("<u2").tobytes())
+            expect_raises(
+                lambda other=other: theirs(other, 0, 4), ValueError,
+                f"A file that does not begin with the magic number ({what}) has to be refused with a ValueError.",
+            )  # fmt: skip
+        _little_is_read(theirs, Path(folder))
+
+
+def _not_written(found, path):
+    """A map in numpy's default mode, r+, writes into the shard."""
+    before = path.read_bytes()
+    if not found.flags.writeable:
+        return
+    found[0] ^= 1
+    if isinstance(found, np.memmap):
+        found.flush()
+    if path.read_bytes() != before:
+        path.write_bytes(before)
+        raise Wrong(
+            'Writing into your array writes into the shard: open it with mode="r" (np.memmap\'s default is r+).'
+        )
+
+
+def _little_is_read(theirs, folder):
+    path, tokens = folder / "large.bin", 4_000_000
+    header = np.zeros(256, dtype="<i4")
+    header[:3] = 20240520, 1, tokens
+    with path.open("wb") as file:
+        file.write(header.tobytes())
+        file.truncate(1024 + 2 * tokens)
+    theirs(path, 5, 15)  # what is imported at the first call does not count
+    _, read = read_bytes(lambda: theirs(path, 5, 15))
+    expect(
+        read < 1_000_000,
+        f"For 10 tokens of a shard of 8 MB {read:,} bytes are read or copied. Ask np.fromfile for count numbers, and the "
+        "rest of np.memmap.",
+    )
 
 
 def _piece(found, tokens, first, last, path):
     where = f"Tokens {first} to {last}: "
     expect(isinstance(found, np.ndarray), f"Your function returned {type(found).__name__}; an array is asked for.")
     right = tokens[first:last]
+    expect(found.ndim == 1, f"{where}your array has {found.ndim} dimensions; one is asked for.")
     if not np.array_equal(found, right):
         raw = np.frombuffer(path.read_bytes(), dtype="<u2")
         with_header = raw[first:last]
@@ -87,6 +150,7 @@ def _piece(found, tokens, first, last, path):
         if found.dtype.itemsize == 2 and np.array_equal(found.astype("<u2").byteswap(), right.astype("<u2")):
             raise Wrong(where + "the bytes are exchanged: little-endian is asked for.")
         raise Wrong(where + f"you return {found[:4]} …, it should begin {right[:4]} ….")
+    expect(found.dtype == np.dtype("<u2"), f"{where}your array is {found.dtype}; uint16 is asked for.")
     base = found
     while isinstance(base, np.ndarray) and not isinstance(base, np.memmap):
         base = base.base
@@ -99,7 +163,7 @@ def _piece(found, tokens, first, last, path):
 def cut_rows(theirs):
     start = 9
     stream = torch.tensor([9, 1, 2, 3, 9, 4, 5, 9, 6, 7, 8, 1, 9, 2])
-    for length in (3, 4, 5):
+    for length in (3, 4, 5, 13, 7, 6, 1):
         before = stream.clone()
         found = theirs(stream, length, start)
         expect(isinstance(found, tuple) and len(found) == 2, "Two tensors are asked for: inputs and targets.")
@@ -110,8 +174,10 @@ def cut_rows(theirs):
         right = plain.clone()
         right[:, 0] = start
         where = f"With rows of {length}: "
-        if not torch.equal(stream, before):
-            raise Wrong(where + "the stream itself has changed: its rows are views of it. Copy them first.")
+        for what, mine in (("inputs", inputs), ("targets", targets)):
+            expect(isinstance(mine, torch.Tensor), f"{where}your {what} are {mine!r}; a tensor is asked for.")
+            expect(mine.dtype == torch.int64, f"{where}your {what} are in {mine.dtype}; int64 is asked for.")
+            expect_own(mine, stream, f"{where}your tensor of {what}", "the stream")
         if inputs.shape == (len(stream) // (length + 1), length) and len(inputs) != count:
             raise Wrong(
                 where
@@ -134,6 +200,23 @@ def cut_rows(theirs):
             for row in range(count):
                 if not torch.equal(mine[row], due[row]):
                     raise Wrong(f"{where}row {row} of your {what} is {mine[row].tolist()}, not {due[row].tolist()}.")
+    generated(
+        lambda length, rows, rest, start: _rows(theirs, length, rows, min(rest, length - 1), start),
+        length=st.integers(1, 6), rows=st.integers(1, 4), rest=st.integers(0, 5), start=st.integers(0, 3),
+    )  # fmt: skip
+
+
+def _rows(theirs, length, rows, rest, start):
+    """Token by token: row r reads tokens r · length …, its first one replaced; rest tokens fill no row."""
+    stream = torch.arange(rows * length + 1 + rest) * 7 % 10
+    where = f"A stream of {len(stream)} tokens, {stream.tolist()}, in rows of {length} with start {start}: "
+    found = theirs(stream, length, start)
+    inputs = [[start if i == 0 else int(stream[r * length + i]) for i in range(length)] for r in range(rows)]
+    targets = [[int(stream[r * length + i + 1]) for i in range(length)] for r in range(rows)]
+    for what, mine, due in (("inputs", found[0], inputs), ("targets", found[1], targets)):
+        expect_tensor(mine, torch.tensor(due), f"{where}{what}: ")
+        expect(mine.tolist() == due, f"{where}your {what} are {mine.tolist()}; {due} are due.")
+        expect_own(mine, stream, f"{where}your tensor of {what}", "the stream")
 
 
 def document_mask(theirs):
@@ -169,6 +252,18 @@ def document_mask(theirs):
             f"For {tokens}: position {query} may {'' if (same & causal)[query, key] else 'not '}look at {key}. A start "
             "belongs to the document that it opens."
         )
+    generated(
+        lambda tokens, start: _masked(theirs, tokens, start),
+        tokens=st.lists(st.integers(0, 3), min_size=1, max_size=7), start=st.integers(0, 3),
+    )  # fmt: skip
+
+
+def _masked(theirs, tokens, start):
+    found = theirs(torch.tensor(tokens), start)
+    n = len(tokens)
+    right = [[k <= q and start not in tokens[k + 1 : q + 1] for k in range(n)] for q in range(n)]
+    expect_tensor(found, torch.tensor(right), f"For {tokens} with start {start}: ")
+    expect(found.tolist() == right, f"For {tokens} with start {start} your mask is {found.int().tolist()}.")
 
 
 def _shuffled(epoch):
@@ -206,3 +301,23 @@ def batch_rows(theirs):
                     "every position's epoch by itself."
                 )
             raise Wrong(f"{where}the ranks take {together} together; {right} are due, on any number of ranks.")
+    generated(
+        lambda step, world_size, size, per_epoch: _batch(theirs, step, world_size, size * world_size, per_epoch),
+        step=st.integers(0, 9), world_size=st.sampled_from([1, 2, 3, 6, 8]), size=st.integers(1, 4),
+        per_epoch=st.integers(1, 40),
+    )  # fmt: skip
+
+
+def _batch(theirs, step, world_size, batch, per_epoch):
+    """The endless order, written out."""
+
+    def shuffled(epoch):
+        return np.random.default_rng([3, epoch]).permutation(per_epoch).tolist()
+
+    endless = [row for epoch in range((step + 1) * batch // per_epoch + 1) for row in shuffled(epoch)]
+    right = endless[step * batch : (step + 1) * batch]
+    for rank, due in enumerate(np.split(np.array(right), world_size)):
+        found = theirs(step, rank, world_size, batch, per_epoch, shuffled)
+        where = f"Step {step}, rank {rank} of {world_size}, global batch {batch}, {per_epoch} rows an epoch: "
+        expect(isinstance(found, list), f"{where}you return {type(found).__name__}; a list is asked for.")
+        expect(found == due.tolist(), f"{where}you take {found}; {due.tolist()} are due.")

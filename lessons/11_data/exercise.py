@@ -39,7 +39,8 @@ def cut_rows(stream: Tensor, length: int, start: int) -> tuple[Tensor, Tensor]:
     """Inputs and targets, int64 [rows, length] each, of a stream of documents, int64 [tokens].
 
     Every token of the stream but the first is a target once (what is left at the end and fills no row is dropped).
-    Every row's first input is `start`, the token that stands before each document. The stream is left as it is.
+    Every row's first input is `start`, the token that stands before each document. The stream is left as it is, and the
+    results have memory of their own; it is long enough for a row, length + 1 tokens.
     """
     raise NotImplementedError
 

@@ -143,3 +143,99 @@ def epoch_of_the_step(step, rank, world_size, global_batch, rows_per_epoch, shuf
 def round_robin(step, rank, world_size, global_batch, rows_per_epoch, shuffled):
     positions = range(step * global_batch + rank, (step + 1) * global_batch, world_size)
     return _positions(positions, rows_per_epoch, shuffled)
+
+
+@wrong_attempt("batch_bytes", says="int64 takes 8 bytes")
+def int32_batches(rows, length):
+    return {"disk": 2 * rows * (length + 1), "memory": 8 * rows * length + 0 * length}
+
+
+@wrong_attempt("batch_bytes", says="not length + 1")
+def a_column_too_many(rows, length):
+    return {"disk": 2 * rows * (length + 1), "memory": 16 * rows * (length + 1)}
+
+
+@wrong_attempt("batch_bytes", says="the last one's target")
+def a_token_too_few(rows, length):
+    return {"disk": 2 * rows * length, "memory": 16 * rows * length}
+
+
+@wrong_attempt("batch_bytes", says="embeddings and losses want int64")
+def stays_uint16(rows, length):
+    return {"disk": 2 * rows * (length + 1), "memory": 4 * rows * length}
+
+
+@wrong_attempt("step_ms", says="one step ahead")
+def never_beside(data, copy, compute, prefetch, pinned):
+    return max(data, copy + compute) if prefetch else data + copy + compute
+
+
+@wrong_attempt("step_ms", says="Nothing runs beside anything without a thread")
+def always_behind(data, copy, compute, prefetch, pinned):
+    return max(data, copy, compute) if pinned else max(data, copy + compute)
+
+
+@wrong_attempt("read_tokens", says="bytes are read or copied")
+def whole_file_for_the_magic(path, first, last):
+    if np.frombuffer(path.read_bytes(), dtype="<i4", count=1)[0] != 20240520:
+        raise ValueError(path)
+    return np.memmap(path, dtype="<u2", mode="r", offset=1024)[first:last]
+
+
+@wrong_attempt("read_tokens", says="writes into the shard")
+def numpys_default_mode(path, first, last):
+    _checked(path)
+    return np.memmap(path, dtype="<u2", offset=1024)[first:last]
+
+
+@wrong_attempt("read_tokens", says="another magic number, and version 1")
+def version_alone(path, first, last):
+    if np.fromfile(path, dtype="<i4", count=2)[1] != 1:
+        raise ValueError(path)
+    return np.memmap(path, dtype="<u2", mode="r", offset=1024)[first:last]
+
+
+def _all_rows(stream, length, start, count):
+    rows = torch.stack([stream[r * length : (r + 1) * length + 1] for r in range(count)])
+    rows[:, 0] = start
+    return rows[:, :-1], rows[:, 1:]
+
+
+@wrong_attempt("cut_rows", says="stack expects each tensor to be equal size")
+def one_row_too_many(stream, length, start):
+    return _all_rows(stream, length, start, len(stream) // length)
+
+
+@wrong_attempt("cut_rows", says="is due")
+def last_row_lost(stream, length, start):
+    return _all_rows(stream, length, start, len(range(0, len(stream) - length - 1, length)))
+
+
+@wrong_attempt("cut_rows", says="int64 is asked for")
+def int32_inputs(stream, length, start):
+    inputs, targets = _all_rows(stream, length, start, (len(stream) - 1) // length)
+    return inputs.int(), targets
+
+
+@wrong_attempt("cut_rows", says="is a view of the stream")
+def targets_in_the_stream(stream, length, start):
+    count = (len(stream) - 1) // length
+    return _all_rows(stream, length, start, count)[0], stream[1 : count * length + 1].view(count, length)
+
+
+@wrong_attempt("document_mask", says="torch.bool")
+def numbers_for_a_mask(tokens, start):
+    document = (tokens == start).cumsum(-1)
+    return (document[:, None] == document[None, :]).tril().long()
+
+
+@wrong_attempt("document_mask", says="wrong way round")
+def upper_triangle(tokens, start):
+    document = (tokens == start).cumsum(-1)
+    return (document[:, None] == document[None, :]).triu()
+
+
+@wrong_attempt("batch_rows", says="in the order of the file")
+def never_shuffled(step, rank, world_size, global_batch, rows_per_epoch, shuffled):
+    size = global_batch // world_size
+    return [(step * global_batch + rank * size + i) % rows_per_epoch for i in range(size)]

@@ -2,7 +2,8 @@
 
 import torch
 
-from lessons.checking import Wrong, expect, expect_numbers
+from lessons.cases import formula, generated, st
+from lessons.checking import Wrong, expect, expect_numbers, expect_tensor
 
 
 def _tables(length, channels, base, dtype=torch.float32):
@@ -23,41 +24,69 @@ def _same(a, b):
 
 
 def tables(theirs):
-    length, channels, base = 50, 8, 1024.0
+    _table(theirs, 50, 8, 1024.0)
+    for length, channels, base in ((5000, 8, 10_000.0), (300, 128, 1024.0), (4, 2, 100.0), (1, 6, 100.0)):
+        _table(theirs, length, channels, base)
+    generated(
+        lambda length, pairs, base: _table(theirs, length, 2 * pairs, base), most=30,
+        length=st.integers(1, 3000), pairs=st.integers(1, 40), base=st.sampled_from([100.0, 1024.0, 500_000.0]),
+    )  # fmt: skip
+
+
+def _table(theirs, length, channels, base):
+    where = f"With {length} positions, {channels} channels and base {base:g}: "
     found = theirs(length, channels, base)
     expect(isinstance(found, tuple) and len(found) == 2, "Two tensors are asked for: (cos, sin).")
     cos, sin = found
+    expect(isinstance(cos, torch.Tensor) and isinstance(sin, torch.Tensor), "Two tensors are asked for: (cos, sin).")
     right = _tables(length, channels, base)
     shape = tuple(cos.shape)
     expect(
-        shape != (length, channels),
+        shape != (length, channels) or channels == 2 * length,
         f"Your table has {channels} columns, one per channel. A pair of channels has one angle: channels / 2 columns.",
     )
     expect(shape == tuple(sin.shape) == (length, channels // 2), f"Your table is {shape}, not [length, channels / 2].")
-    if _same(cos, right[0]) and _same(sin, right[1]):
+    for what, mine in (("cosine", cos), ("sine", sin)):
+        expect(mine.dtype == torch.float32, f"{where}your {what} is in {mine.dtype}; float32 is asked for.")
+        expect(bool(mine.isfinite().all()), f"{where}there are nan in your {what}.")
+    if _near(cos, right[0]) and _near(sin, right[1]):
         return
+    if length > 256 and _near(cos[:200], right[0][:200]):
+        first = int(((cos - right[0]).abs().amax(-1) > 2e-3).nonzero()[0, 0])
+        raise Wrong(
+            f"{where}from position {first} on your table is off by up to {(cos - right[0]).abs().max().item():.2f}: "
+            "positions or angles are rounded (bfloat16 counts exactly to 256 only). Compute them in float32."
+        )
     if _same(cos, right[1]) and _same(sin, right[0]):
         raise Wrong("Cosine and sine are exchanged.")
     if torch.allclose(cos[0], torch.cos(base ** -torch.linspace(0, 1, channels // 2)), atol=1e-4):
         raise Wrong("Your positions count from 1. The first token's is 0: it is not turned at all.")
     if cos.isnan().any() or (cos[1] - torch.cos(base ** torch.linspace(0, 1, channels // 2))).abs().max() < 1e-3:
         raise Wrong("Your frequencies rise from 1 to base. They fall, from 1 to 1/base: the exponent is negative.")
-    slowest = sin[1, -1].asin().item()
-    raise Wrong(f"Your slowest pair turns by {slowest:.3g} per token, and should by 1/base = {1 / base:.3g}.")
+    slowest = sin[min(1, length - 1), -1].asin().item()
+    raise Wrong(f"{where}your slowest pair turns by {slowest:.3g} per token, and should by 1/base = {1 / base:.3g}.")
+
+
+def _near(a, b):
+    return bool(torch.allclose(a, b, atol=2e-3, rtol=0))
 
 
 def rotate(theirs):
     x = torch.randn(2, 5, 3, 8, generator=torch.Generator().manual_seed(0))
     cos, sin = _tables(5, 8, 100.0)
     try:
-        found = theirs(x.clone(), cos, sin)
+        found = theirs(x, cos, sin)
     except NotImplementedError:
         raise
     except RuntimeError as error:
         raise Wrong(f"{error}. The tables are [time, pairs]; x has an axis of heads between: cos[:, None].") from error
-    expect(found.shape == x.shape, f"Your result is {tuple(found.shape)} for x of {tuple(x.shape)}.")
+    expect_tensor(found, x)
     right = _rotated(x, cos, sin)
     if _same(found, right):
+        generated(
+            lambda shape, turned: _rotates(theirs, shape, turned), most=30,
+            shape=st.tuples(*(st.integers(1, 4) for _ in range(4))), turned=st.booleans(),
+        )  # fmt: skip
         return
     if _same(found, _rotated(x, cos, -sin)):
         raise Wrong("You turn the other way round: (a·cos + b·sin, −a·sin + b·cos) is a rotation by minus the angle.")
@@ -71,18 +100,47 @@ def rotate(theirs):
     raise Wrong(f"Lengths are kept, but the result is up to {(found - right).abs().max().item():.2g} away.")
 
 
+def _rotates(theirs, shape, turned):
+    """Any sizes, in memory also by heads; cos and sin are of any table."""
+    rows, time, heads, pairs = shape
+    generator = torch.Generator().manual_seed(rows)
+    x = torch.randn(rows, time, heads, 2 * pairs, generator=generator)
+    if turned:
+        x = x.transpose(1, 2).contiguous().transpose(1, 2)
+    angles = torch.randn(time, pairs, generator=generator)
+    where = f"With x of {list(x.shape)}{', a view of [batch, heads, time, channels]' if turned else ''}: "
+    found = theirs(x, angles.cos(), angles.sin())
+    expect_tensor(found, x, where)
+    expect(_same(found, _rotated(x, angles.cos(), angles.sin())), f"{where}your result is another.")
+
+
 def rotations(theirs):
     cos, sin = _tables(6, 8, 100.0)
     for seed in range(4):
         q = torch.randn(1, 6, 2, 8, generator=torch.Generator().manual_seed(seed))
         turned = q
         for right in range(3):
-            found = theirs(q.clone(), turned.clone(), cos, sin)
-            expect(isinstance(found, int), f"Your function returned {found!r}; 0, 1 or 2 is asked for.")
+            found = theirs(q, turned, cos, sin)
+            whole = isinstance(found, int) and not isinstance(found, bool)
+            expect(whole, f"Your function returned {found!r}; 0, 1 or 2 is asked for.")
             if found != right:
                 hint = "Its length tells nothing: rotations keep lengths. " if isinstance(found, int) else ""
                 raise Wrong(f"This q was rotated {right} times, and you say {found}. {hint}Compare vectors.")
             turned = _rotated(turned, cos, sin)
+    generated(
+        lambda right, shape, seed: _counts(theirs, right, shape, seed), most=40,
+        right=st.integers(0, 2), shape=st.tuples(*(st.integers(1, 3) for _ in range(4))), seed=st.integers(0, 99),
+    )  # fmt: skip
+
+
+def _counts(theirs, right, shape, seed):
+    rows, time, heads, pairs = shape
+    cos, sin = _tables(time + 1, 2 * pairs, 100.0)
+    q = turned = torch.randn(rows, time + 1, heads, 2 * pairs, generator=torch.Generator().manual_seed(seed))
+    for _ in range(right):
+        turned = _rotated(turned, cos, sin)
+    found = theirs(q, turned, cos, sin)
+    expect(found == right, f"A q of {list(q.shape)} was rotated {right} times, and you say {found}. Compare vectors.")
 
 
 def table_bytes(theirs):
@@ -101,3 +159,11 @@ def table_bytes(theirs):
     right = {"shared": 2 * one, "per layer": 2 * one * layers}
     what = f"{length} positions, {channels} channels a head, {layers} layers, in bytes"
     expect_numbers(theirs(length, channels, layers), right, what, mistakes)
+    generated(
+        lambda length, pairs, layers: expect_numbers(
+            theirs(length, 2 * pairs, layers),
+            {"shared": length * pairs * (4 + 4), "per layer": layers * length * pairs * (4 + 4)},
+            f"{length} positions, {2 * pairs} channels a head, {layers} layers, in bytes", {},
+        ),
+        length=st.integers(1, 9999), pairs=st.integers(1, 99), layers=st.integers(1, 99),
+    )  # fmt: skip

@@ -78,3 +78,58 @@ def full_width(length, channels, layers):
 @wrong_attempt("table_bytes", says="each layer has its own")
 def always_shared(length, channels, layers):
     return {"shared": 4 * length * channels, "per layer": 4 * length * channels}
+
+
+@wrong_attempt("tables", says="bfloat16 counts exactly to 256")
+def positions_in_bfloat16(length, channels, base):
+    frequencies = base ** -torch.linspace(0, 1, channels // 2)
+    angles = torch.arange(length).bfloat16()[:, None].float() * frequencies
+    return angles.cos(), angles.sin()
+
+
+@wrong_attempt("tables", says="float32 is asked for")
+def in_float64(length, channels, base):
+    frequencies = base ** -torch.linspace(0, 1, channels // 2, dtype=torch.float64)
+    angles = torch.arange(length)[:, None] * frequencies
+    return angles.cos(), angles.sin()
+
+
+@wrong_attempt("tables", says="nan")
+def divided_by_pairs_less_one(length, channels, base):
+    pairs = channels // 2
+    frequencies = base ** -(torch.arange(pairs) / torch.tensor(pairs - 1.0))
+    angles = torch.arange(length)[:, None] * frequencies
+    return angles.cos(), angles.sin()
+
+
+@wrong_attempt("rotate", says="Your function has changed `x`")
+def in_place(x, cos, sin):
+    turned = _rotate(x, cos, sin)
+    x.zero_()
+    return turned
+
+
+@wrong_attempt("rotations", says="0, 1 or 2 is asked for")
+def a_tensor(q, q_rotated, cos, sin):
+    return torch.tensor(int(not torch.equal(q, q_rotated)))
+
+
+@wrong_attempt("rotations", says="rotated 1 times, and you say 2")
+def never_once(q, q_rotated, cos, sin):
+    return 0 if torch.equal(q, q_rotated) else 2
+
+
+@wrong_attempt("rotations", says="rotated 0 times, and you say 1")
+def from_one_on(q, q_rotated, cos, sin):
+    once = _rotate(q, cos, sin)
+    return 1 if (q - q_rotated).norm() < 1e-3 or (once - q_rotated).norm() < 1e-3 else 2
+
+
+@wrong_attempt("table_bytes", says="counts elements")
+def elements(length, channels, layers):
+    return {"shared": length * channels, "per layer": length * channels * layers}
+
+
+@wrong_attempt("table_bytes", says="half of it")
+def sixteen_bits(length, channels, layers):
+    return {"shared": 4 * length * channels, "per layer": 2 * length * channels * layers}

@@ -15,9 +15,9 @@ import hypothesis
 import torch
 import torch.distributed as dist
 from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
 from hypothesis.configuration import set_hypothesis_home_dir
 from hypothesis.errors import Flaky
-from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from lessons.checking import expect_number, expect_numbers

@@ -38,12 +38,14 @@ class Largest(TorchDispatchMode):
         super().__init__()
         self.elements = self.live_bytes = self.alive = 0
         self.shapes: list[tuple[int, ...]] = []
+        self.dtypes: set[torch.dtype] = set()
         self._storages: dict[int, int] = {}
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         older = {part.untyped_storage().data_ptr() for part in _tensors((args, kwargs))}
         result = function(*args, **(kwargs or {}))
         for tensor in _tensors(result):
+            self.dtypes.add(tensor.dtype)
             storage = tensor.untyped_storage()
             if storage.data_ptr() in older or storage.data_ptr() in self._storages:
                 continue

@@ -2,7 +2,7 @@
 
 import torch
 
-from lessons.cases import formula, generated, st
+from lessons.cases import generated, st
 from lessons.checking import Wrong, expect, expect_numbers, expect_tensor
 
 

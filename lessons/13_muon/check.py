@@ -3,7 +3,10 @@
 import torch
 import torch.distributed as dist
 
-from lessons.checking import Wrong, expect, expect_number, expect_numbers
+from lessons.cases import generated, st
+from lessons.checking import Wrong, expect, expect_number, expect_numbers, expect_tensor
+from lessons.meters import Counted, Largest
+from strategies.ledger.wire import Meter
 
 QUINTIC = (3.4445, -4.7750, 2.0315)
 
@@ -35,13 +38,14 @@ def _tensor(found, like):
     if found.shape != like.shape and found.shape == like.T.shape:
         raise Wrong(f"Your result is transposed: {tuple(found.shape)} for a matrix of {tuple(like.shape)}.")
     expect(found.shape == like.shape, f"Your result is {tuple(found.shape)} for a matrix of {tuple(like.shape)}.")
+    expect_tensor(found, like)
 
 
 def orthogonal(theirs):
-    for rows, columns in ((6, 6), (8, 3), (3, 8)):
-        matrix = _matrix(rows, columns)
+    for rows, columns, size in ((6, 6, 1.0), (8, 3, 1.0), (3, 8, 1.0), (5, 4, 1e-4), (4, 5, 1e-6), (4, 4, 1e4)):
+        matrix = size * _matrix(rows, columns)
         try:
-            found = theirs(matrix.clone())
+            found = theirs(matrix)
         except NotImplementedError:
             raise
         except RuntimeError as error:
@@ -57,6 +61,11 @@ def orthogonal(theirs):
         if _same(found, matrix):
             raise Wrong("That is the gradient itself, put together again: the singular values S have to go.")
         values = torch.linalg.svdvals(found)
+        if size < 1 and not _same(values, torch.ones_like(values)):
+            raise Wrong(
+                f"With a gradient of about {size:g} your singular values go from {values.min():.2f} to "
+                f"{values.max():.2f}; all have to be one, however small the gradient is. Leave S out; divide by nothing."
+            )
         if _same(found / found.norm(), matrix / matrix.norm()):
             raise Wrong(
                 f"That is the gradient, scaled. Its singular values still differ, {values.min():.2f} to "
@@ -66,17 +75,44 @@ def orthogonal(theirs):
             f"With {rows} × {columns}: your singular values go from {values.min():.2f} to {values.max():.2f}, and the "
             f"result is {(found - _svd(matrix)).norm() / _svd(matrix).norm():.0%} away from U·Vᵀ."
         )
+    generated(
+        lambda rows, columns, seed: _orthogonal(theirs, rows, columns, seed), most=30,
+        rows=st.integers(1, 9), columns=st.integers(1, 9), seed=st.integers(0, 99),
+    )  # fmt: skip
+
+
+def _orthogonal(theirs, rows, columns, seed):
+    """Whose Gram matrix is the identity, and whose product with the gradient is symmetric: no SVD."""
+    matrix = torch.randn(columns, rows, generator=torch.Generator().manual_seed(seed)).T  # in memory by columns
+    found = theirs(matrix)
+    _tensor(found, matrix)
+    gram = found @ found.T if rows <= columns else found.T @ found
+    product = found @ matrix.T if rows <= columns else found.T @ matrix
+    right = _same(gram, torch.eye(len(gram))) and _same(product, product.T, 5e-3)
+    expect(right, f"With {rows} × {columns} (stored by columns) your result is not the nearest orthogonal matrix.")
 
 
 def newton_schulz(theirs):
-    for rows, columns in ((6, 10), (10, 6)):
-        matrix = 30 * _matrix(rows, columns)
+    for rows, columns, size in ((6, 10, 30.0), (10, 6, 30.0), (6, 10, 1e-2), (10, 6, 1e-5)):
+        matrix = size * _matrix(rows, columns)
         for steps in (1, 3, 5):
-            found = theirs(matrix.clone(), steps)
+            with Largest() as memory:
+                found = theirs(matrix, steps)
             _tensor(found, matrix)
             right = _iterated(matrix, steps)
             if _same(found, right):
+                _on_the_smaller_side(memory, rows, columns)
                 continue
+            if size < 1:
+                raise Wrong(
+                    f"With a gradient of about {size:g} your result is {(found - right).norm() / right.norm():.1%} "
+                    "away: what is added to the norm is not small beside it. Divide by the norm itself."
+                )
+            if _same(found, right, 0.1) and _same(found, _iterated(matrix.bfloat16(), steps).float(), 3e-2):
+                raise Wrong(
+                    f"After {steps} steps your result is {(found - right).norm() / right.norm():.1%} away: something is "
+                    "computed in fewer bits (bfloat16?). All in float32."
+                )
             if not found.isfinite().all() or found.abs().max() > 100:
                 raise Wrong(
                     "It explodes: the polynomial is made for singular values of at most one. Divide by the Frobenius "
@@ -98,6 +134,31 @@ def newton_schulz(theirs):
                 f"{values.min():.2f} to {values.max():.2f}; yours go from {torch.linalg.svdvals(found).min():.2f} to "
                 f"{torch.linalg.svdvals(found).max():.2f}."
             )
+    generated(
+        lambda rows, columns, steps, size: _schulz(theirs, rows, columns, steps, size), most=30,
+        rows=st.integers(1, 9), columns=st.integers(1, 9), steps=st.integers(0, 6),
+        size=st.sampled_from([1.0, 1e-3, 1e3]),
+    )  # fmt: skip
+
+
+def _on_the_smaller_side(memory, rows, columns):
+    """A tall matrix is transposed first (or multiplied on its other side)."""
+    most = max(rows * columns, min(rows, columns) ** 2)
+    expect(
+        memory.elements <= most,
+        f"Right, but for {rows} × {columns} you make a matrix of {memory.elements} elements, {rows} × {rows}: transpose a "
+        "tall matrix first, so that A is the smaller of the two products (and the result back).",
+    )
+
+
+def _schulz(theirs, rows, columns, steps, size):
+    matrix = size * _matrix(columns, rows, seed=steps).T
+    found = theirs(matrix, steps)
+    _tensor(found, matrix)
+    right = _iterated(matrix, steps)
+    off = ((found - right).norm() / right.norm()).item()
+    where = f"With {rows} × {columns} (stored by columns) of about {size:g} and {steps} steps "
+    expect(off < 5e-3, f"{where}your result is {off:.1%} away.")
 
 
 def _cubic(matrix, steps):
@@ -123,6 +184,12 @@ def uses_muon(theirs):
             "The head makes logits: each row belongs to one token, and how long it is says how frequent the token is.",
         ),
         "blocks.0.norm.weight": ((768,), False, "A vector has no singular vectors to keep; it needs a matrix."),
+        "norm.weight": ((768,), False, "It is a vector, and in no block."),
+        "blocks.7.attention.gate.weight": ((12, 768), True, "It is a matrix inside a block: what Muon is for."),
+        "blocks.2.mlp.up.bias": ((3072,), False, "A bias is a vector; it needs a matrix."),
+        "blocks.4.scale": ((), False, "One number has no singular vectors to keep; it needs a matrix."),
+        "blocks.4.experts.up": ((8, 64, 64), False, "That has three dimensions: it is no matrix."),
+        "memory_blocks.weight": ((64, 64), False, 'Only what begins with "blocks." is in a block.'),
     }
     for name, (shape, right, why) in cases.items():
         found = theirs(name, shape)
@@ -132,34 +199,59 @@ def uses_muon(theirs):
 
 @torch.no_grad()
 def muon_step(theirs):
-    lr, mu = 0.1, 0.9
     for rows, columns in ((4, 6), (9, 4)):
-        gradients = [_matrix(rows, columns, seed) for seed in (1, 2, 3)]
-        weight, buffer = _matrix(rows, columns), torch.zeros(rows, columns)
-        start = weight.clone()
+        _muon(theirs, rows, columns, 0.1, 0.9, steps=3)
+    generated(
+        lambda rows, columns, lr, mu, steps: _muon(theirs, rows, columns, lr, mu, steps), most=30,
+        rows=st.integers(1, 6), columns=st.integers(1, 6), lr=st.sampled_from([0.1, 0.02]),
+        mu=st.sampled_from([0.9, 0.5, 0.0]), steps=st.integers(1, 3),
+    )  # fmt: skip
+
+
+def _muon(theirs, rows, columns, lr, mu, steps):
+    """Weight and buffer are views of flat buffers, as under every sharded strategy."""
+    gradients = [_matrix(rows, columns, seed) for seed in range(1, steps + 1)]
+    weight = torch.cat([torch.zeros(3), _matrix(rows, columns).flatten()])[3:].view(rows, columns)
+    buffer, start = torch.zeros(rows * columns + 2)[:-2].view(rows, columns), weight.clone()
+    calls = Counted(_svd)
+    for gradient in gradients:
+        theirs(weight, gradient, buffer, lr, mu, calls)
+    right, momentum = _trained(start, gradients, lr, mu)
+    shown = f"({rows} × {columns}, {steps} steps, momentum {mu:g})"
+    expect(
+        calls.calls == steps or not torch.equal(weight, start),
+        f"The weight has not changed {shown}: update it in place (sub_).",
+    )
+    if _same(weight, right) and _same(buffer, momentum):
+        expect(
+            calls.calls == steps,
+            f"Right, but orthogonalize was called {calls.calls} times in {steps} steps; it is what is dear: once a step.",
+        )
+        return
+    expect(not torch.equal(weight, start), "The weight has not changed: update it in place (sub_).")
+    if _same(weight, 2 * start - right):
+        raise Wrong("The weights go up where they should go down: weight − lr · …")
+    if not buffer.any():
+        raise Wrong("The buffer is still zero: the momentum has to stay in it, in place (lerp_ or mul_ and add_).")
+    if _same(buffer, _orthogonal_momentum(gradients, mu)) and not _same(buffer, momentum):
+        raise Wrong(
+            "You orthogonalise each gradient and then take the momentum of that. The momentum comes first: a sum "
+            "of orthogonal matrices is not orthogonal."
+        )
+    if not _same(buffer, momentum):
+        summed = torch.zeros_like(start)
         for gradient in gradients:
-            theirs(weight, gradient.clone(), buffer, lr, mu, _svd)
-        right, momentum = _trained(start, gradients, lr, mu)
-        if _same(weight, right) and _same(buffer, momentum):
-            continue
-        expect(not torch.equal(weight, start), "The weight has not changed: update it in place (sub_).")
-        shown = f"({rows} × {columns}, three steps)"
-        if _same(weight, 2 * start - right):
-            raise Wrong("The weights go up where they should go down: weight − lr · …")
-        if not buffer.any():
-            raise Wrong("The buffer is still zero: the momentum has to stay in it, in place (lerp_ or mul_ and add_).")
-        if _same(weight, _trained(start, gradients, lr, mu, nesterov=False)[0]):
-            raise Wrong(f"Nesterov's look-ahead is missing: you orthogonalise the buffer alone {shown}.")
-        if _same(weight, _trained(start, gradients, lr, mu, scaled=False)[0]):
-            raise Wrong(f"The factor √max(1, rows / columns) is missing: a tall matrix moves too little {shown}.")
-        if _same(buffer, _orthogonal_momentum(gradients, mu)):
+            summed = mu * summed + gradient
+        if _same(buffer, summed):
             raise Wrong(
-                "You orthogonalise each gradient and then take the momentum of that. The momentum comes first: a sum "
-                "of orthogonal matrices is not orthogonal."
+                f"Your buffer is μ·buffer + gradient: it grows to 1/(1 − μ) gradients. (1 − μ)·gradient is added {shown}."
             )
-        if not _same(buffer, momentum):
-            raise Wrong(f"The buffer is not the running mean of the gradients: μ·buffer + (1 − μ)·gradient {shown}.")
-        raise Wrong(f"The buffer is right; the weight is up to {(weight - right).abs().max():.2g} off {shown}.")
+        raise Wrong(f"The buffer is not the running mean of the gradients: μ·buffer + (1 − μ)·gradient {shown}.")
+    if _same(weight, _trained(start, gradients, lr, mu, nesterov=False)[0]):
+        raise Wrong(f"Nesterov's look-ahead is missing: you orthogonalise the buffer alone {shown}.")
+    if rows > columns and _same(weight, _trained(start, gradients, lr, mu, scaled=False)[0]):
+        raise Wrong(f"The factor √max(1, rows / columns) is missing: a tall matrix moves too little {shown}.")
+    raise Wrong(f"The buffer is right; the weight is up to {(weight - right).abs().max():.2g} off {shown}.")
 
 
 def _trained(start, gradients, lr, mu, nesterov=True, scaled=True):
@@ -195,11 +287,18 @@ def state_bytes(theirs):
     }
     right = {"adamw": 8 * (m + o), "muon": 4 * m + 8 * o}
     expect_numbers(theirs(m, o), right, f"{m:,} elements of block matrices and {o:,} others, in bytes", mistakes)
+    generated(
+        lambda m, o: expect_numbers(
+            theirs(m, o), {"adamw": (m + o) * (4 + 4), "muon": m * 4 + o * (4 + 4)},
+            f"{m} elements of block matrices and {o} others, in bytes", {},
+        ),
+        m=st.integers(0, 10**9), o=st.integers(0, 10**9),
+    )  # fmt: skip
 
 
 def exchange_bytes(theirs):
-    for world_size in (8, 4):
-        n = 64_000_000
+    for world_size in (6, 8, 4):
+        n = 144_000_000
         shard = 4 * n // world_size
         others = world_size - 1
         mistakes = {
@@ -221,21 +320,53 @@ def exchange_bytes(theirs):
         }
         right = {"all_gather": shard * others, "all_to_all": 2 * shard * others // world_size}
         found = theirs(n, world_size)
-        expect_numbers(found, right, f"{n:,} elements on {world_size} ranks, in bytes sent by a rank", mistakes)
+        expect_numbers(
+            found, right, f"{n:,} elements on {world_size} ranks, in bytes sent by a rank", mistakes, world_size
+        )
+    generated(
+        lambda pieces, world_size: expect_numbers(
+            theirs(pieces * world_size**2, world_size),
+            {"all_gather": (world_size - 1) * pieces * world_size * 4, "all_to_all": (world_size - 1) * pieces * 4 * 2},
+            f"{pieces * world_size**2} elements on {world_size} ranks, in bytes sent by a rank", {}, world_size,
+        ),
+        pieces=st.integers(1, 10**6), world_size=st.integers(1, 16),
+    )  # fmt: skip
     expect_number(theirs(n, 1)["all_to_all"], 0, "one rank")
 
 
 def sharded_update(theirs):
     rank, world_size = dist.get_rank(), dist.get_world_size()
-    whole = _matrix(4 * world_size, 6)
+    _update(theirs, rank, world_size, 4, 6, _svd)
+    # rows that know of their place, so that none can be exchanged or left out
+    generated(
+        lambda rows, columns, by_columns: _update(theirs, rank, world_size, rows, columns, _numbered, by_columns),
+        most=12, rows=st.integers(1, 4), columns=st.integers(1, 5), by_columns=st.booleans(),
+    )  # fmt: skip
+
+
+def _numbered(matrix):
+    return matrix.cumsum(0) + torch.arange(len(matrix))[:, None]
+
+
+def _update(theirs, rank, world_size, rows, columns, function, by_columns=False):
+    whole = _matrix(rows * world_size, columns)
     shard = whole.chunk(world_size)[rank].clone()
-    found = theirs(shard.clone(), _svd)
-    result = _svd(whole)
+    if by_columns:
+        shard = shard.T.contiguous().T
+    with Meter() as meter:
+        found = theirs(shard, function)
+    result = function(whole)
     right = result.chunk(world_size)[rank]
     _shape(found, shard, result)
     if _same(found, right):
+        sent, most = sum(line.ring_bytes for line in meter.lines()), 2 * 4 * whole.numel()
+        expect(
+            sent <= most,
+            f"Right, but a rank sends {sent:.0f} bytes for a matrix of {4 * whole.numel()}: an all-gather does it, "
+            "or to an owner and back.",
+        )
         return
-    if _same(found, _svd(shard)):
+    if _same(found, function(shard)):
         raise Wrong(
             f"You orthogonalise the shard by itself. It has singular vectors of its own; the result is "
             f"{(found - right).norm() / right.norm():.0%} away from this rank's rows of the whole matrix's."
@@ -243,9 +374,11 @@ def sharded_update(theirs):
     for other in range(world_size):
         if _same(found, result.chunk(world_size)[other]):
             raise Wrong(f"Those are rank {other}'s rows of the right matrix, not rank {rank}'s.")
-    if _same(found, _svd(sum(whole.chunk(world_size)))):
+    if _same(found, function(sum(whole.chunk(world_size)))):
         raise Wrong("You add the shards up. They are different rows of one matrix: put them one below the other.")
-    raise Wrong(f"Your rows are {(found - right).norm() / right.norm():.0%} away from the whole matrix's.")
+    how = ", the shard stored by columns" if by_columns else ""
+    off = (found - right).norm() / right.norm()
+    raise Wrong(f"With {rows} × {columns} a rank{how}, your rows are {off:.0%} away from the whole matrix's.")
 
 
 def _shape(found, shard, result):
@@ -253,3 +386,4 @@ def _shape(found, shard, result):
     if found.shape == result.shape:
         raise Wrong("You return the whole matrix. This rank holds, and updates, only its own rows: cut them out.")
     expect(found.shape == shard.shape, f"Your result is {tuple(found.shape)}, the shard {tuple(shard.shape)}.")
+    expect_tensor(found, shard)

@@ -17,7 +17,8 @@ def newton_schulz(gradient: Tensor, steps: int) -> Tensor:
     """Nearly the same by matrix products alone: X ← a·X + b·A·X + c·A²·X with A = X·Xᵀ, `steps` times.
 
     (a, b, c) = (3.4445, −4.7750, 2.0315), starting from X = gradient / ‖gradient‖, the Frobenius norm. gradient:
-    float32 [rows, columns], either may be larger, not zero. Returns the same shape. All in float32.
+    float32 [rows, columns], either may be larger, not zero. Returns the same shape. All in float32. A tall matrix is
+    transposed first, and its result back: A is the smaller of the two products.
     """
     raise NotImplementedError
 
@@ -41,8 +42,8 @@ def muon_step(
 ) -> None:
     """One step of Muon, in place on weight and buffer; all float32 [rows, columns]. Called under torch.no_grad().
 
-    buffer ← momentum · buffer + (1 − momentum) · gradient; look ahead (Nesterov) by mixing the gradient and the new
-    buffer in the same proportions; orthogonalize that; weight ← weight − lr · √max(1, rows / columns) · the result.
+    buffer ← momentum · buffer + (1 − momentum) · gradient; look ahead (Nesterov) with (1 − momentum) · gradient +
+    momentum · the new buffer; orthogonalize that, once; weight ← weight − lr · √max(1, rows / columns) · the result.
     """
     raise NotImplementedError
 

@@ -145,3 +145,129 @@ def summed(shard, orthogonalize):
 @wrong_attempt("sharded_update", says="rank 0's rows")
 def always_first(shard, orthogonalize):
     return orthogonalize(torch.cat(_gathered(shard))).chunk(dist.get_world_size())[0]
+
+
+@wrong_attempt("orthogonal", says="however small the gradient is")
+def small_values_vanish(gradient):
+    u, s, vh = torch.linalg.svd(gradient, full_matrices=False)
+    return u * (s / (s + 1e-3)) @ vh if s.max() < 1e-2 else u @ vh
+
+
+@wrong_attempt("orthogonal", says="put together again")
+def unchanged(gradient):
+    u, s, vh = torch.linalg.svd(gradient, full_matrices=False)
+    return u * s @ vh
+
+
+@wrong_attempt("orthogonal", says="Your function has changed `gradient`")
+def scaled_in_place(gradient):
+    gradient /= gradient.norm()
+    u, _, vh = torch.linalg.svd(gradient, full_matrices=False)
+    return u @ vh
+
+
+def _schulz(gradient, steps, norm):
+    tall = gradient.shape[0] > gradient.shape[1]
+    x = _iterate((gradient.T if tall else gradient) / norm(gradient), steps)
+    return x.T if tall else x
+
+
+@wrong_attempt("newton_schulz", says="what is added to the norm")
+def a_large_eps(gradient, steps):
+    return _schulz(gradient, steps, lambda matrix: matrix.norm() + 1e-2)
+
+
+@wrong_attempt("newton_schulz", says="All in float32")
+def in_bfloat16(gradient, steps):
+    return _schulz(gradient.bfloat16(), steps, lambda matrix: matrix.norm()).float()
+
+
+@wrong_attempt("newton_schulz", says="float32 is asked for")
+def left_in_bfloat16(gradient, steps):
+    return _schulz(gradient.bfloat16(), steps, lambda matrix: matrix.norm())
+
+
+@wrong_attempt("newton_schulz", says="transpose a tall matrix first")
+def the_larger_side(gradient, steps):
+    return _iterate(gradient / gradient.norm(), steps)
+
+
+@wrong_attempt("newton_schulz", says="Your function has changed `gradient`")
+def divided_in_place(gradient, steps):
+    gradient /= gradient.norm()
+    return _schulz(gradient, steps, lambda matrix: matrix.norm())
+
+
+@wrong_attempt("uses_muon", says="no matrix")
+def more_than_one_dimension(name, shape):
+    return name.startswith("blocks.") and len(shape) > 1
+
+
+@wrong_attempt("uses_muon", says='begins with "blocks."')
+def blocks_anywhere(name, shape):
+    return "blocks" in name and len(shape) == 2
+
+
+@wrong_attempt("uses_muon", says="True or False")
+def the_shape_itself(name, shape):
+    return name.startswith("blocks.") and shape[1:]
+
+
+@wrong_attempt("muon_step", says="Your function has changed `gradient`")
+def gradient_destroyed(weight, gradient, buffer, lr, momentum, orthogonalize):
+    buffer.lerp_(gradient, 1 - momentum)
+    update = orthogonalize(gradient.lerp_(buffer, momentum))
+    weight.sub_(lr * max(1, weight.shape[0] / weight.shape[1]) ** 0.5 * update)
+
+
+@wrong_attempt("muon_step", says="given `weight` another storage")
+def weight_replaced(weight, gradient, buffer, lr, momentum, orthogonalize):
+    buffer.lerp_(gradient, 1 - momentum)
+    update = orthogonalize(gradient.lerp(buffer, momentum))
+    weight.data = weight - lr * max(1, weight.shape[0] / weight.shape[1]) ** 0.5 * update
+
+
+@wrong_attempt("muon_step", says="once a step")
+def orthogonalised_twice(weight, gradient, buffer, lr, momentum, orthogonalize):
+    _step(weight, gradient, buffer, lr, momentum, lambda matrix: orthogonalize(orthogonalize(matrix)))
+
+
+@wrong_attempt("muon_step", says="grows to 1/(1 − μ) gradients")
+def plain_momentum(weight, gradient, buffer, lr, momentum, orthogonalize):
+    buffer.mul_(momentum).add_(gradient)
+    factor = max(1, weight.shape[0] / weight.shape[1]) ** 0.5
+    weight.sub_(lr * factor * orthogonalize(gradient.lerp(buffer, momentum)))
+
+
+@wrong_attempt("state_bytes", says="that is one")
+def one_moment(block_matrices, others):
+    return {"adamw": 4 * (block_matrices + others), "muon": 4 * block_matrices + 8 * others}
+
+
+@wrong_attempt("state_bytes", says="The two are exchanged")
+def exchanged(block_matrices, others):
+    return {"adamw": 8 * (block_matrices + others), "muon": 8 * block_matrices + 4 * others}
+
+
+@wrong_attempt("state_bytes", says="stay with AdamW have moments too")
+def muon_alone(block_matrices, others):
+    return {"adamw": 8 * (block_matrices + others), "muon": 4 * block_matrices}
+
+
+@wrong_attempt("exchange_bytes", says="of all 6 ranks together")
+def of_all_ranks(elements, world_size):
+    shard = 4 * elements // world_size
+    together = 2 * shard * (world_size - 1)
+    return {"all_gather": world_size * shard * (world_size - 1), "all_to_all": together}
+
+
+@wrong_attempt("exchange_bytes", says="goes to its owner alone")
+def everything_to_everybody(elements, world_size):
+    shard = 4 * elements // world_size
+    return {"all_gather": shard * (world_size - 1), "all_to_all": 2 * shard * (world_size - 1)}
+
+
+@wrong_attempt("sharded_update", says="Those are rank 1's rows")
+def turned_round(shard, orthogonalize):
+    whole = orthogonalize(torch.cat(_gathered(shard.contiguous())[::-1]))
+    return whole.chunk(dist.get_world_size())[dist.get_world_size() - 1 - dist.get_rank()]

@@ -2,6 +2,7 @@
 
 import math
 
+from lessons.cases import generated, st
 from lessons.checking import Wrong, expect, expect_numbers
 
 
@@ -17,7 +18,15 @@ def _curve(theirs, steps, *rest):
 
 
 def trapezoid(theirs):
-    for steps, warmup, decay in ((10, 0, 0.4), (20, 4, 0.5), (12, 3, 0.25), (8, 2, 0.0)):
+    for steps, warmup, decay in (
+        (10, 0, 0.4),
+        (20, 4, 0.5),
+        (12, 3, 0.25),
+        (8, 2, 0.0),
+        (10, 0, 0.29),
+        (11, 2, 0.33),
+        (9, 1, 0.4),
+    ):
         found = _curve(theirs, steps, warmup, decay)
         down = round(decay * steps)
         right = [
@@ -39,11 +48,34 @@ def trapezoid(theirs):
             if all(_close(found[step], (step - first) / down) for step in range(first, steps)):
                 raise Wrong(where + "the warm-down goes up.")
             share = [min(1.0, (steps - step) / (decay * (steps - warmup))) for step in range(warmup, steps)]
-            if all(map(_close, found[warmup:], share)):
+            if warmup and all(map(_close, found[warmup:], share)):
                 raise Wrong(where + "decay is a share of all steps, warm-up included.")
+            for message, length in {
+                "decay · steps is rounded to the nearest whole number of steps, not cut off (int).": int(decay * steps),
+                "the warm-down has a whole number of steps: round(decay · steps).": decay * steps,
+                "decay · steps is rounded to the nearest, not up.": math.ceil(decay * steps),
+            }.items():
+                other = [min(1.0, (steps - step) / length) if length else 1.0 for step in range(warmup, steps)]
+                if all(map(_close, found[warmup:], other)):
+                    raise Wrong(where + message)
             half = 0.5 * (1 + math.cos(math.pi * (1 / down)))
             if down > 2 and _close(found[first + 1], half):
                 raise Wrong(where + "the warm-down is a cosine; a line is asked for.")
+        _first_difference(found, right, where)
+    generated(
+        lambda steps, share, decay: _line(theirs, steps, int(share * steps * (1 - decay)), decay), most=100,
+        steps=st.integers(1, 40), share=st.sampled_from([0.0, 0.2, 0.5]), decay=st.floats(0, 1),
+    )  # fmt: skip
+
+
+def _line(theirs, steps, warmup, decay):
+    """The smallest of three lines."""
+    down = round(decay * steps)
+    warmup = min(warmup, steps - down)
+    where = f"With {steps} steps, warm-up {warmup}, decay {decay}: "
+    right = [min((s + 1) / (warmup + 1), 1.0, (steps - s) / max(down, 1e-9)) for s in range(steps)]
+    found = _curve(theirs, steps, warmup, decay)
+    if not all(map(_close, found, right)):
         _first_difference(found, right, where)
 
 
@@ -69,6 +101,12 @@ def _first_difference(found, right, where):
 def cosine(theirs):
     for steps, warmup, final in ((10, 0, 0.0), (20, 4, 0.1), (9, 3, 0.5)):
         _cosine(_curve(theirs, steps, warmup, final), steps, warmup, final)
+    generated(
+        lambda steps, share, final: _cosine(
+            _curve(theirs, steps, int(share * steps), final), steps, int(share * steps), final
+        ),
+        steps=st.integers(1, 40), share=st.sampled_from([0.0, 0.2, 0.5, 0.9]), final=st.floats(0, 1),
+    )  # fmt: skip
 
 
 def _cosine(found, steps, warmup, final):
@@ -127,6 +165,15 @@ def mean_multiplier(theirs):
         }
         right = {"constant": 1 - w / 2, "trapezoid": 1 - w / 2 - d / 2, "cosine": 0.5}
         expect_numbers(theirs(w, d), right, f"warm-up {w:.0%} and decay {d:.0%} of the run", mistakes)
+    shares = st.integers(0, 50).map(lambda n: n / 100)
+    generated(lambda w, d: _means(theirs, w, d), w=shares, d=shares)
+
+
+def _means(theirs, w, d):
+    """Areas: of rectangles and triangles."""
+    flat = (1 - w) + w / 2
+    right = {"constant": flat, "trapezoid": flat - d + d / 2, "cosine": w / 2 + (1 - w) / 2}
+    expect_numbers(theirs(w, d), right, f"warm-up {w} and decay {d} of the run", {})
 
 
 def branch_steps(theirs):
@@ -148,7 +195,16 @@ def branch_steps(theirs):
             },
         }
         right = {"cosine": together, "trapezoid": (1 - d) * longest + d * together}
-        expect_numbers(theirs(list(budgets), d), right, f"budgets {budgets} and decay {d}, in steps", mistakes)
+        expect_numbers(theirs(budgets, d), right, f"budgets {budgets} and decay {d}, in steps", mistakes)
+    generated(
+        lambda budgets, d: _branches(theirs, budgets, d / 100),
+        budgets=st.lists(st.integers(1, 10_000), min_size=1, max_size=5, unique=True), d=st.integers(0, 100),
+    )  # fmt: skip
+
+
+def _branches(theirs, budgets, d):
+    right = {"cosine": sum(budgets), "trapezoid": max(budgets) - d * max(budgets) + sum(d * b for b in budgets)}
+    expect_numbers(theirs(budgets, d), right, f"budgets {budgets} and decay {d}, in steps", {})
 
 
 def compare_runs(theirs):
@@ -162,7 +218,7 @@ def compare_runs(theirs):
         average = sum(differences) / n
         squares = sum((d - average) ** 2 for d in differences)
         right = average, math.sqrt(squares / (n - 1) / n)
-        found = theirs(dict(baseline), dict(other))
+        found = theirs(baseline, other)
         where = f"For {baseline} and {other} you say {found}. "
         expect(
             isinstance(found, tuple) and len(found) == 2,
@@ -188,6 +244,26 @@ def compare_runs(theirs):
         }.items():
             expect(not _close(found[1], value), where + message)
         raise Wrong(where + f"The mean is right; the standard error is {right[1]:.6f}.")
+    generated(
+        lambda runs, turn: _compared(theirs, runs, turn), turn=st.booleans(),
+        runs=st.dictionaries(
+            st.integers(0, 99), st.tuples(st.integers(10, 40), st.integers(10, 40)), min_size=2, max_size=6
+        ),
+    )  # fmt: skip
+
+
+def _compared(theirs, runs, turn):
+    baseline = {seed: a / 10 for seed, (a, _) in runs.items()}
+    other = {seed: runs[seed][1] / 10 for seed in sorted(runs, reverse=turn)}
+    n, differences = len(runs), [(b - a) / 10 for a, b in runs.values()]
+    average = sum(differences) / n
+    squares = sum(d * d for d in differences) - n * average**2
+    right = average, math.sqrt(max(0.0, squares) / (n * (n - 1)))
+    found = theirs(baseline, other)
+    same = isinstance(found, tuple) and len(found) == 2 and all(
+        math.isclose(a, b, rel_tol=1e-5, abs_tol=1e-6) for a, b in zip(found, right, strict=True)
+    )  # fmt: skip
+    expect(same, f"For {baseline} and {other} you say {found}; it is {right}.")
 
 
 def _variance(values):
@@ -208,7 +284,7 @@ def spikes(theirs):
         ("noise at the very start", [9.0, 3.0, 2.9, 3.02, 2.88, 2.95, 2.9, 2.86, 2.93], []),
     ]
     for what, losses, right in cases:
-        found = theirs(list(losses), 6, 8.0)
+        found = theirs(losses, 6, 8.0)
         expect(isinstance(found, list), f"Your function returned {found!r}; a list of steps is asked for.")
         if found == right:
             continue
@@ -229,3 +305,27 @@ def spikes(theirs):
         if found == [step - 1 for step in right] or found == [step + 1 for step in right]:
             raise Wrong(where + "The steps are off by one: they count from 0.")
         raise Wrong(where.strip())
+    generated(
+        lambda losses, window, factor: _spiked(theirs, losses, window, factor), most=150,
+        losses=st.lists(st.sampled_from([1.0, 2.0, 3.0, 5.0, 9.0, math.nan]), max_size=9), window=st.integers(1, 5),
+        factor=st.sampled_from([0.5, 1.0, 2.0]),
+    )  # fmt: skip
+
+
+def _middle(values):
+    ordered = sorted(values)
+    half = len(ordered) // 2
+    return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
+
+
+def _spiked(theirs, losses, window, factor):
+    right = []
+    for step in range(window, len(losses)):
+        before = [loss for loss in losses[step - window : step] if loss == loss]
+        if not before:
+            return  # no median: not asked for
+        limit = _middle(before) + factor * _middle([abs(loss - _middle(before)) for loss in before])
+        if not losses[step] <= limit:
+            right.append(step)
+    found = theirs(losses, window, factor)
+    expect(found == right, f"For {losses}, window {window}, factor {factor:g} you say {found}; it is {right}.")

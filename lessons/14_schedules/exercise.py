@@ -4,15 +4,15 @@
 def trapezoid(step: int, steps: int, warmup: int, decay: float) -> float:
     """The factor on the peak learning rate at `step` (0 … steps − 1) of a run of `steps`.
 
-    `warmup` steps of a line from zero, which would be reached at step −1, to one, reached at step `warmup`. Then one.
-    Over the last round(decay · steps) steps a line that starts from one and would reach zero at `steps`: no step has a
-    rate of zero.
+    Three parts. The first `warmup` steps lie on a line: it is zero at step −1 and one at step `warmup`. Then the factor is
+    one. The last round(decay · steps) steps lie on a line down: one at the first of them, zero at step `steps`, which is no
+    longer made. So no step has a rate of zero. Warm-up and warm-down do not overlap.
     """
     raise NotImplementedError
 
 
 def cosine(step: int, steps: int, warmup: int, final: float) -> float:
-    """The same with half a cosine: one at step `warmup`, and `final` where `steps` would be. Warm-up as above."""
+    """The same with half a cosine: one at step `warmup`, `final` at step `steps` (no longer made). Warm-up as above."""
     raise NotImplementedError
 
 
@@ -45,6 +45,6 @@ def spikes(losses: list[float], window: int, factor: float) -> list[int]:
     """The steps (from 0) whose loss is out of line, of those that have `window` losses before them.
 
     Out of line: nan; or above the median of the `window` losses before by more than `factor` times their median
-    absolute deviation from that median. Losses that are nan are left out of medians.
+    absolute deviation from that median. Losses that are nan are left out of medians; some loss of a window is none.
     """
     raise NotImplementedError

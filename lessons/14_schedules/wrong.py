@@ -117,3 +117,106 @@ def both_ways(losses, window, factor):
         if not abs(losses[step] - middle) <= factor * median(abs(loss - middle) for loss in before):
             found.append(step)
     return found
+
+
+def _down(step, steps, warmup, down):
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    return min(1.0, (steps - step) / down) if down else 1.0
+
+
+@wrong_attempt("trapezoid", says="not cut off")
+def cut_off(step, steps, warmup, decay):
+    return _down(step, steps, warmup, int(decay * steps))
+
+
+@wrong_attempt("trapezoid", says="a whole number of steps")
+def never_rounded(step, steps, warmup, decay):
+    return _down(step, steps, warmup, decay * steps)
+
+
+@wrong_attempt("trapezoid", says="warm-up included")
+def share_of_the_rest(step, steps, warmup, decay):
+    return _down(step, steps, warmup, decay * (steps - warmup))
+
+
+@wrong_attempt("cosine", says="Half of one is asked for")
+def whole_period(step, steps, warmup, final):
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    return final + (1 - final) * 0.5 * (1 + math.cos(2 * math.pi * (step - warmup) / (steps - warmup)))
+
+
+@wrong_attempt("cosine", says="never ends at `final`")
+def down_to_zero(step, steps, warmup, final):
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
+
+
+def _mean(warmup, decay, **other):
+    right = {"constant": 1 - warmup / 2, "trapezoid": 1 - warmup / 2 - decay / 2, "cosine": 0.5}
+    return {**right, **other}
+
+
+@wrong_attempt("mean_multiplier", says="The warm-down is missing")
+def no_warm_down(warmup, decay):
+    return _mean(warmup, decay, trapezoid=1 - warmup / 2)
+
+
+@wrong_attempt("mean_multiplier", says="The warm-up is missing")
+def no_warm_up(warmup, decay):
+    return _mean(warmup, decay, constant=1.0)
+
+
+@wrong_attempt("mean_multiplier", says="not 2/π")
+def a_sine(warmup, decay):
+    return _mean(warmup, decay, cosine=warmup / 2 + (1 - warmup) * 2 / math.pi)
+
+
+@wrong_attempt("branch_steps", says="a share of its own budget")
+def longest_warm_down(budgets, decay):
+    longest = max(budgets)
+    return {"cosine": sum(budgets), "trapezoid": (1 - decay) * longest + decay * longest * len(budgets)}
+
+
+@wrong_attempt("branch_steps", says="Your function has changed `budgets`")
+def sorts_them(budgets, decay):
+    budgets.sort()
+    return {"cosine": sum(budgets), "trapezoid": (1 - decay) * budgets[-1] + decay * sum(budgets)}
+
+
+@wrong_attempt("compare_runs", says="not paired")
+def unpaired(baseline, other):
+    n = len(baseline)
+    spread = (stdev(baseline.values()) ** 2 + stdev(other.values()) ** 2) / n
+    return mean(other.values()) - mean(baseline.values()), math.sqrt(spread)
+
+
+@wrong_attempt("compare_runs", says="Your function has changed `other`")
+def takes_them_out(baseline, other):
+    differences = [other.pop(seed) - loss for seed, loss in baseline.items()]
+    return mean(differences), stdev(differences) / math.sqrt(len(differences))
+
+
+def _spiking(losses, window, factor, first):
+    found = []
+    for step in range(first, len(losses)):
+        before = [loss for loss in losses[max(0, step - window) : step] if not math.isnan(loss)]
+        middle = median(before)
+        if math.isnan(losses[step]) or losses[step] > middle + factor * median(abs(loss - middle) for loss in before):
+            found.append(step)
+    return found
+
+
+@wrong_attempt("spikes", says="Only steps with a whole window")
+def from_the_start(losses, window, factor):
+    return [0] * (losses[0] > 5) + _spiking(losses, window, factor, 1)
+
+
+@wrong_attempt("spikes", says="Your function has changed `losses`")
+def repaired_in_place(losses, window, factor):
+    found = _spiking(losses, window, factor, window)
+    for step in found:
+        losses[step] = losses[step - 1]
+    return found

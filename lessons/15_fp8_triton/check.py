@@ -11,7 +11,9 @@ from pathlib import Path
 
 import torch
 
-from lessons.checking import Wrong, expect, expect_number
+from lessons.cases import generated, st
+from lessons.checking import Unsolved, Wrong, expect, expect_number, expect_tensor
+from lessons.meters import Largest
 from speedrun.kernels.fp8 import quantize_reference, scale_reference
 from speedrun.kernels.fp8_formats import E4M3
 
@@ -37,15 +39,23 @@ def round_e4m3(theirs):
         "e4m3's own numbers": numbers,
         "numbers above 448": torch.tensor([449.0, 460.0, 480.0, 1e4, -464.0, -1e6]),
         "zero": torch.zeros(2),
+        "numbers of every size, in a matrix": _random(40, 50) * torch.logspace(-6, 4, 50),
+        "no numbers at all": torch.zeros(0),
+        "a single number": torch.tensor(3.3),
     }
     for what, x in cases.items():
-        found = theirs(x.clone())
-        expect(isinstance(found, torch.Tensor), f"Your function returned {found!r}; a tensor is asked for.")
-        expect(found.dtype == torch.float32, f"Your result is in {found.dtype}; float32 is asked for.")
+        with Largest() as memory:
+            found = theirs(x)
+        expect_tensor(found, x, f"With {what}: ")
+        short = [dtype for dtype in memory.dtypes if dtype.itemsize == 1 and dtype.is_floating_point]
+        expect(
+            not short, f"That is torch's {short and short[0]}. Round by yourself: find the spacing, and count in it."
+        )
         right = x.clamp(-448, 448).to(E4M3).float()
-        wrong = (found != right).nonzero()
-        if not len(wrong):
+        if torch.equal(found, right):
             continue
+        found, x, right = found.flatten(), x.flatten(), right.flatten()
+        wrong = (found != right).nonzero()
         at = int(wrong[len(wrong) // 2, 0])
         here = f"Among {what}, {x[at]:.6g} becomes {found[at]:.6g}; "
         step = torch.ldexp(torch.ones_like(x), (torch.frexp(x).exponent - 1).clamp(min=-6) - 3)
@@ -69,9 +79,9 @@ def round_e4m3(theirs):
 
 
 def delayed_scales(theirs):
-    largest = [1.0, 1.5, 2.0, 6.0, 3.0, 3.5]
-    for headroom, bootstrap in ((1.8, 1), (1.12, 3), (1.5, 0)):
-        found = theirs(list(largest), headroom, bootstrap)
+    largest = [1.0, 1.7, 2.3, 6.1, 2.9, 3.7]
+    for headroom, bootstrap in ((1.8, 1), (1.12, 3), (1.5, 0), (1.5, 9)):
+        found = theirs(largest, headroom, bootstrap)
         expect(isinstance(found, list), f"Your function returned {found!r}; a list of numbers is asked for.")
         expect(len(found) == len(largest), f"Your list has {len(found)} scales for {len(largest)} passes.")
         for i, now in enumerate(largest):
@@ -84,6 +94,12 @@ def delayed_scales(theirs):
                 right,
                 where,
                 {
+                    "The first pass has no pass before it (largest[-1] is the last one's): it uses the current scale.": (
+                        largest[-1] * headroom / 448 if i == 0 else -1
+                    ),
+                    "That is the largest magnitude of all passes so far; only that of the pass before counts.": (
+                        max(largest[:i]) * headroom / 448 if i else -1
+                    ),
                     "That is the current scale: the tensor's own magnitude is not known yet, only that of the pass "
                     "before.": now / 448,
                     "The headroom is missing: a tensor that has grown since would saturate.": before / 448,
@@ -95,47 +111,114 @@ def delayed_scales(theirs):
                     / 448,
                 },
             )
+    generated(
+        lambda largest, headroom, bootstrap: _delayed(theirs, largest, headroom, bootstrap),
+        largest=st.lists(st.sampled_from([0.5, 1.0, 2.5, 7.0, 300.0]), max_size=6),
+        headroom=st.sampled_from([1.0, 1.1, 2.0]), bootstrap=st.integers(0, 7),
+    )  # fmt: skip
+
+
+def _delayed(theirs, largest, headroom, bootstrap):
+    right = [now / 448 for now in largest[: max(1, bootstrap)]]
+    right += [before * headroom / 448 for before in largest[max(1, bootstrap) - 1 : -1]][: len(largest) - len(right)]
+    found = theirs(largest, headroom, bootstrap)
+    expect(
+        isinstance(found, list) and len(found) == len(right) and all(map(math.isclose, found, right)),
+        f"For magnitudes {largest}, headroom {headroom}, bootstrap {bootstrap} you say {found}; it is {right}.",
+    )
 
 
 def fp8_linear(theirs):
+    small = 1e-5 * _random(8, 32, seed=1)
+    uneven = torch.logspace(-2, 2, 8)[:, None]
     for name, x, weight in (
         ("x around 1, weights around 0.001", _random(24, 64), 0.001 * _random(16, 64, seed=1)),
         ("x around 5000, weights around 1", 5000 * _random(8, 32), _random(8, 32, seed=1)),
+        ("rows of x of very different size", uneven * _random(8, 32), _random(8, 32, seed=1)),
+        ("rows of the weight of very different size", _random(8, 32), uneven * _random(8, 32, seed=1)),
+        ("x around 1, weights around 0.00001", _random(8, 32), small),
+        ("x around 10⁻⁹", 1e-9 * _random(8, 32), _random(8, 32, seed=1)),
         ("x all zeros", torch.zeros(4, 32), _random(8, 32, seed=1)),
+        ("weights all zeros, as a projection begins", _random(4, 32), torch.zeros(8, 32)),
+        ("both all zeros", torch.zeros(4, 32), torch.zeros(8, 32)),
     ):
-        found = theirs(x.clone(), weight.clone())
-        expect(isinstance(found, torch.Tensor), f"Your function returned {found!r}; a tensor is asked for.")
-        shape = (x.shape[0], weight.shape[0])
-        expect(found.shape == shape, f"Your result is {tuple(found.shape)} in place of {shape} ({name}).")
-        exact = x @ weight.T
-        x_scale, w_scale = (scale_reference(t.abs().amax(), E4M3) for t in (x, weight))
-        x8, w8 = (quantize_reference(t, s, E4M3).float() for t, s in ((x, x_scale), (weight, w_scale)))
-        right = x8 @ w8.T * x_scale * w_scale
-        if not found.isfinite().all():
-            raise Wrong(f"With {name} there are NaN in your result: what is above 448 becomes NaN, and 0 / 0 does too.")
-        if _same(found.float(), right, 1e-3):
-            continue
-        if _same(found.float(), exact):
-            raise Wrong(f"With {name} your result is that of float32: nothing has been rounded to 8 bits.")
-        mistakes = {
-            "The scales have not come back: multiply the product by both.": x8 @ w8.T,
-            "Only the weight's scale has come back; multiply by that of x too.": x8 @ w8.T * w_scale,
-            "Only the scale of x has come back; multiply by the weight's too.": x8 @ w8.T * x_scale,
-            "Nothing has been scaled: small weights fall below e4m3's smallest number, 2^−9, and become 0.": (
-                x.clamp(-448, 448).to(E4M3).float() @ weight.clamp(-448, 448).to(E4M3).float().T
-            ),
-            "You divide by the scales after the product; q ≈ x / scale, so it has to be multiplied.": x8
-            @ w8.T
-            / (x_scale * w_scale),
-        }
-        for message, value in mistakes.items():
-            expect(not _same(found.float(), value), f"With {name}: {message}")
-        error = ((found - exact).norm() / exact.norm()).item()
-        raise Wrong(f"With {name} your result is {error:.1%} from that of float32; FP8 should be about 4 % from it.")
+        _linear(theirs, name, x, weight)
+    generated(
+        lambda rows, inputs, outputs: _linear(
+            theirs, f"x of {rows} × {inputs} and weights of {outputs} × {inputs}, stored by columns",
+            _random(inputs, rows).T, _random(inputs, outputs, seed=1).T,
+        ),
+        most=20, rows=st.integers(1, 9), inputs=st.integers(1, 9), outputs=st.integers(1, 9),
+    )  # fmt: skip
+
+
+def _scale(x, rows=False):
+    largest = x.abs().amax(-1, keepdim=True) if rows else x.abs().amax()
+    return scale_reference(largest, E4M3)
+
+
+def _linear(theirs, name, x, weight):
+    found = theirs(x, weight)
+    expect(isinstance(found, torch.Tensor), f"Your function returned {found!r}; a tensor is asked for.")
+    shape = (x.shape[0], weight.shape[0])
+    expect(found.shape == shape, f"Your result is {tuple(found.shape)} in place of {shape} ({name}).")
+    expect_tensor(found, x.new_empty(shape), f"With {name}: ")
+    exact = x @ weight.T
+    x_scale, w_scale = _scale(x), _scale(weight)
+    x8, w8 = (quantize_reference(t, s, E4M3).float() for t, s in ((x, x_scale), (weight, w_scale)))
+    right = x8 @ w8.T * x_scale * w_scale
+    if not found.isfinite().all():
+        raise Wrong(f"With {name} there are NaN in your result: what is above 448 becomes NaN, and 0 / 0 does too.")
+    if _same(found, right, 1e-3):
+        return
+    if _same(found, exact):
+        raise Wrong(f"With {name} your result is that of float32: nothing has been rounded to 8 bits.")
+
+    def product(x_scale, w_scale):
+        return (quantize_reference(x, x_scale, E4M3).float() @ quantize_reference(weight, w_scale, E4M3).float().T) * (
+            x_scale * w_scale.T if w_scale.dim() else x_scale * w_scale
+        )
+
+    mistakes = {
+        "The scales have not come back: multiply the product by both.": x8 @ w8.T,
+        "Only the weight's scale has come back; multiply by that of x too.": x8 @ w8.T * w_scale,
+        "Only the scale of x has come back; multiply by the weight's too.": x8 @ w8.T * x_scale,
+        "Nothing has been scaled: small weights fall below e4m3's smallest number, 2^−9, and become 0.": (
+            x.clamp(-448, 448).to(E4M3).float() @ weight.clamp(-448, 448).to(E4M3).float().T
+        ),
+        "You divide by the scales after the product; q ≈ x / scale, so it has to be multiplied.": x8
+        @ w8.T
+        / (x_scale * w_scale),
+        "You have a scale for every row of x; one scale a tensor is asked for, of its largest magnitude.": product(
+            _scale(x, rows=True), w_scale
+        ),
+        "You have a scale for every row of the weight; one scale a tensor is asked for, of its largest magnitude.": (
+            product(x_scale, _scale(weight, rows=True))
+        ),
+        "You have a scale for every row, of both; one scale a tensor is asked for, of its largest magnitude.": product(
+            _scale(x, rows=True), _scale(weight, rows=True)
+        ),
+        "The product itself is rounded to 8 bits: multiply the quantised matrices in float32 (.float()).": (
+            (x8 @ w8.T).clamp(-448, 448).to(E4M3).float() * x_scale * w_scale
+        ),
+    }
+    for message, value in mistakes.items():
+        expect(not _same(found, value, 1e-3) or _same(value, right, 1e-3), f"With {name}: {message}")
+    error = ((found - exact).norm() / exact.norm()).item()
+    due = ((right - exact).norm() / exact.norm()).item()
+    if error > 0.5:
+        raise Wrong(
+            f"With {name} your result is {error:.0%} from that of float32; with one current scale a tensor it is "
+            f"{due:.1%}. Is the product in float32, and does each tensor's largest magnitude become 448, however small?"
+        )
+    raise Wrong(
+        f"With {name} your result is another than that of one current scale a tensor (it is {error:.2%} from float32's, "
+        f"that one {due:.2%}): each tensor's largest magnitude has to become 448, and the product is in float32."
+    )
 
 
 def product_bytes(theirs):
-    for rows, columns, depth, high, wide, element in ((4096, 8192, 1024, 128, 256, 1), (512, 512, 768, 64, 32, 2)):
+    for rows, columns, depth, high, wide, element in ((4096, 8192, 1024, 64, 256, 1), (512, 1024, 768, 64, 32, 2)):
         tiles = (rows // high) * (columns // wide)
         result = 2 * rows * columns
         right = tiles * (high + wide) * depth * element + result
@@ -159,8 +242,20 @@ def product_bytes(theirs):
                 ),
                 "Only A has been counted.": tiles * high * depth * element + result,
                 "Only B has been counted.": tiles * wide * depth * element + result,
+                "Rows and columns are exchanged: A's rows are read once for every tile across, columns / tile_columns.": (
+                    (rows // high * rows + columns // wide * columns) * depth * element + result
+                ),
             },
         )
+    sizes = st.integers(1, 8)
+    generated(
+        lambda across, down, depth, high, wide, element: expect_number(
+            theirs(down * high, across * wide, depth, high, wide, element),
+            element * depth * (down * high * across + across * wide * down) + 2 * down * high * across * wide,
+            f"{down * high} × {across * wide} × {depth} in tiles of {high} × {wide}, {element} bytes an element",
+        ),
+        across=sizes, down=sizes, depth=st.integers(1, 999), high=sizes, wide=sizes, element=st.sampled_from([1, 2, 4]),
+    )  # fmt: skip
 
 
 def product_kernel(theirs):
@@ -169,15 +264,16 @@ def product_kernel(theirs):
             "Triton is not installed here, so this kernel cannot be run (on Linux: pip install 'shardrun[kernels]'). "
             "The other exercises need none."
         )
-    shapes = ((32, 32, 32), (40, 50, 70), (16, 70, 20))
+    shapes = ((32, 32, 32), (40, 50, 70), (16, 70, 20), (33, 1, 31))
     cases = []
-    for around in (0.0, 448.0):
+    for around in (0.0, math.nan):
         for rows, columns, depth in shapes:
             a, b = _random(rows, depth).to(E4M3), _random(columns, depth, seed=1).to(E4M3)
             cases.append({"a": a, "b": b, "scale": 0.25, "block": 32, "around": around})
     found = _interpreted(theirs, cases)
     for i, case in enumerate(cases[: len(shapes)]):
-        _compare(case, found[i], found[i + len(shapes)])
+        outside = next((each for _, each in found[i :: len(shapes)] if each), "")
+        _compare(case, *(buffer for buffer, _ in found[i :: len(shapes)]), read_beyond=outside)
 
 
 def _interpreted(kernel, cases):
@@ -198,27 +294,35 @@ def _interpreted(kernel, cases):
             )
         found = torch.load(results)
     if found == "unsolved":
-        raise NotImplementedError
+        raise Unsolved
     if isinstance(found, str):
         raise Wrong(found)
     return found
 
 
-def _compare(case, buffer, with_other_surroundings):
-    """A kernel's result in its buffer, and the same with other numbers around the operands in memory."""
+def _compare(case, buffer, *others, read_beyond):
+    """A kernel's result in its buffer, and the same with other numbers around the operands in memory.
+
+    read_beyond: the operand that has been read beyond its end, "" for none.
+    """
     a, b, scale, block = case["a"].float(), case["b"].float(), case["scale"], case["block"]
     (rows, depth), columns = a.shape, b.shape[0]
     what = f"A is {rows} × {depth}, B {columns} × {depth}, BLOCK {block}: "
     found, right = buffer[GUARD:-GUARD].view(rows, columns), a @ b.T * scale
     outside = torch.cat([buffer[:GUARD], buffer[GUARD + rows * columns :]])
     expect(bool((outside == UNTOUCHED).all()), what + "you write beyond the result; tl.store needs a mask.")
-    if not torch.equal(buffer, with_other_surroundings):
+    if not all(torch.equal(buffer, other) for other in others):
         raise Wrong(
             what
             + "the result depends on what lies behind A or B in memory: you read beyond them. tl.load needs a mask, "
             "also where the last piece of the sum is shorter than BLOCK, and other=0.0."
         )
     if _same(found, right):
+        expect(
+            not read_beyond,
+            f"{what}the numbers are right, but you read beyond {read_beyond}: on a GPU that is an illegal access, "
+            "or a nan that lies there comes into the sum. tl.load needs a mask for the rows and for the depth.",
+        )
         return
     if missing := int((found == UNTOUCHED).sum()):
         raise Wrong(what + f"{missing} numbers of the result were never written.")

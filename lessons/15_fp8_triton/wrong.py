@@ -165,3 +165,111 @@ def never_scaled(a, b, c, scale, rows, columns, depth, BLOCK: tl.constexpr):
         total = tl.dot(tile_a, tile_b, total)
     inside = (i[:, None] < rows) & (j[None, :] < columns)
     tl.store(c + i[:, None] * columns + j[None, :], total, mask=inside)
+
+
+@wrong_attempt("round_e4m3", says="Round by yourself")
+def by_torchs_dtype(x):
+    return x.clamp(-448, 448).to(torch.float8_e4m3fn).float()
+
+
+@wrong_attempt("delayed_scales", says="largest[-1] is the last one's")
+def nothing_before_the_first(largest, headroom, bootstrap):
+    return [(now if i < bootstrap else largest[i - 1] * headroom) / 448 for i, now in enumerate(largest)]
+
+
+@wrong_attempt("delayed_scales", says="of all passes so far")
+def running_maximum(largest, headroom, bootstrap):
+    current = max(bootstrap, 1)
+    return [(now if i < current else max(largest[:i]) * headroom) / 448 for i, now in enumerate(largest)]
+
+
+def _current(x, least=1e-30):
+    return (x.abs().amax() / 448).clamp(min=least)
+
+
+@wrong_attempt("fp8_linear", says="weights all zeros")
+def zero_weights(x, weight):
+    s, t = _current(x), weight.abs().amax() / 448
+    return _eight(x, s) @ _eight(weight, t).T * s * t
+
+
+@wrong_attempt("fp8_linear", says="weights around 0.00001")
+def a_large_clamp(x, weight):
+    s, t = (each.abs().amax().clamp(min=1e-3) / 448 for each in (x, weight))
+    return _eight(x, s) @ _eight(weight, t).T * s * t
+
+
+@wrong_attempt("fp8_linear", says="Your function has changed `x`")
+def divided_in_place(x, weight):
+    s, t = _current(x), _current(weight)
+    x /= s
+    return _eight(x, 1.0) @ _eight(weight, t).T * s * t
+
+
+@wrong_attempt("fp8_linear", says="float64; float32 is asked for")
+def in_float64(x, weight):
+    s, t = _current(x), _current(weight)
+    return _eight(x, s).double() @ _eight(weight, t).double().T * s * t
+
+
+@wrong_attempt("fp8_linear", says="bfloat16; float32 is asked for")
+def in_bfloat16(x, weight):
+    s, t = _current(x), _current(weight)
+    return (_eight(x, s) @ _eight(weight, t).T * s * t).bfloat16()
+
+
+@wrong_attempt("fp8_linear", says="scale for every row of x; one scale a tensor")
+def a_scale_per_row(x, weight):
+    s, t = (x.abs().amax(-1, keepdim=True) / 448).clamp(min=1e-30), _current(weight)
+    return _eight(x, s) @ _eight(weight, t).T * s * t
+
+
+@wrong_attempt("fp8_linear", says="Is the product in float32")
+def product_in_eight_bits(x, weight):
+    s, t = _current(x), _current(weight)
+    product = _eight(x, s) @ _eight(weight, t).T / 1000
+    return product.clamp(-448, 448).to(torch.float8_e4m3fn).float() * s * t
+
+
+@wrong_attempt("product_bytes", says="Rows and columns are exchanged")
+def mixed_up(rows, columns, depth, tile_rows, tile_columns, element):
+    read = rows // tile_rows * rows * depth * element + columns // tile_columns * columns * depth * element
+    return read + 2 * rows * columns
+
+
+@wrong_attempt("product_bytes", says="The result is in bfloat16")
+def result_in_float32(rows, columns, depth, tile_rows, tile_columns, element):
+    tiles = (rows // tile_rows) * (columns // tile_columns)
+    return tiles * (tile_rows + tile_columns) * depth * element + 4 * rows * columns
+
+
+@wrong_attempt("product_kernel", says="on a GPU that is an illegal access")
+def no_mask_over_depth_on_b(a, b, c, scale, rows, columns, depth, BLOCK: tl.constexpr):
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    j = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    total = tl.zeros((BLOCK, BLOCK), tl.float32)
+    for start in range(0, depth, BLOCK):
+        k = start + tl.arange(0, BLOCK)
+        mask_a = (i[:, None] < rows) & (k[None, :] < depth)
+        mask_b = (j[None, :] < columns) & (k[:, None] >= 0)
+        tile_a = tl.load(a + i[:, None] * depth + k[None, :], mask=mask_a, other=0.0)
+        tile_b = tl.load(b + j[None, :] * depth + k[:, None], mask=mask_b, other=0.0)
+        total = tl.dot(tile_a, tile_b, total)
+    inside = (i[:, None] < rows) & (j[None, :] < columns)
+    tl.store(c + i[:, None] * columns + j[None, :], total * scale, mask=inside)
+
+
+@wrong_attempt("product_kernel", says="on a GPU that is an illegal access")
+def no_masks_on_rows(a, b, c, scale, rows, columns, depth, BLOCK: tl.constexpr):
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    j = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    total = tl.zeros((BLOCK, BLOCK), tl.float32)
+    for start in range(0, depth, BLOCK):
+        k = start + tl.arange(0, BLOCK)
+        mask_a = (i[:, None] >= 0) & (k[None, :] < depth)
+        mask_b = (j[None, :] >= 0) & (k[:, None] < depth)
+        tile_a = tl.load(a + i[:, None] * depth + k[None, :], mask=mask_a, other=0.0)
+        tile_b = tl.load(b + j[None, :] * depth + k[:, None], mask=mask_b, other=0.0)
+        total = tl.dot(tile_a, tile_b, total)
+    inside = (i[:, None] < rows) & (j[None, :] < columns)
+    tl.store(c + i[:, None] * columns + j[None, :], total * scale, mask=inside)

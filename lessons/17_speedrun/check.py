@@ -3,6 +3,7 @@
 import math
 import statistics
 
+from lessons.cases import formula, generated, st
 from lessons.checking import Wrong, expect, expect_number, expect_numbers
 from shardrun.ablate.effects import T_975, effect, reached
 from speedrun.run.progress import describe
@@ -55,17 +56,42 @@ def read_record(theirs):
                 raise Wrong(f"Your entry {entry!r} has text in it; numbers are asked for.")
             if math.isclose(entry[2], 1000 * mine[2]) and mine[2]:
                 raise Wrong(f"At step {mine[0]} you say {entry[2]:g} seconds: train_time is in milliseconds.")
+            if entry[:2] == mine[:2] and entry[2] == int(mine[2]) != mine[2]:
+                raise Wrong(f"At step {mine[0]} you say {entry[2]:g} seconds: whole ones. Divide by 1000 (/, not //).")
             if entry[:2] == mine[:2] and entry[2] != mine[2]:
                 raise Wrong(f"At step {mine[0]} you say {entry[2]:g} seconds in place of {mine[2]:g}: is it step_avg?")
             expect(entry == mine, f"You have {entry!r} where {mine!r} stands in the record.")
         raise Wrong(f"You have {len(found)} of the record's {len(right)} validations.")
+    generated(
+        lambda every, losses, bits, fast: _recorded(theirs, every, losses, bits, fast), most=30,
+        every=st.integers(1, 4), losses=st.lists(st.integers(0, 12_000_000), max_size=5), bits=st.booleans(),
+        fast=st.booleans(),
+    )  # fmt: skip
+
+
+def _recorded(theirs, every, losses, bits, fast):
+    """A line a step, as the trainer writes it; validations every so many steps, none where there are no losses."""
+    lines, right = [SOURCE], []
+    for step in range(every * len(losses)):
+        line = {"step": step, "train_time_ms": step * (0.4 if fast else 12_345.6)}
+        if step:
+            line |= {"train_loss": 3.0 + step, "step_avg_ms": line["train_time_ms"] / step}
+        if step % every == 0:
+            loss = losses[step // every] / 10**6
+            line |= {"val_loss": loss} | ({"val_bits_per_byte": loss / 2} if bits else {})
+            right.append((step, float(f"{loss:.4f}"), round(line["train_time_ms"]) / 1000))
+        lines.append(describe(line, 999))
+    found = theirs("\n".join([*lines, "=" * 100]))
+    same = isinstance(found, list) and [tuple(entry) for entry in found] == right
+    shown = "\n".join(lines[1:4])
+    expect(same, f"For a record whose lines begin so:\n{shown}\nyou say {found}; it is {right}.")
 
 
 def tokens_to_target(theirs):
     smooth = [(0, 5.55), (100_000, 3.2), (200_000, 2.6), (300_000, 2.3)]
     bumpy = [(0, 5.55), (100_000, 2.4), (200_000, 2.7), (300_000, 2.2)]
     for curve, target in ((smooth, 2.5), (bumpy, 2.5), (smooth, 3.2)):
-        found = theirs(list(curve), target)
+        found = theirs(curve, target)
         where = f"the target {target} on {curve}"
         expect(found is not None, f"You say None for {where}; it is reached.")
         line = reached([(tokens, loss, 0.0) for tokens, loss in curve], target)
@@ -87,20 +113,40 @@ def tokens_to_target(theirs):
                 ),
             },
         )
-    found = theirs(list(smooth), 2.0)
+    found = theirs(smooth, 2.0)
     expect(found is None, f"You say {found!r} tokens for the target 2.0 on {smooth}, which is never reached: None.")
+    generated(
+        lambda start, losses, target: _crossed(theirs, [start, *losses], target),
+        start=st.integers(7, 9), losses=st.lists(st.integers(1, 9), max_size=6), target=st.sampled_from([2, 3, 4.5, 6]),
+    )  # fmt: skip
+
+
+def _crossed(theirs, losses, target):
+    curve = [(100 * i * (i + 1), float(loss)) for i, loss in enumerate(losses)]
+    right = None
+    for i in range(len(curve) - 1, 0, -1):  # from behind, so that the first crossing stays
+        (a, above), (b, below) = curve[i - 1 : i + 1]
+        if below <= target < above:
+            right = b - (target - below) * (b - a) / (above - below)
+    found = theirs(curve, target)
+    same = (
+        found is None if right is None else isinstance(found, (int, float)) and math.isclose(found, right, rel_tol=1e-6)
+    )
+    expect(same, f"For the target {target} on {curve} you say {found}; it is {right}.")
 
 
 def step_ms(theirs):
-    for steps in ([900.0, 250.0, 251.0, 249.0, 250.0, 600.0], [30.0, 20.0, 22.0, 21.0]):
+    for steps in ([900.0, 250.0, 251.0, 249.0, 255.0, 600.0, 252.0], [30.0, 20.0, 23.0, 21.0], [7.0]):
         times = [sum(steps[: i + 1]) for i in range(len(steps))]
         n = len(steps)
         averages = [time / (i + 1) for i, time in enumerate(times)]
         right = {"average": times[-1] / n, "median": statistics.median(steps)}
         mistakes = {
             "average": {
-                "That leaves out a step: there is one before each of the times.": times[-1] / (n - 1),
-                "That leaves out the first step, which is slow but was made.": (times[-1] - times[0]) / (n - 1),
+                "That leaves out a step: there is one before each of the times.": times[-1] / (n - 1) if n > 1 else -1,
+                "That leaves out the first step, which is slow but was made.": (times[-1] - times[0]) / (n - 1)
+                if n > 1
+                else -1,
                 "That is the whole time, not that of a step.": times[-1],
                 "That is the mean of the times so far; they add up already.": statistics.fmean(times),
                 "That is the mean of all step_avg; the last of them is the run's.": statistics.fmean(averages),
@@ -114,11 +160,26 @@ def step_ms(theirs):
                 "That is the median of step_avg, which has the first, slow step in every entry.": (
                     statistics.median(averages)
                 ),
-                "That leaves out the first step.": statistics.median(steps[1:]),
-                "That is a mean, of all but the first step.": statistics.fmean(steps[1:]),
+                "That leaves out the first step.": statistics.median(steps[1:]) if n > 2 and n % 2 else -1,
+                "With an even number of steps the median is the mean of the two in the middle, not the lower.": (
+                    statistics.median_low(steps)
+                ),
+                "With an even number of steps the median is the mean of the two in the middle, not the upper.": (
+                    statistics.median_high(steps)
+                ),
+                "That is a mean, of all but the first step.": statistics.fmean(steps[1:]) if n > 1 else -1,
             },
         }
-        expect_numbers(theirs(list(times)), right, f"train_time_ms {times}", mistakes)
+        expect_numbers(theirs(times), right, f"train_time_ms {times}", mistakes)
+    generated(lambda steps: _stepped(theirs, steps), steps=st.lists(st.integers(1, 500), min_size=1, max_size=7))
+
+
+def _stepped(theirs, steps):
+    times = [float(sum(steps[: i + 1])) for i in range(len(steps))]
+    ordered, half = sorted(steps), len(steps) // 2
+    middle = ordered[half] if len(steps) % 2 else (ordered[half - 1] + ordered[half]) / 2
+    right = {"average": sum(steps) / len(steps), "median": middle}
+    expect_numbers(theirs(times), right, f"train_time_ms {times}", {})
 
 
 def mfu(theirs):
@@ -145,15 +206,24 @@ def mfu(theirs):
                 "tokens_per_second is of all GPUs together already.": (matrices + attention) * each / gpus,
                 "That is in per cent; a share of 1 is asked for.": (matrices + attention) * each * 100,
             },
+            gpus,
         )
+    formula(
+        theirs, lambda m, n, w, s, speed, gpus, peak: speed / gpus * 3 * (2 * m + 2 * n * w * s) / peak, "a share", "gpus",
+        matrices=st.integers(1, 10**9), layers=st.integers(1, 64), width=st.integers(1, 8192),
+        length=st.integers(1, 8192), tokens_per_second=st.floats(1.0, 1e7), gpus=st.integers(1, 64),
+        peak=st.floats(1e12, 1e15),
+    )  # fmt: skip
 
 
 def paired(theirs):
     for baseline, changed in (
         ([1.651, 1.672, 1.623, 1.640], [1.664, 1.681, 1.639, 1.646]),
         ([3.31, 3.26, 3.29], [3.27, 3.24, 3.25]),
+        ([1.0, 2.0, 3.0], [1.1, 3.1, 1.9]),
+        ([1.64, 1.62], [1.67, 1.66]),
     ):
-        found = theirs(list(changed), list(baseline))
+        found = theirs(changed, baseline)
         expect(
             isinstance(found, (tuple, list)) and len(found) == 3,
             f"Your function returned {found!r}; (mean, low, high) is asked for.",
@@ -185,6 +255,29 @@ def paired(theirs):
             * ((n - 1) / n) ** 0.5,
             "That is one standard error to either side; for 95 % it takes t of them.": half / t,
         }
+        sorted_pairs = effect([c - b for c, b in zip(sorted(changed), sorted(baseline), strict=True)])
+        wrong["The runs are paired by the order of their losses. A pair has one seed: changed[i] and baseline[i]."] = (
+            sorted_pairs.high - sorted_pairs.mean
+        )
+        wrong["The spread of a mean is s / √n, not s / √(n − 1): n − 1 is in s already."] = half * (n / (n - 1)) ** 0.5
         mistakes = {message: right.mean - value for message, value in wrong.items()}
+        mistakes["Low and high are exchanged: (mean, low, high)."] = right.high
         expect_number(found[1], right.low, f"the lower end for {where}", mistakes)
-        expect_number(found[2], right.high, f"the upper end for {where}", {})
+        mistakes = {message: right.mean + value for message, value in wrong.items()}
+        mistakes["Low and high are exchanged: (mean, low, high)."] = right.low
+        expect_number(found[2], right.high, f"the upper end for {where}", mistakes)
+    generated(
+        lambda pairs: _paired(theirs, pairs),
+        pairs=st.lists(st.tuples(st.integers(10, 40), st.integers(10, 40)), min_size=2, max_size=11),
+    )
+
+
+def _paired(theirs, pairs):
+    changed, baseline = ([loss / 10 for loss in side] for side in zip(*pairs, strict=True))
+    differences = [(c - b) / 10 for c, b in pairs]
+    n = len(pairs)
+    mean = sum(differences) / n
+    half = T_975[n - 2] * math.sqrt(sum((d - mean) ** 2 for d in differences) / (n - 1) / n)
+    found, right = theirs(changed, baseline), (mean, mean - half, mean + half)
+    same = all(math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-9) for a, b in zip(found, right, strict=True))
+    expect(same, f"For changed {changed} against baseline {baseline} you say {found}; it is {right}.")

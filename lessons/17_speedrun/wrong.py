@@ -129,3 +129,69 @@ def population(changed, baseline):
 @wrong_attempt("paired", says="turned round")
 def baseline_minus_changed(changed, baseline):
     return _interval(_differences(baseline, changed), lambda n: T_975[n - 2])
+
+
+@wrong_attempt("read_record", says="whole ones")
+def whole_seconds(text):
+    return [(s, loss, ms // 1000) for s, loss, ms in _read(text, PATTERN, unit=1)]
+
+
+PATTERN = r"^step:(\d+)/.* val_loss:(\S+) .*train_time:(\d+)ms"
+
+
+@wrong_attempt("tokens_to_target", says="The share of the way is turned round")
+def turned_round(curve, target):
+    for (before, above), (after, below) in zip(curve, curve[1:], strict=False):
+        if above > target >= below:
+            return after - (above - target) / (above - below) * (after - before)
+    return None
+
+
+@wrong_attempt("tokens_to_target", says="the middle between")
+def middle(curve, target):
+    for (before, above), (after, below) in zip(curve, curve[1:], strict=False):
+        if above > target >= below:
+            return (before + after) / 2
+    return None
+
+
+@wrong_attempt("step_ms", says="not the lower")
+def lower_median(train_time_ms):
+    steps = _steps(train_time_ms)
+    return {"average": train_time_ms[-1] / len(steps), "median": statistics.median_low(steps)}
+
+
+@wrong_attempt("step_ms", says="Your function has changed `train_time_ms`")
+def lengthened(train_time_ms):
+    train_time_ms.insert(0, 0.0)
+    steps = [b - a for a, b in zip(train_time_ms, train_time_ms[1:], strict=False)]
+    return {"average": train_time_ms[-1] / len(steps), "median": statistics.median(steps)}
+
+
+@wrong_attempt("mfu", says="half of them are masked")
+def all_scores(matrices, layers, width, length, tokens_per_second, gpus, peak):
+    return _mfu(6, 12, matrices, layers, width, length, tokens_per_second, gpus * peak)
+
+
+@wrong_attempt("mfu", says="That is in per cent")
+def per_cent(matrices, layers, width, length, tokens_per_second, gpus, peak):
+    return 100 * _mfu(6, 6, matrices, layers, width, length, tokens_per_second, gpus * peak)
+
+
+@wrong_attempt("paired", says="paired by the order of their losses")
+def by_sorted_losses(changed, baseline):
+    return _interval(_differences(sorted(changed), sorted(baseline)), lambda n: T_975[n - 2])
+
+
+@wrong_attempt("paired", says="Low and high are exchanged")
+def low_and_high_exchanged(changed, baseline):
+    mean, low, high = _interval(_differences(changed, baseline), lambda n: T_975[n - 2])
+    return mean, high, low
+
+
+@wrong_attempt("paired", says="not s / √(n − 1)")
+def root_of_n_less_one(changed, baseline):
+    differences = _differences(changed, baseline)
+    mean, n = statistics.fmean(differences), len(differences)
+    half = T_975[n - 2] * statistics.stdev(differences) / (n - 1) ** 0.5
+    return mean, mean - half, mean + half

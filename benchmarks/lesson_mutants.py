@@ -1,4 +1,4 @@
-"""Every mutant of every lesson's solutions, judged: those that a check lets pass stand in a table, each with its reason.
+"""Every mutant of every lesson's solutions, judged: those that pass stand in a table, each with its reason.
 
     python -m benchmarks.lesson_mutants [9 10 …] [--out benchmarks/lesson_mutants.md]
 
@@ -21,12 +21,14 @@ from shardrun.lesson.verify import MUTANT_SECONDS
 HEAD = """# Mutants of the lessons' solutions
 
 `python -m benchmarks.lesson_mutants`: each solution with one operator, constant, order, slice or statement changed, at
-every site. "Pass" are those that the check lets pass; below the table each of them, with the reason why it is a solution too
-(from the lesson's mutants.toml).
+every site. "Pass" are those that the check lets pass. Below the table stands each of them, with the reason why it is a
+solution too (from the lesson's mutants.toml).
 
 | lesson | exercise | mutants | pass | not explained |
 |---:|---|---:|---:|---:|
 """
+
+MISSING = "**Not explained.**"
 
 
 def main() -> int:
@@ -47,7 +49,7 @@ def main() -> int:
             key = (lesson.number, exercise.name)
             rows[key] = f"| {lesson.number} | {exercise.name} | {found} | {len(alive)} | {len(missing) or 'none'} |"
             survivors[key] = [
-                f"- {lesson.number} {exercise.name}, line {m.line}: `{m.change}`. {equal.get(m.change, '**Not explained.**')}"
+                f"- {lesson.number} {exercise.name}, line {m.line}: `{m.change}`. {equal.get(m.change, MISSING)}"
                 for m in alive
             ]
             print(rows[key], *survivors[key], sep="\n", flush=True)

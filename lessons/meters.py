@@ -31,7 +31,8 @@ class Counted:
 class Largest(TorchDispatchMode):
     """The largest new tensor, and the most new bytes alive at once, of everything torch computes inside.
 
-    with Largest() as memory: … ; memory.elements, memory.live_bytes (the most), memory.alive (bytes now). A view of something older is nothing new.
+    with Largest() as memory: …, then memory.elements (of the largest), memory.live_bytes (the most at once) and
+    memory.alive (bytes now). A view of something older is nothing new.
     """
 
     def __init__(self) -> None:

@@ -221,8 +221,8 @@ def _gradients_there_before(theirs):
     for (name, p), q in zip(block.named_parameters(), plain.parameters(), strict=True):
         expect(
             torch.allclose(p.grad, q.grad, atol=1e-5),
-            f"After two backward passes the gradient of {name} is not the sum of both: gradients that are there already "
-            "have to be added to, not replaced (and nothing cleared).",
+            f"After two backward passes the gradient of {name} is not the sum of both: gradients that are there "
+            "already have to be added to, not replaced (and nothing cleared).",
         )
 
 
@@ -241,8 +241,8 @@ def _in_the_middle(theirs, shape, blocks):
     for mine, right in zip(*found, strict=True):
         expect(
             mine is not None and torch.allclose(mine, right, atol=1e-5),
-            f"With {blocks} blocks in a row, behind a layer and with x of shape {list(shape)}, gradients are wrong: x is "
-            "the result of something else there, and its gradient has to go on to it.",
+            f"With {blocks} blocks in a row, behind a layer and with x of shape {list(shape)}, gradients are wrong: x "
+            "is the result of something else there, and its gradient has to go on to it.",
         )
 
 
@@ -343,8 +343,8 @@ def _chunked(theirs, tokens, chunk, scale):
     ):
         expect(
             torch.allclose(found, due, atol=1e-5),
-            f"{where}the gradient of {scale} · loss with respect to {name} is wrong: the gradient that comes in has to be "
-            "multiplied with.",
+            f"{where}the gradient of {scale} · loss with respect to {name} is wrong: the gradient that comes in has to "
+            "be multiplied with.",
         )
 
 
@@ -410,7 +410,7 @@ def self_ms(theirs):
 
 
 def _traced(theirs, threads, gap, order, at):
-    """Operators nested as in the trees, the first child starting (without a gap) with its caller, the last ending so."""
+    """Operators nested as in the trees; without a gap the first child starts with its caller, and the last ends so."""
     events, right, names = [], {}, ("a", "b", "c", "d")
 
     def lay(children, start, tid, depth):
@@ -438,8 +438,8 @@ def _traced(theirs, threads, gap, order, at):
     told = [(e["name"], e["ts"] - at, e["dur"], e["tid"]) for e in events]
     shown = {name: round(value, 6) for name, value in found.items()}
     raise Wrong(
-        f"Of (name, ts, dur, tid) {told}, in any order, you say {shown}; it is {right}. An operator lies within another "
-        "also where both start, or both end, at the same time."
+        f"Of (name, ts, dur, tid) {told}, in any order, you say {shown}; it is {right}. An operator lies within "
+        "another also where both start, or both end, at the same time."
     )
 
 

@@ -127,8 +127,8 @@ def _little_is_read(theirs, folder):
     _, read = read_bytes(lambda: theirs(path, 5, 15))
     expect(
         read < 1_000_000,
-        f"For 10 tokens of a shard of 8 MB {read:,} bytes are read or copied. Ask np.fromfile for count numbers, and the "
-        "rest of np.memmap.",
+        f"For 10 tokens of a shard of 8 MB {read:,} bytes are read or copied. Ask np.fromfile for count numbers, and "
+        "the rest of np.memmap.",
     )
 
 

@@ -21,7 +21,7 @@ def step_ms(data: float, copy: float, compute: float, prefetch: bool, pinned: bo
 
     data: to make a batch in host memory; copy: to bring it to the GPU; compute: forward, backward and update. prefetch:
     a background thread makes the next batch meanwhile; pinned: the batch lies in page-locked memory and is copied with
-    non_blocking=True one step ahead, beside the computation (only ever together with prefetch).
+    non_blocking=True one step ahead, beside the computation (never without prefetch).
     """
     raise NotImplementedError
 
@@ -29,8 +29,8 @@ def step_ms(data: float, copy: float, compute: float, prefetch: bool, pinned: bo
 def read_tokens(path: Path, first: int, last: int) -> np.ndarray:
     """Tokens [first, last) of a shard, uint16, as a memory map: no more of the file is read than is looked at.
 
-    A shard is a header of 256 little-endian int32 (magic 20240520, version 1, number of tokens, …) and then so many
-    little-endian uint16 tokens. Raises ValueError for a file whose first number is not the magic.
+    A shard is a header of 256 little-endian int32 (magic 20240520, version 1, number of tokens, …), then that
+    number of little-endian uint16 tokens. Raises ValueError for a file whose first number is not the magic.
     """
     raise NotImplementedError
 

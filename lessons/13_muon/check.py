@@ -64,7 +64,7 @@ def orthogonal(theirs):
         if size < 1 and not _same(values, torch.ones_like(values)):
             raise Wrong(
                 f"With a gradient of about {size:g} your singular values go from {values.min():.2f} to "
-                f"{values.max():.2f}; all have to be one, however small the gradient is. Leave S out; divide by nothing."
+                f"{values.max():.2f}; all have to be one, however small the gradient is. Leave S out."
             )
         if _same(found / found.norm(), matrix / matrix.norm()):
             raise Wrong(
@@ -110,8 +110,8 @@ def newton_schulz(theirs):
                 )
             if _same(found, right, 0.1) and _same(found, _iterated(matrix.bfloat16(), steps).float(), 3e-2):
                 raise Wrong(
-                    f"After {steps} steps your result is {(found - right).norm() / right.norm():.1%} away: something is "
-                    "computed in fewer bits (bfloat16?). All in float32."
+                    f"After {steps} steps your result is {(found - right).norm() / right.norm():.1%} away: something "
+                    "is computed in fewer bits (bfloat16?). All in float32."
                 )
             if not found.isfinite().all() or found.abs().max() > 100:
                 raise Wrong(
@@ -146,8 +146,8 @@ def _on_the_smaller_side(memory, rows, columns):
     most = max(rows * columns, min(rows, columns) ** 2)
     expect(
         memory.elements <= most,
-        f"Right, but for {rows} × {columns} you make a matrix of {memory.elements} elements, {rows} × {rows}: transpose a "
-        "tall matrix first, so that A is the smaller of the two products (and the result back).",
+        f"Right, but for {rows} × {columns} you make a matrix of {memory.elements} elements, {rows} × {rows}: "
+        "transpose a tall matrix first, so that A is the smaller of the two products (and the result back).",
     )
 
 
@@ -225,7 +225,7 @@ def _muon(theirs, rows, columns, lr, mu, steps):
     if _same(weight, right) and _same(buffer, momentum):
         expect(
             calls.calls == steps,
-            f"Right, but orthogonalize was called {calls.calls} times in {steps} steps; it is what is dear: once a step.",
+            f"Right, but orthogonalize was called {calls.calls} times in {steps} steps; once a step is due.",
         )
         return
     expect(not torch.equal(weight, start), "The weight has not changed: update it in place (sub_).")
@@ -244,7 +244,7 @@ def _muon(theirs, rows, columns, lr, mu, steps):
             summed = mu * summed + gradient
         if _same(buffer, summed):
             raise Wrong(
-                f"Your buffer is μ·buffer + gradient: it grows to 1/(1 − μ) gradients. (1 − μ)·gradient is added {shown}."
+                f"Your buffer is μ·buffer + gradient: it grows to 1/(1 − μ) gradients. Add (1 − μ)·gradient {shown}."
             )
         raise Wrong(f"The buffer is not the running mean of the gradients: μ·buffer + (1 − μ)·gradient {shown}.")
     if _same(weight, _trained(start, gradients, lr, mu, nesterov=False)[0]):

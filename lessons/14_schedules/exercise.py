@@ -4,9 +4,9 @@
 def trapezoid(step: int, steps: int, warmup: int, decay: float) -> float:
     """The factor on the peak learning rate at `step` (0 … steps − 1) of a run of `steps`.
 
-    Three parts. The first `warmup` steps lie on a line: it is zero at step −1 and one at step `warmup`. Then the factor is
-    one. The last round(decay · steps) steps lie on a line down: one at the first of them, zero at step `steps`, which is no
-    longer made. So no step has a rate of zero. Warm-up and warm-down do not overlap.
+    Three parts. The first `warmup` steps lie on a line: it is zero at step −1 and one at step `warmup`. Then the factor
+    is one. The last round(decay · steps) steps lie on a line down: one at the first of them, zero at step `steps`,
+    which is no longer made. So no step has a rate of zero. Warm-up and warm-down do not overlap.
     """
     raise NotImplementedError
 

@@ -94,7 +94,7 @@ def delayed_scales(theirs):
                 right,
                 where,
                 {
-                    "The first pass has no pass before it (largest[-1] is the last one's): it uses the current scale.": (
+                    "Pass 0 has no pass before it (largest[-1] is the last one's): it uses the current scale.": (
                         largest[-1] * headroom / 448 if i == 0 else -1
                     ),
                     "That is the largest magnitude of all passes so far; only that of the pass before counts.": (
@@ -212,8 +212,9 @@ def _linear(theirs, name, x, weight):
             f"{due:.1%}. Is the product in float32, and does each tensor's largest magnitude become 448, however small?"
         )
     raise Wrong(
-        f"With {name} your result is another than that of one current scale a tensor (it is {error:.2%} from float32's, "
-        f"that one {due:.2%}): each tensor's largest magnitude has to become 448, and the product is in float32."
+        f"With {name} your result is another than that of one current scale a tensor (it is {error:.2%} from "
+        f"float32's, that one {due:.2%}): each tensor's largest magnitude has to become 448, and the product "
+        "is in float32."
     )
 
 
@@ -242,7 +243,7 @@ def product_bytes(theirs):
                 ),
                 "Only A has been counted.": tiles * high * depth * element + result,
                 "Only B has been counted.": tiles * wide * depth * element + result,
-                "Rows and columns are exchanged: A's rows are read once for every tile across, columns / tile_columns.": (
+                "Rows and columns are exchanged: A's rows are read once per tile across, columns / tile_columns.": (
                     (rows // high * rows + columns // wide * columns) * depth * element + result
                 ),
             },

@@ -15,8 +15,8 @@ def round_e4m3(x: Tensor) -> Tensor:
     """x (float32, any shape) rounded to the nearest number of e4m3, in float32, without any 8-bit dtype of torch's.
 
     Numbers of e4m3 are multiples of 2^(e − 3), where 2^e ≤ |x| < 2^(e + 1), and of 2^−9 below 2^−6. Halves go to the
-    even multiple, as torch.round does it. The largest is 448: numbers above 448 become 448, numbers
-    below −448 become −448.
+    even multiple, as torch.round does it. The largest is 448: numbers above 448 become 448, numbers below −448 become
+    −448.
     """
     raise NotImplementedError
 
@@ -26,7 +26,8 @@ def delayed_scales(largest: list[float], headroom: float, bootstrap: int) -> lis
 
     largest: the largest magnitude of the tensor in each pass. The first `bootstrap` passes use the current scale: the
     tensor's own largest magnitude becomes 448. So does pass 0 always, as there is no pass before it. Later ones use the
-    delayed scale: the largest magnitude of the pass before, times headroom, becomes 448. (So nobody has to look at a tensor before it is quantised.)
+    delayed scale: the largest magnitude of the pass before, times headroom, becomes 448. (So nobody has to look at
+    a tensor before it is quantised.)
     """
     raise NotImplementedError
 
@@ -34,8 +35,9 @@ def delayed_scales(largest: list[float], headroom: float, bootstrap: int) -> lis
 def fp8_linear(x: Tensor, weight: Tensor) -> Tensor:
     """x · weightᵀ by way of FP8: both quantised to torch.float8_e4m3fn with their current scales.
 
-    x: float32 [rows, in]; weight: float32 [out, in]; one scale a tensor. Returns float32 [rows, out]. The product of the quantised matrices
-    may be computed in float32 (that is what the reference does; a GPU multiplies 8 bits and adds up in more).
+    x: float32 [rows, in]; weight: float32 [out, in]; one scale a tensor. Returns float32 [rows, out]. The product of
+    the quantised matrices may be computed in float32 (that is what the reference does; a GPU multiplies 8 bits
+    and adds up in more).
     """
     raise NotImplementedError
 

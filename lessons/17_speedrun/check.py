@@ -208,8 +208,12 @@ def mfu(theirs):
             },
             gpus,
         )
+
+    def share(m, n, w, s, speed, gpus, peak):
+        return speed / gpus * 3 * (2 * m + 2 * n * w * s) / peak
+
     formula(
-        theirs, lambda m, n, w, s, speed, gpus, peak: speed / gpus * 3 * (2 * m + 2 * n * w * s) / peak, "a share", "gpus",
+        theirs, share, "a share", "gpus",
         matrices=st.integers(1, 10**9), layers=st.integers(1, 64), width=st.integers(1, 8192),
         length=st.integers(1, 8192), tokens_per_second=st.floats(1.0, 1e7), gpus=st.integers(1, 64),
         peak=st.floats(1e12, 1e15),

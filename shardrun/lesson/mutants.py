@@ -180,7 +180,7 @@ def _constants(value: object) -> list[int | float]:
     if isinstance(value, int):
         return [value + 1, value - 1]
     if isinstance(value, float):
-        return [value * 2, value + 1.0] if value else [1.0]
+        return [value * 2, value * 0.9] if value else [1.0]
     return []
 
 

@@ -26,6 +26,10 @@ NAMES = {
 """Functions and methods that stand for others."""
 
 
+Path_ = tuple[tuple[str, int | None], ...]
+"""From a statement to a node in it: field and place in a list, step by step."""
+
+
 @dataclass(frozen=True)
 class Mutant:
     """change: what was written → what stands there now, by its line; text: the whole file with it."""
@@ -47,9 +51,7 @@ def mutants(solution: Path, exercise: str) -> list[Mutant]:
                 if text in seen or text is None:
                     continue
                 seen.add(text)
-                old = ast.unparse(node) if not isinstance(node, ast.FunctionDef) else node.name
-                change = f"{_short(old)} → {_short(ast.unparse(new)) if new is not None else 'nothing'}"
-                found.append(Mutant(getattr(node, "lineno", part.lineno), change, text))
+                found.append(Mutant(getattr(node, "lineno", part.lineno), _change(part, path, node, new), text))
     return found
 
 
@@ -66,8 +68,32 @@ def equal_ones(lesson: Path) -> dict[str, dict[str, str]]:
     return tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
+def _change(part: ast.stmt, path: Path_, node: ast.AST, new: ast.AST | None) -> str:
+    """What was written → what stands there now; of a constant or an end of a slice the expression around it."""
+    if isinstance(node, (ast.Constant, ast.Slice)) and new is not None:
+        around: ast.AST = copy.deepcopy(part)
+        for name, i in path[:-1]:
+            value = getattr(around, name)
+            around = value if i is None else value[i]
+        if isinstance(around, ast.expr):
+            old, (name, i) = ast.unparse(around), path[-1]
+            if i is None:
+                setattr(around, name, new)
+            else:
+                getattr(around, name)[i] = new
+            return f"{_short(old)} → {_short(ast.unparse(around))}"
+    return f"{_short(ast.unparse(node))} → {_short(ast.unparse(new)) if new is not None else 'nothing'}"
+
+
 def _used(tree: ast.Module, exercise: str) -> list[ast.stmt]:
-    """The exercise's function, and what it uses of the file, in order."""
+    """The exercise's function, and what it uses of the file, in order; what an earlier one uses is judged with that."""
+    public = [node.name for node in tree.body if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")]
+    earlier = {name for before in public[: public.index(exercise)] for name in _reached(tree, before)}
+    named = {node.name: node for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    return [named[name] for name in named if name in _reached(tree, exercise) - earlier]
+
+
+def _reached(tree: ast.Module, exercise: str) -> set[str]:
     named = {node.name: node for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
     wanted, left = {exercise}, [exercise]
     while left:
@@ -75,22 +101,26 @@ def _used(tree: ast.Module, exercise: str) -> list[ast.stmt]:
             if isinstance(node, ast.Name) and node.id in named and node.id not in wanted:
                 wanted.add(node.id)
                 left.append(node.id)
-    return [named[name] for name in named if name in wanted]
-
-
-Path_ = tuple[tuple[str, int | None], ...]
+    return wanted
 
 
 def _nodes(part: ast.stmt) -> Iterator[tuple[Path_, ast.AST]]:
-    """Every node that can be changed, with the way to it; no annotations, docstrings, decorators."""
+    """Every node that can be changed, with the way to it.
+
+    No annotations, docstrings, decorators; no words of an error; not zip's strict, which changes nothing that is right.
+    """
 
     def walk(node: ast.AST, path: Path_) -> Iterator[tuple[Path_, ast.AST]]:
         for name, value in ast.iter_fields(node):
             if name in ("annotation", "returns", "decorator_list", "args") and not isinstance(node, ast.Call):
                 continue
             for i, each in enumerate(value) if isinstance(value, list) else [(None, value)]:
+                if isinstance(each, ast.keyword) and each.arg == "strict":
+                    continue
                 if isinstance(each, ast.AST) and not _is_docstring(node, name, i):
                     yield (*path, (name, i)), each
+                    if isinstance(each, ast.Raise):
+                        continue
                     yield from walk(each, (*path, (name, i)))
 
     yield from walk(part, ())
@@ -129,7 +159,7 @@ def _with(tree: ast.Module, part: ast.stmt, path: Path_, new: ast.AST | None) ->
 
 def _changes(node: ast.AST) -> Iterator[ast.AST | None]:
     """What may stand in the place of a node; None: nothing."""
-    if isinstance(node, (ast.Expr, ast.AugAssign)):
+    if isinstance(node, (ast.Expr, ast.AugAssign, ast.Raise)):
         yield None
     if isinstance(node, ast.If):
         for test in (True, False):
@@ -199,7 +229,7 @@ def _calls(node: ast.Call) -> Iterator[ast.AST]:
         yield node.args[0]
     if len(node.args) >= 2:
         yield ast.Call(node.func, node.args[:-1], node.keywords)
-    for i in range(len(node.keywords)):
+    for i in [i for i, each in enumerate(node.keywords) if each.arg != "strict"]:
         yield ast.Call(node.func, node.args, [*node.keywords[:i], *node.keywords[i + 1 :]])
 
 

@@ -1,0 +1,58 @@
+"""Mutants of a solution: at every site one thing is another, and the file is one that can be imported."""
+
+from pathlib import Path
+
+from shardrun.lesson.course import course
+from shardrun.lesson.mutants import equal_ones, mutants, sample
+
+SOLUTION = '''
+def _half(x):
+    return x // 2
+
+
+def first(rows, *, turn=False):
+    """2 + 2 in a docstring is no site."""
+    if len(rows) > 3:
+        raise ValueError(f"{1 + 1} rows")
+    total = rows[1:] if turn else rows[:-1]
+    return [_half(a) + b for a, b in zip(total, total, strict=True)]
+
+
+def second(x):
+    return _half(x) * 3
+'''
+
+
+def test_every_site_is_changed_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "solution.py"
+    path.write_text(SOLUTION)
+    found = {mutant.change for mutant in mutants(path, "first")}
+    for change in (
+        "len(rows) > 3 → len(rows) >= 3",
+        "len(rows) > 3 → len(rows) > 4",
+        "x // 2 → x / 2",
+        "x // 2 → x // 3",
+        "rows[1:] → rows[:]",
+        "_half(a) + b → _half(a) - b",
+    ):
+        assert change in found, (change, sorted(found))
+    assert not any("1 + 1" in change for change in found)
+    assert "zip(total, total, strict=True) → zip(total, total)" not in found
+    texts = [mutant.text for mutant in mutants(path, "first")]
+    assert len(set(texts)) == len(texts) > 20
+    assert all(compile(text, "mutant", "exec") for text in texts)
+    # what `first` uses too is judged with it
+    assert {m.change for m in mutants(path, "second")} >= {"_half(x) * 3 → _half(x) / 3", "_half(x) * 3 → 3"}
+    assert not any("// 2" in m.change for m in mutants(path, "second"))
+
+
+def test_a_sample_is_spread_evenly() -> None:
+    assert sample(list("abcdefgh"), 4) == list("aceg") and sample(list("ab"), 4) == ["a", "b"]
+
+
+def test_what_is_called_equal_is_a_mutant() -> None:
+    for lesson in course():
+        for name, reasons in equal_ones(lesson.folder).items():
+            there = {mutant.change for mutant in mutants(lesson.folder / "solution.py", lesson.exercise(name).name)}
+            assert set(reasons) <= there, (lesson.name, name, set(reasons) - there)
+            assert all(reasons.values())

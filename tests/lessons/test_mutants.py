@@ -36,7 +36,7 @@ def test_every_site_is_changed_and_nothing_else(tmp_path: Path) -> None:
         "_half(a) + b → _half(a) - b",
     ):
         assert change in found, (change, sorted(found))
-    assert not any("1 + 1" in change for change in found)
+    assert not any(change.startswith("1 + 1") for change in found)
     assert "zip(total, total, strict=True) → zip(total, total)" not in found
     texts = [mutant.text for mutant in mutants(path, "first")]
     assert len(set(texts)) == len(texts) > 20

@@ -3,16 +3,14 @@
 Each training returns what it ended with, what a rank held before the last update, and what it sent in the last step.
 """
 
-import importlib.util
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from types import ModuleType
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from lessons.beside import load_beside as load_beside
 from lessons.kit import CONFIG, build, cut, held, open_text, steps, table
 from shardrun.colours import COLOURS
 from shardrun.tables import mib
@@ -55,15 +53,6 @@ class Trained:
     def away_from(self, other: "Trained") -> float:
         """The largest difference in a weight."""
         return max((self.weights[name] - other.weights[name]).abs().max().item() for name in self.weights)
-
-
-def load_beside(demo: str, name: str) -> ModuleType:
-    """A file beside a demo (`__file__`): a folder whose name begins with a digit is no package."""
-    spec = importlib.util.spec_from_file_location(name, Path(demo).with_name(f"{name}.py"))
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def groups_of(model: nn.Module) -> list[dict[str, Any]]:

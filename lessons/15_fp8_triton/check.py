@@ -2,17 +2,13 @@
 
 import inspect
 import math
-import os
-import subprocess
-import sys
-import tempfile
 from importlib.util import find_spec
-from pathlib import Path
 
 import torch
 
+from lessons.beside import load_beside
 from lessons.cases import generated, st
-from lessons.checking import Unsolved, Wrong, expect, expect_number, expect_tensor
+from lessons.checking import Wrong, expect, expect_number, expect_tensor
 from lessons.meters import Largest
 from speedrun.kernels.fp8 import quantize_reference, scale_reference
 from speedrun.kernels.fp8_formats import E4M3
@@ -278,27 +274,20 @@ def product_kernel(theirs):
 
 
 def _interpreted(kernel, cases):
-    """Run the learner's kernel by interpreter.py; returns the buffers of the results."""
-    with tempfile.TemporaryDirectory() as folder:
-        given, results = Path(folder) / "cases.pt", Path(folder) / "results.pt"
-        torch.save(cases, given)
-        done = subprocess.run(
-            [sys.executable, str(Path(__file__).with_name("interpreter.py")), inspect.getfile(inspect.unwrap(kernel)),
-             kernel.__name__, str(given), str(results)],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-            capture_output=True, text=True,
-        )  # fmt: skip
-        if not results.exists():
-            end = (done.stderr.strip() or "it ended without a word").splitlines()[-1]
-            raise Wrong(
-                f"The interpreter's process ended in the middle of your kernel (status {done.returncode}): {end}"
-            )
-        found = torch.load(results)
-    if found == "unsolved":
-        raise Unsolved
-    if isinstance(found, str):
-        raise Wrong(found)
+    """Run the learner's kernel by interpreter.py, which lies beside this file; returns the buffers of the results."""
+    interpreter = load_beside(__file__, "interpreter")
+    found = []
+    for case in cases:
+        try:
+            found.append(interpreter.launch(inspect.unwrap(kernel), **case))
+        except interpreter.TooFar as error:
+            raise Wrong(f"{_what(case)}{error}. tl.load and tl.store need masks.") from None
     return found
+
+
+def _what(case):
+    (rows, depth), columns = case["a"].shape, case["b"].shape[0]
+    return f"A is {rows} × {depth}, B {columns} × {depth}, BLOCK {case['block']}: "
 
 
 def _compare(case, buffer, *others, read_beyond):
@@ -308,7 +297,7 @@ def _compare(case, buffer, *others, read_beyond):
     """
     a, b, scale, block = case["a"].float(), case["b"].float(), case["scale"], case["block"]
     (rows, depth), columns = a.shape, b.shape[0]
-    what = f"A is {rows} × {depth}, B {columns} × {depth}, BLOCK {block}: "
+    what = _what(case)
     found, right = buffer[GUARD:-GUARD].view(rows, columns), a @ b.T * scale
     outside = torch.cat([buffer[:GUARD], buffer[GUARD + rows * columns :]])
     expect(bool((outside == UNTOUCHED).all()), what + "you write beyond the result; tl.store needs a mask.")

@@ -11,7 +11,12 @@ from typing import Any
 from strategies.errors import UserError
 
 OURS = ("lesson.toml", "check.py", "solution.py", "wrong.py", "right.py", "mutants.toml")
-"""Files of a lesson that are not copied to the learner."""
+"""Files of a lesson that are not copied to the learner; nor are check_….py, the parts of a long check."""
+
+
+def ours(name: str) -> bool:
+    """Whether a file of a lesson is not copied to the learner."""
+    return name in OURS or name.startswith("check_")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from shardrun.lesson.course import OURS, Exercise, Lesson
+from shardrun.lesson.course import Exercise, Lesson, ours
 from shardrun.output import write_whole
 from strategies import strict_json
 from strategies.errors import UserError
@@ -106,7 +106,7 @@ def open_folder(asked: Path | None = None) -> Folder:
 def start(folder: Folder, lesson: Lesson) -> list[Path]:
     """Copy what the learner works with, and leave alone what is there. Returns the files that were made."""
     made = []
-    for source in sorted(path for path in lesson.folder.iterdir() if path.is_file() and path.name not in OURS):
+    for source in sorted(path for path in lesson.folder.iterdir() if path.is_file() and not ours(path.name)):
         made += _copy(source, folder.lesson(lesson) / source.name)
     configs = Path(str(resources.files("accelerate_configs")))
     for source in sorted(configs.rglob("*.yaml")):

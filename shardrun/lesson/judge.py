@@ -32,7 +32,10 @@ LONGEST = 90.0
 """Seconds after which an attempt that is still busy is ended."""
 IN_THE_CHECK = "has left your function and waits for the others in the check"
 
-PRELOADED = ["torch", "torch.distributed", "torch._dynamo", "hypothesis", "lessons.checking", "lessons.cases"]
+PRELOADED = [
+    "shardrun.lesson.interpreted", "torch", "torch.distributed", "torch._dynamo", "hypothesis", "lessons.checking",
+    "lessons.cases",
+]  # fmt: skip
 
 GRACE = 2.0
 """Seconds that the other ranks have once one has failed."""

@@ -63,6 +63,9 @@ def serve(job: Job, rank: int, scratch: Path, pipe: Connection) -> None:
     )
     import torch
 
+    from shardrun.lesson import interpreted  # noqa: F401  before Triton; where this is no fork, nothing has done so
+
+    os.environ.pop("TRITON_INTERPRET")  # programs that a check starts decide for themselves
     torch.set_num_threads(1)
     if job.ranks > 1:
         _join(job.ranks, rank, scratch)

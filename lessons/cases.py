@@ -9,7 +9,9 @@ values (sizes, seeds, names of dtypes) and make tensors of them in the function,
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
+from unittest import mock
 
 import hypothesis
 import torch
@@ -28,7 +30,9 @@ __all__ = ["formula", "generated", "st"]
 MOST = 60
 """Cases, of one exercise."""
 SECONDS = 4.0
-"""After so long no more are tried, and none made smaller."""
+"""Of the processor: after so long no more are tried, and none made smaller. A busy machine tries as many as a quiet one."""
+WAITED = 20.0
+"""And after so many seconds by the clock, for a function that waits."""
 
 
 class _Stop(BaseException):
@@ -48,7 +52,7 @@ def generated(
     what one of them finds wrong all raise. An error that is no Wrong ends the search there, for the others may wait in
     the middle of it.
     """
-    search = _Search(compare, time.monotonic() + seconds)
+    search = _Search(compare, seconds)
     trial = settings(
         max_examples=most, deadline=None, database=None, report_multiple_bugs=False, derandomize=True,
         phases=(Phase.generate, Phase.shrink), suppress_health_check=list(HealthCheck), print_blob=False,
@@ -61,7 +65,8 @@ def generated(
     try:
         with tempfile.TemporaryDirectory() as folder:  # not in the learner's
             set_hypothesis_home_dir(folder)
-            trial(hypothesis.given(**strategies)(attempt))()
+            with _nothing_from_files():
+                trial(hypothesis.given(**strategies)(attempt))()
     except _Stop as stop:
         raise stop.error from None
     except Flaky:
@@ -70,11 +75,21 @@ def generated(
         )
 
 
+def _nothing_from_files() -> AbstractContextManager[object]:
+    """Hypothesis also draws constants that it finds in the files around: other cases on every machine, and slow."""
+    from hypothesis.internal.conjecture import providers
+
+    if not hasattr(providers, "_get_local_constants"):
+        return nullcontext()
+    return mock.patch.object(providers, "_get_local_constants", lambda: providers.Constants())
+
+
 class _Search:
     """One exercise's search: its clock, and what it has seen fail."""
 
-    def __init__(self, compare: Callable[..., None], until: float) -> None:
-        self.compare, self.until = compare, until
+    def __init__(self, compare: Callable[..., None], seconds: float) -> None:
+        self.compare = compare
+        self.until = time.process_time() + seconds, time.monotonic() + WAITED
         self.failed: dict[str, BaseException] = {}
         self.ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
@@ -95,7 +110,7 @@ class _Search:
             raise
 
     def _late(self) -> bool:
-        late = time.monotonic() > self.until
+        late = time.process_time() > self.until[0] or time.monotonic() > self.until[1]
         if self.ranks == 1:
             return late
         vote = torch.tensor([int(late)])

@@ -32,11 +32,15 @@ Path_ = tuple[tuple[str, int | None], ...]
 
 @dataclass(frozen=True)
 class Mutant:
-    """change: what was written → what stands there now, by its line; text: the whole file with it."""
+    """change: what was written → what stands there now, by its line; text: the whole file with it.
+
+    site: a number for the place that is changed; several mutants may have one site.
+    """
 
     line: int
     change: str
     text: str
+    site: int
 
 
 def mutants(solution: Path, exercise: str) -> list[Mutant]:
@@ -44,15 +48,26 @@ def mutants(solution: Path, exercise: str) -> list[Mutant]:
     source = solution.read_text(encoding="utf-8")
     tree = ast.parse(source)
     found, seen = [], set()
-    for part in _used(tree, exercise):
-        for path, node in _nodes(part):
-            for new in _changes(node):
-                text = _with(tree, part, path, new)
-                if text in seen or text is None:
-                    continue
-                seen.add(text)
-                found.append(Mutant(getattr(node, "lineno", part.lineno), _change(part, path, node, new), text))
+    sites = ((part, path, node) for part in _used(tree, exercise) for path, node in _nodes(part))
+    for site, (part, path, node) in enumerate(sites):
+        for new in _changes(node):
+            text = _with(tree, part, path, new)
+            if text in seen or text is None:
+                continue
+            seen.add(text)
+            found.append(Mutant(getattr(node, "lineno", part.lineno), _change(part, path, node, new), text, site))
     return found
+
+
+def chosen(all_of_them: list[Mutant], most: int = 30) -> list[Mutant]:
+    """One of every site; where that is fewer than `most`, a second of every site, a third, up to `most`. In order."""
+    by_site: dict[int, list[Mutant]] = {}
+    for mutant in all_of_them:
+        by_site.setdefault(mutant.site, []).append(mutant)
+    taken = [each[0] for each in by_site.values()]
+    further = [each[turn] for turn in range(1, len(all_of_them)) for each in by_site.values() if len(each) > turn]
+    taken += further[: max(0, most - len(taken))]
+    return [mutant for mutant in all_of_them if mutant in taken]
 
 
 def sample(all_of_them: list[Mutant], count: int) -> list[Mutant]:

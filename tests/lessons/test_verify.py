@@ -100,7 +100,7 @@ def test_verify(number: int, warm_python: str, tmp_path: Path, monkeypatch: pyte
     with warmed(number, warm_python) as python:
         done = subprocess.run(
             [python, "-m", "shardrun", "lesson", "verify", str(number), "--no-commands"],
-            cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True, capture_output=True, timeout=200,
+            cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True, capture_output=True, timeout=400,
         )  # fmt: skip
         assert f"{attempts} attempts, 0 commands, no problems" in done.stdout, done.stdout + done.stderr
         problems = run_commands(lesson, chosen, python)

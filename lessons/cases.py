@@ -30,7 +30,7 @@ __all__ = ["formula", "generated", "st"]
 MOST = 60
 """Cases, of one exercise."""
 SECONDS = 4.0
-"""Of the processor: after so long no more are tried, and none made smaller. A busy machine tries as many as a quiet one."""
+"""Of the processor: after so long no more are tried, and none made smaller. A busy machine tries as many."""
 WAITED = 20.0
 """And after so many seconds by the clock, for a function that waits."""
 

@@ -1,11 +1,12 @@
-"""Every mutant of every lesson's solutions, judged: those that pass stand in a table, each with its reason.
+"""Mutants of every lesson's solutions, judged: those that pass stand in a table, each with its reason.
 
-    python -m benchmarks.lesson_mutants [9 10 …] [--out benchmarks/lesson_mutants.md]
+    python -m benchmarks.lesson_mutants [9 10 …] [--again] [--out benchmarks/lesson_mutants.md]
 
-At every site of a solution one operator, constant, order, slice or statement is changed (shardrun/lesson/mutants.py).
-A mutant that passes is an equal solution, and the lesson's mutants.toml says why; or the check lacks a case. Ends with
-status 1 where a survivor is not explained. `shardrun lesson verify` tries a sample. A quarter of a second a mutant on a
-quiet core, of Triton's interpreter several seconds; the rows of lessons that are not asked for stay as they are.
+At a site of a solution one operator, constant, order, slice or statement is changed (shardrun/lesson/mutants.py). Every
+site has its turn; where there are fewer than 30, some have two or more. A mutant that passes is an equal solution, and
+the lesson's mutants.toml says why; or the check lacks a case. Ends with status 1 where a survivor is not explained.
+`shardrun lesson verify` tries a sample. A fork and a third of a second each, on a quiet core. The table is written
+after every exercise, and an exercise whose row is that of its present mutants is left out, unless --again.
 """
 
 import argparse
@@ -15,62 +16,72 @@ from pathlib import Path
 
 from shardrun.lesson.course import Exercise, Lesson, course
 from shardrun.lesson.judge import judge
-from shardrun.lesson.mutants import Mutant, equal_ones, mutants
-from shardrun.lesson.verify import MUTANT_SECONDS
+from shardrun.lesson.mutants import Mutant, chosen, equal_ones, mutants
 
+TABLE = Path(__file__).with_suffix(".md")
 HEAD = """# Mutants of the lessons' solutions
 
-`python -m benchmarks.lesson_mutants`: each solution with one operator, constant, order, slice or statement changed, at
-every site. "Pass" are those that the check lets pass. Below the table stands each of them, with the reason why it is a
-solution too (from the lesson's mutants.toml).
+`python -m benchmarks.lesson_mutants`: each solution with one operator, constant, order, slice or statement changed.
+Every site is changed once; where there are fewer than 30 sites, some are changed in two ways or more. "Pass" are the
+mutants that the check lets pass. Below the table stands each of them, with the reason why it is a solution too (from
+the lesson's `mutants.toml`).
 
-| lesson | exercise | mutants | pass | not explained |
-|---:|---|---:|---:|---:|
+"""
+COLUMNS = """| lesson | exercise | sites | mutants | pass | not explained |
+|---:|---|---:|---:|---:|---:|
 """
 
 MISSING = "**Not explained.**"
+
+Key = tuple[int, str]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("numbers", nargs="*", type=int, metavar="N", help="lessons (default: all)")
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".md"), help="the table (.md)")
+    parser.add_argument("--again", action="store_true", help="also exercises that have a row")
+    parser.add_argument("--out", type=Path, default=TABLE, help="the table (.md)")
     arguments = parser.parse_args()
     rows, survivors = read(arguments.out)
-    unexplained = 0
     for lesson in course():
-        if arguments.numbers and lesson.number not in arguments.numbers:
-            continue
         for exercise in lesson.exercises:
-            found, alive = judged(lesson, exercise)
+            key, tried = (lesson.number, exercise.name), tried_of(lesson, exercise)
+            if arguments.numbers and lesson.number not in arguments.numbers:
+                continue
+            if key in rows and rows[key].startswith(row(key, tried)) and not arguments.again:
+                continue
+            alive = judged(lesson, exercise, tried)
             equal = equal_ones(lesson.folder).get(exercise.name, {})
-            missing = [mutant for mutant in alive if mutant.change not in equal]
-            unexplained += len(missing)
-            key = (lesson.number, exercise.name)
-            rows[key] = f"| {lesson.number} | {exercise.name} | {found} | {len(alive)} | {len(missing) or 'none'} |"
+            missing = sum(mutant.change not in equal for mutant in alive)
+            rows[key] = row(key, tried) + f"{len(alive)} | {missing or 'none'} |"
             survivors[key] = [
                 f"- {lesson.number} {exercise.name}, line {m.line}: `{m.change}`. {equal.get(m.change, MISSING)}"
                 for m in alive
             ]
             print(rows[key], *survivors[key], sep="\n", flush=True)
             arguments.out.write_text(report(rows, survivors), encoding="utf-8")
-    return int(unexplained > 0)
+    return int(any(MISSING in line for lines in survivors.values() for line in lines))
 
 
-def judged(lesson: Lesson, exercise: Exercise) -> tuple[int, list[Mutant]]:
-    """How many mutants there are, and those that pass."""
-    every = mutants(lesson.folder / "solution.py", exercise.name)
+def tried_of(lesson: Lesson, exercise: Exercise) -> list[Mutant]:
+    return chosen(mutants(lesson.folder / "solution.py", exercise.name))
+
+
+def row(key: Key, tried: list[Mutant]) -> str:
+    """How the row of these mutants begins."""
+    return f"| {key[0]} | {key[1]} | {len({mutant.site for mutant in tried})} | {len(tried)} | "
+
+
+def judged(lesson: Lesson, exercise: Exercise, tried: list[Mutant]) -> list[Mutant]:
+    """The mutants that pass."""
     alive = []
     with tempfile.TemporaryDirectory() as folder:
         attempt = Path(folder) / "exercise.py"
-        for mutant in every:
+        for mutant in tried:
             attempt.write_text(mutant.text, encoding="utf-8")
-            if judge(lesson, exercise, attempt, longest=MUTANT_SECONDS).passed:
+            if judge(lesson, exercise, attempt, quick=True).passed:
                 alive.append(mutant)
-    return len(every), alive
-
-
-Key = tuple[int, str]
+    return alive
 
 
 def read(table: Path) -> tuple[dict[Key, str], dict[Key, list[str]]]:
@@ -87,8 +98,16 @@ def read(table: Path) -> tuple[dict[Key, str], dict[Key, list[str]]]:
 
 
 def report(rows: dict[Key, str], survivors: dict[Key, list[str]]) -> str:
-    below = [line for key in sorted(rows) for line in survivors.get(key, [])]
-    return HEAD + "\n".join([*(rows[key] for key in sorted(rows)), "", *below]) + "\n"
+    every = [(lesson.number, exercise.name) for lesson in course() for exercise in lesson.exercises]
+    below = [line for key in every for line in survivors.get(key, [])]
+    table = HEAD + COLUMNS + "\n".join(rows[key] for key in every if key in rows) + "\n"
+    if left := [key for key in every if key not in rows]:
+        begun = {number for number, _ in rows}
+        whole = sorted({number for number, _ in left} - begun)
+        parts = [f"{name} of lesson {number}" for number, name in left if number in begun]
+        lessons = [f"lessons {', '.join(map(str, whole))}"] if whole else []
+        table += f"\nNot judged yet: {'; '.join([*lessons, *parts])}.\n"
+    return table + ("\n" + "\n".join(below) + "\n" if below else "")
 
 
 if __name__ == "__main__":

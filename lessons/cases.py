@@ -23,6 +23,7 @@ from hypothesis.errors import Flaky
 from hypothesis.strategies import SearchStrategy
 
 from lessons.checking import expect_number, expect_numbers
+from shardrun.lesson import called
 from shardrun.lesson.wrong import Unsolved, Wrong
 
 __all__ = ["formula", "generated", "st"]
@@ -53,9 +54,10 @@ def generated(
     the middle of it.
     """
     search = _Search(compare, seconds)
+    phases = (Phase.generate,) if called.CALLS.quick else (Phase.generate, Phase.shrink)
     trial = settings(
         max_examples=most, deadline=None, database=None, report_multiple_bugs=False, derandomize=True,
-        phases=(Phase.generate, Phase.shrink), suppress_health_check=list(HealthCheck), print_blob=False,
+        phases=phases, suppress_health_check=list(HealthCheck), print_blob=False,
         verbosity=hypothesis.Verbosity.quiet,
     )  # fmt: skip
 

@@ -1,6 +1,6 @@
 """Lesson 14: schedules ranked on a short run of tiny, what warm-up does, and a spike with and without clipping.
 
-python demo.py                                                  one process: all of it, a minute or two
+python demo.py                                                  one process: all of it, some eight minutes
 accelerate launch --config_file …/cpu/ddp.yaml demo.py          two ranks: a spike on one of them
 """
 
@@ -84,10 +84,15 @@ def tiny(rate: float, seed: int):
 def sweep(launch, settings) -> tuple[dict, dict]:
     """(schedule, rate, seed) → validation loss; and the rate that each schedule did best with on the first seed."""
     runs, chosen, started = {}, {}, time.perf_counter()
+    total = len(SCHEDULES) * (len(RATES) + len(SEEDS) - 1)
+    print(f"\nRanked on tiny: {total} runs of {STEPS} steps.", flush=True)
 
     def final(name: str, rate: float, seed: int) -> float:
         config = tiny(rate, seed)
-        return validate(train(launch, settings, config, SCHEDULES[name], STEPS)["strategy"], open_text(config))
+        loss = validate(train(launch, settings, config, SCHEDULES[name], STEPS)["strategy"], open_text(config))
+        done = f"  {len(runs) + 1:>2} of {total}, {time.perf_counter() - started:4.0f} s:"
+        print(f"{done} {name}, rates × {rate:g}, seed {seed}: {loss:.4f}", flush=True)
+        return loss
 
     for name in SCHEDULES:
         for rate in RATES:
@@ -95,7 +100,6 @@ def sweep(launch, settings) -> tuple[dict, dict]:
         chosen[name] = min(RATES, key=lambda rate, name=name: runs[name, rate, SEEDS[0]])
         for seed in SEEDS[1:]:
             runs[name, chosen[name], seed] = final(name, chosen[name], seed)
-    print(f"\nRanked on tiny: {len(runs)} runs of {STEPS} steps, {time.perf_counter() - started:.0f} s.", end=" ")
     return runs, chosen
 
 
@@ -107,7 +111,7 @@ def validate(strategy, data) -> float:
 
 def ranking(runs, chosen) -> None:
     """Each schedule at its best rate, seed by seed against the trapezoid."""
-    print("Validation loss, nats per byte:")
+    print("\nThe ranking. Validation loss, nats per byte:")
     lines = []
     means = {name: sum(runs[name, rate, s] for s in SEEDS) / len(SEEDS) for name, rate in chosen.items()}
     for name in sorted(chosen, key=lambda name: means[name]):

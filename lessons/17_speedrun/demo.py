@@ -1,6 +1,6 @@
 """Lesson 17: a short run of the laptop track, its record read; and an idea tried on several seeds, in pairs.
 
-python demo.py                                                  one process: the record, and the pairs
+python demo.py                                                  one process: the record, and pairs; three minutes
 python demo.py runs/NAME                                        read the record of a run of yours
 accelerate launch --config_file …/cpu/ddp.yaml demo.py          the same track on two ranks
 """
@@ -40,6 +40,8 @@ def main() -> None:
         print(save_figure("lesson_17_speedrun", lambda figure: draw(figure, curves, None)))
         return
     launch = select.launched()
+    if launch.rank == 0:
+        print(f"A short form of the laptop track, {steps(60)} steps, without a word until it is done …", flush=True)
     config = track(f"lesson17-{launch.strategy}-{launch.world_size}x-{time.strftime('%H%M%S')}")
     train("tiny", config, launch)
     if launch.rank:
@@ -124,8 +126,14 @@ def product_rate() -> float:
 
 def pairs() -> dict[str, list[float]]:
     """Three recipes on four seeds: the losses, and what can be said of the differences."""
-    losses = {arm: [short(arm, seed) for seed in SEEDS] for arm in ARMS}
-    print(f"\nAn idea, in pairs: {STEPS} steps of a small model, validation loss by seed")
+    print(
+        f"\nAn idea, in pairs: {STEPS} steps of a small model, {len(ARMS)} recipes on {len(SEEDS)} seeds.", flush=True
+    )
+    losses = {}
+    for arm in ARMS:
+        losses[arm] = [short(arm, seed) for seed in SEEDS]
+        print(f"  trained: {arm}", flush=True)
+    print("Validation loss by seed:")
     lines = [
         [arm, *(f"{loss:.4f}" for loss in found), f"{statistics.stdev(found):.4f}"] for arm, found in losses.items()
     ]

@@ -269,7 +269,7 @@ def _sentence(path: str, kind: str, about: str, before: Any, now: Any, in_place:
     return f"Your function has changed {path}, {mine}: it has other entries than before. Work on a copy."
 
 
-def shown(value: Any, most: int = 60) -> str:
+def in_few_words(value: Any, most: int = 60) -> str:
     """A value in few words: small ones whole, of large tensors dtype and shape."""
     if isinstance(value, Tensor):
         kind = str(value.dtype).removeprefix("torch.")
@@ -281,7 +281,7 @@ def shown(value: Any, most: int = 60) -> str:
     if isinstance(value, nn.Module):
         return type(value).__name__
     if isinstance(value, (list, tuple)) and any(isinstance(part, Tensor) for part in value):
-        return f"[{', '.join(shown(part, 20) for part in value[:4])}{', …' if len(value) > 4 else ''}]"
+        return f"[{', '.join(in_few_words(part, 20) for part in value[:4])}{', …' if len(value) > 4 else ''}]"
     if callable(value):
         return getattr(value, "__name__", "a function")
     text = re.sub(r"\s+", " ", repr(value))

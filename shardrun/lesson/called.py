@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from shardrun.lesson.arguments import Snapshot, shown
+from shardrun.lesson.arguments import Snapshot, in_few_words
 from shardrun.lesson.wrong import Unsolved, Wrong
 
 
@@ -31,6 +31,8 @@ class Calls:
     """The first sentence on an argument that a call has changed, also where the check has caught it."""
     where: list[str] = field(default_factory=list)
     """What of the learner's runs outside of a call, such as a backward pass."""
+    quick: bool = False
+    """Whether generated cases that fail are not to be made smaller (Job.quick)."""
 
 
 CALLS = Calls()
@@ -52,7 +54,7 @@ def watched(
     def call(*arguments: Any, **keywords: Any) -> Any:
         given = {(parameters[i] if i < len(parameters) else f"argument {i + 1}"): a for i, a in enumerate(arguments)}
         given |= keywords
-        CALLS.given = ", ".join(f"{name} = {shown(value)}" for name, value in given.items())
+        CALLS.given = ", ".join(f"{name} = {in_few_words(value)}" for name, value in given.items())
         before, modes = Snapshot(given), _modes()
         try:
             found = function(*arguments, **keywords)

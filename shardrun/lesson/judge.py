@@ -29,7 +29,9 @@ QUIET_SECONDS = 5.0
 QUIET_SHARE = 0.01
 """So little of a processor counts as none."""
 LONGEST = 90.0
-"""Seconds after which an attempt that is still busy is ended."""
+"""Seconds of the processor after which an attempt that is still busy is ended; four times as many by the clock."""
+MUTANT_SECONDS = 10.0
+"""The same of a mutant."""
 IN_THE_CHECK = "has left your function and waits for the others in the check"
 
 PRELOADED = [
@@ -59,19 +61,19 @@ def judge(
     attempt: Path,
     other: str = "",
     others: str = "wrong.py",
-    longest: float = LONGEST,
+    quick: bool = False,
 ) -> Outcome:
     """Check the function in the file `attempt` (or, for `verify`, the function `other` of wrong.py in its place).
 
-    longest: seconds after which an attempt that is still busy is ended.
+    quick: only whether it passes is asked for, as of a mutant: no case is made smaller, and it ends after less time.
     """
     check = (lesson.folder / "check.py").resolve()
     names = parameters(lesson.folder / "solution.py", exercise.name)
-    job = Job(exercise.name, attempt.resolve(), check, exercise.ranks, other, others, names, exercise.changes)
+    job = Job(exercise.name, attempt.resolve(), check, exercise.ranks, other, others, names, exercise.changes, quick)
     with tempfile.TemporaryDirectory() as folder:
         ranks = _start(job, Path(folder))
         try:
-            return _wait(job, ranks, Path(folder), longest)
+            return _wait(job, ranks, Path(folder), MUTANT_SECONDS if quick else LONGEST)
         finally:
             for process, pipe in ranks:
                 pipe.close()
@@ -98,7 +100,7 @@ def _wait(job: Job, ranks: list[tuple[Any, Connection]], scratch: Path, longest:
     ready: set[int] = set()
     answers: dict[int, tuple[str, str]] = {}
     started = quiet_since = time.monotonic()
-    used, failed_at = 0.0, 0.0
+    used, failed_at, begun, too_long = 0.0, 0.0, 0.0, False
     while len(answers) < len(ranks):
         left = {pipe: rank for rank, (_, pipe) in enumerate(ranks) if rank not in answers}
         arrived: Any = wait(list(left), timeout=0.1)
@@ -114,31 +116,37 @@ def _wait(job: Job, ranks: list[tuple[Any, Connection]], scratch: Path, longest:
                 answers[rank] = said
         now = time.monotonic()
         failed_at = failed_at or (now if any(status != PASSED for status, _ in answers.values()) else 0.0)
-        seconds = _processor_seconds(ranks)
-        if abs(seconds - used) > QUIET_SHARE * (now - quiet_since) or len(ready) < len(ranks):
+        seconds, wants_more = _processor_seconds(ranks)
+        if abs(seconds - used) > QUIET_SHARE * (now - quiet_since) or wants_more or len(ready) < len(ranks):
             used, quiet_since = seconds, now
         if len(ready) < len(ranks):
-            started = now  # the clock is the attempt's, not that of imports on a busy machine
+            started, begun = now, seconds  # the clock is the attempt's, not that of imports
         if failed_at and now - failed_at > GRACE:
             break
-        if now - quiet_since > QUIET_SECONDS or now - started > longest:
+        too_long = seconds - begun > longest * job.ranks or now - started > 4 * longest
+        if now - quiet_since > QUIET_SECONDS or too_long:
             break
     waiting = _where(job, ranks, answers, scratch) if len(answers) < len(ranks) else []
-    return _verdict(answers, waiting, job.ranks, longest if time.monotonic() - started > longest else 0.0)
+    return _verdict(answers, waiting, job.ranks, longest if too_long else 0.0)
 
 
-def _processor_seconds(ranks: list[tuple[Any, Connection]]) -> float:
-    """Of all ranks, with the processes that a check may have started. Less than before where one of those has ended."""
-    total = 0.0
+def _processor_seconds(ranks: list[tuple[Any, Connection]]) -> tuple[float, bool]:
+    """Of all ranks, with the processes that a check may have started; and whether one of them could use more now.
+
+    Less than before where one of those has ended. On a machine that is very busy a rank may get nothing for seconds: it
+    is no hang where it does not wait.
+    """
+    total, wants_more = 0.0, False
     for process, _ in ranks:
         try:
             rank = psutil.Process(process.pid)
             for each in (rank, *rank.children(recursive=True)):
                 times = each.cpu_times()
                 total += times.user + times.system
+                wants_more = wants_more or each.status() in (psutil.STATUS_RUNNING, psutil.STATUS_DISK_SLEEP)
         except psutil.Error:
             pass
-    return total
+    return total, wants_more
 
 
 def _verdict(answers: dict[int, tuple[str, str]], waiting: list[str], ranks: int, busy: float) -> Outcome:

@@ -45,6 +45,8 @@ class Job:
     """Of the exercise, in order: what its arguments are called in messages, whatever the learner calls them."""
     changes: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """The arguments that it may change (Exercise.changes)."""
+    quick: bool = False
+    """Nobody reads the message: a generated case that fails is not made smaller."""
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -127,7 +129,7 @@ def _answer(job: Job) -> tuple[str, str]:
     from shardrun.lesson import called
     from shardrun.lesson.wrong import Unsolved, Wrong
 
-    called.CALLS.files = job.files
+    called.CALLS.files, called.CALLS.quick = job.files, job.quick
     warnings.simplefilter("ignore")  # of libraries: they are nothing that the learner could act on
     try:
         learner = _load("exercise", job.attempt)

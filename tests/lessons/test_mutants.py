@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from shardrun.lesson.course import course
-from shardrun.lesson.mutants import equal_ones, mutants, sample
+from benchmarks import lesson_mutants as benchmark
+from shardrun.lesson.course import course, find_lesson
+from shardrun.lesson.mutants import chosen, equal_ones, mutants, sample
 
 SOLUTION = '''
 def _half(x):
@@ -44,6 +45,33 @@ def test_every_site_is_changed_and_nothing_else(tmp_path: Path) -> None:
     # what `first` uses too is judged with it
     assert {m.change for m in mutants(path, "second")} >= {"_half(x) * 3 → _half(x) / 3", "_half(x) * 3 → 3"}
     assert not any("// 2" in m.change for m in mutants(path, "second"))
+
+
+def test_every_site_has_its_turn(tmp_path: Path) -> None:
+    path = tmp_path / "solution.py"
+    path.write_text(SOLUTION)
+    every = mutants(path, "first")
+    sites = {mutant.site for mutant in every}
+    assert len(sites) < len(every)
+    for most in (1, len(sites), len(sites) + 1, len(every) - 1, len(every), 1000):
+        taken = chosen(every, most)
+        assert {mutant.site for mutant in taken} == sites
+        assert len(taken) == min(len(every), max(most, len(sites)))
+        assert taken == sorted(taken, key=every.index)
+
+
+def test_the_table_is_of_the_present_solutions_and_explains_each_survivor() -> None:
+    rows, survivors = benchmark.read(benchmark.TABLE)
+    for number, name in rows:
+        lesson = find_lesson(number)
+        tried = benchmark.tried_of(lesson, lesson.exercise(name))
+        assert rows[number, name].startswith(benchmark.row((number, name), tried)), (
+            "run benchmarks.lesson_mutants again"
+        )
+        equal, alive = equal_ones(lesson.folder).get(name, {}), survivors.get((number, name), [])
+        assert rows[number, name].endswith(f" | {len(alive)} | none |")
+        assert all(any(f"`{change}`. {why}" in line for change, why in equal.items()) for line in alive), alive
+    assert benchmark.TABLE.read_text(encoding="utf-8") == benchmark.report(rows, survivors)
 
 
 def test_a_sample_is_spread_evenly() -> None:

@@ -10,8 +10,10 @@ after every exercise, and an exercise whose row is that of its present mutants i
 """
 
 import argparse
+import re
 import sys
 import tempfile
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from shardrun.lesson.course import Exercise, Lesson, course
@@ -34,6 +36,16 @@ COLUMNS = """| lesson | exercise | sites | mutants | pass | not explained |
 MISSING = "**Not explained.**"
 
 Key = tuple[int, str]
+"""A lesson's number, and its exercise."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """sites, mutants: how many were tried; alive: (line, change) of those that pass."""
+
+    sites: int
+    mutants: int
+    alive: tuple[tuple[int, str], ...] = ()
 
 
 def main() -> int:
@@ -42,34 +54,28 @@ def main() -> int:
     parser.add_argument("--again", action="store_true", help="also exercises that have a row")
     parser.add_argument("--out", type=Path, default=TABLE, help="the table (.md)")
     arguments = parser.parse_args()
-    rows, survivors = read(arguments.out)
+    rows = read(arguments.out)
     for lesson in course():
         for exercise in lesson.exercises:
             key, tried = (lesson.number, exercise.name), tried_of(lesson, exercise)
             if arguments.numbers and lesson.number not in arguments.numbers:
                 continue
-            if key in rows and rows[key].startswith(row(key, tried)) and not arguments.again:
+            if key in rows and replace(rows[key], alive=()) == row(tried) and not arguments.again:
                 continue
-            alive = judged(lesson, exercise, tried)
-            equal = equal_ones(lesson.folder).get(exercise.name, {})
-            missing = sum(mutant.change not in equal for mutant in alive)
-            rows[key] = row(key, tried) + f"{len(alive)} | {missing or 'none'} |"
-            survivors[key] = [
-                f"- {lesson.number} {exercise.name}, line {m.line}: `{m.change}`. {equal.get(m.change, MISSING)}"
-                for m in alive
-            ]
-            print(rows[key], *survivors[key], sep="\n", flush=True)
-            arguments.out.write_text(report(rows, survivors), encoding="utf-8")
-    return int(any(MISSING in line for lines in survivors.values() for line in lines))
+            rows[key] = replace(row(tried), alive=tuple((m.line, m.change) for m in judged(lesson, exercise, tried)))
+            print(f"{lesson.number} {exercise.name}: {rows[key]}", flush=True)
+            arguments.out.write_text(report(rows), encoding="utf-8")
+    arguments.out.write_text(report(rows), encoding="utf-8")
+    return int(MISSING in report(rows))
 
 
 def tried_of(lesson: Lesson, exercise: Exercise) -> list[Mutant]:
     return chosen(mutants(lesson.folder / "solution.py", exercise.name))
 
 
-def row(key: Key, tried: list[Mutant]) -> str:
-    """How the row of these mutants begins."""
-    return f"| {key[0]} | {key[1]} | {len({mutant.site for mutant in tried})} | {len(tried)} | "
+def row(tried: list[Mutant]) -> Row:
+    """The row of these mutants, before any is judged."""
+    return Row(len({mutant.site for mutant in tried}), len(tried))
 
 
 def judged(lesson: Lesson, exercise: Exercise, tried: list[Mutant]) -> list[Mutant]:
@@ -84,30 +90,44 @@ def judged(lesson: Lesson, exercise: Exercise, tried: list[Mutant]) -> list[Muta
     return alive
 
 
-def read(table: Path) -> tuple[dict[Key, str], dict[Key, list[str]]]:
-    """The rows and survivors of an earlier run."""
-    rows: dict[Key, str] = {}
-    survivors: dict[Key, list[str]] = {}
-    for line in table.read_text(encoding="utf-8").splitlines() if table.is_file() else []:
-        parts = line.replace("|", " ").replace(",", " ").split()
-        if line.startswith("| ") and parts[0].isdigit():
-            rows[int(parts[0]), parts[1]] = line
-        elif line.startswith("- ") and parts[1].isdigit():
-            survivors.setdefault((int(parts[1]), parts[2]), []).append(line)
-    return rows, survivors
+def read(table: Path) -> dict[Key, Row]:
+    """The rows of an earlier run, with their survivors."""
+    text = table.read_text(encoding="utf-8") if table.is_file() else ""
+    alive: dict[Key, list[tuple[int, str]]] = {}
+    for number, name, line, change in re.findall(r"^- (\d+) (\w+), line (\d+): `(.+)`\. ", text, re.M):
+        alive.setdefault((int(number), name), []).append((int(line), change))
+    rows: dict[Key, Row] = {}
+    for number, name, sites, count in re.findall(r"^\| (\d+) \| (\w+) \| (\d+) \| (\d+) \|", text, re.M):
+        key = (int(number), name)
+        rows[key] = Row(int(sites), int(count), tuple(alive.get(key, ())))
+    return rows
 
 
-def report(rows: dict[Key, str], survivors: dict[Key, list[str]]) -> str:
-    every = [(lesson.number, exercise.name) for lesson in course() for exercise in lesson.exercises]
-    below = [line for key in every for line in survivors.get(key, [])]
-    table = HEAD + COLUMNS + "\n".join(rows[key] for key in every if key in rows) + "\n"
-    if left := [key for key in every if key not in rows]:
+def report(rows: dict[Key, Row]) -> str:
+    """The table, what is not in it, and each survivor with its reason as mutants.toml has it now."""
+    lines, below, left = [], [], []
+    for lesson in course():
+        for exercise in lesson.exercises:
+            key = (lesson.number, exercise.name)
+            if key not in rows:
+                left.append(key)
+                continue
+            found, equal = rows[key], equal_ones(lesson.folder).get(exercise.name, {})
+            missing = sum(change not in equal for _, change in found.alive) or "none"
+            numbers = f"{found.sites} | {found.mutants} | {len(found.alive)} | {missing}"
+            lines.append(f"| {lesson.number} | {exercise.name} | {numbers} |")
+            below += [
+                f"- {lesson.number} {exercise.name}, line {line}: `{change}`. {equal.get(change, MISSING)}"
+                for line, change in found.alive
+            ]
+    text = HEAD + COLUMNS + "\n".join(lines) + "\n"
+    if left:
         begun = {number for number, _ in rows}
         whole = sorted({number for number, _ in left} - begun)
         parts = [f"{name} of lesson {number}" for number, name in left if number in begun]
         lessons = [f"lessons {', '.join(map(str, whole))}"] if whole else []
-        table += f"\nNot judged yet: {'; '.join([*lessons, *parts])}.\n"
-    return table + ("\n" + "\n".join(below) + "\n" if below else "")
+        text += f"\nNot judged yet: {'; '.join([*lessons, *parts])}.\n"
+    return text + ("\n" + "\n".join(below) + "\n" if below else "")
 
 
 if __name__ == "__main__":

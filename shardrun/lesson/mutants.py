@@ -86,16 +86,18 @@ def equal_ones(lesson: Path) -> dict[str, dict[str, str]]:
 def _change(part: ast.stmt, path: Path_, node: ast.AST, new: ast.AST | None) -> str:
     """What was written → what stands there now; of a constant or an end of a slice the expression around it."""
     if isinstance(node, (ast.Constant, ast.Slice)) and new is not None:
-        around: ast.AST = copy.deepcopy(part)
+        before: ast.AST = copy.deepcopy(part)
+        around = None
         for name, i in path[:-1]:
-            value = getattr(around, name)
-            around = value if i is None else value[i]
-        if isinstance(around, ast.expr):
+            value = getattr(before, name)
+            before = value if i is None else value[i]
+            around = before if isinstance(before, ast.expr) else around
+        if around is not None:
             old, (name, i) = ast.unparse(around), path[-1]
             if i is None:
-                setattr(around, name, new)
+                setattr(before, name, new)
             else:
-                getattr(around, name)[i] = new
+                getattr(before, name)[i] = new
             return f"{_short(old)} → {_short(ast.unparse(around))}"
     return f"{_short(ast.unparse(node))} → {_short(ast.unparse(new)) if new is not None else 'nothing'}"
 

@@ -77,6 +77,17 @@ def test_whose_mistake_it_was(what: str, tmp_path: Path) -> None:
     assert found[0] == status and words in found[1], found
 
 
+def test_warnings_are_not_shown(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    """Of a library: nothing that the learner could act on, and as often as it is called."""
+    attempt = (
+        "import warnings\ndef double(x):\n    warnings.warn('old', FutureWarning)\n    return [2 * e for e in x]\n"
+    )
+    (tmp_path / "exercise.py").write_text(attempt)
+    (tmp_path / "check.py").write_text(CHECK)
+    assert rank._answer(rank.Job("double", tmp_path / "exercise.py", tmp_path / "check.py", 1))[0] == "passed"
+    assert not recwarn.list
+
+
 def judged(outcomes: dict[str, Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
     """Let `check` find these outcomes, by exercise; "" for all others."""
     monkeypatch.setattr("shardrun.lesson.judge.judge", lambda lesson, exercise, attempt: outcomes[exercise.name])

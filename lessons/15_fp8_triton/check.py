@@ -269,8 +269,8 @@ def product_kernel(theirs):
             cases.append({"a": a, "b": b, "scale": 0.25, "block": 32, "around": around})
     found = _interpreted(theirs, cases)
     for i, case in enumerate(cases[: len(shapes)]):
-        outside = next((each for _, each in found[i :: len(shapes)] if each), "")
-        _compare(case, *(buffer for buffer, _ in found[i :: len(shapes)]), read_beyond=outside)
+        buffers, outside, undefined = zip(*found[i :: len(shapes)], strict=True)
+        _compare(case, *buffers, read_beyond=max(outside), undefined=any(undefined))
 
 
 def _interpreted(kernel, cases):
@@ -290,10 +290,10 @@ def _what(case):
     return f"A is {rows} × {depth}, B {columns} × {depth}, BLOCK {case['block']}: "
 
 
-def _compare(case, buffer, *others, read_beyond):
+def _compare(case, buffer, *others, read_beyond, undefined):
     """A kernel's result in its buffer, and the same with other numbers around the operands in memory.
 
-    read_beyond: the operand that has been read beyond its end, "" for none.
+    read_beyond: the operand that has been read beyond its end, "" for none; undefined: a load has no `other`.
     """
     a, b, scale, block = case["a"].float(), case["b"].float(), case["scale"], case["block"]
     (rows, depth), columns = a.shape, b.shape[0]
@@ -301,6 +301,11 @@ def _compare(case, buffer, *others, read_beyond):
     found, right = buffer[GUARD:-GUARD].view(rows, columns), a @ b.T * scale
     outside = torch.cat([buffer[:GUARD], buffer[GUARD + rows * columns :]])
     expect(bool((outside == UNTOUCHED).all()), what + "you write beyond the result; tl.store needs a mask.")
+    expect(
+        not undefined or bool(found.isfinite().all()),
+        what + "a tl.load has a mask but no other: what stands in the place of the numbers that it leaves out is "
+        "undefined, and comes into the sum (here as nan). Give it other=0.0.",
+    )
     if not all(torch.equal(buffer, other) for other in others):
         raise Wrong(
             what

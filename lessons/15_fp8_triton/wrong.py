@@ -243,7 +243,7 @@ def result_in_float32(rows, columns, depth, tile_rows, tile_columns, element):
     return tiles * (tile_rows + tile_columns) * depth * element + 4 * rows * columns
 
 
-@wrong_attempt("product_kernel", says="on a GPU that is an illegal access")
+@wrong_attempt("product_kernel", says="the result depends on what lies behind A or B")
 def no_mask_over_depth_on_b(a, b, c, scale, rows, columns, depth, BLOCK: tl.constexpr):
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     j = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -285,6 +285,22 @@ def multiplied_by_block_twice(a, b, c, scale, rows, columns, depth, BLOCK: tl.co
         mask_a = (i[:, None] < rows) & (k[None, :] < depth)
         mask_b = (j[None, :] < columns) & (k[:, None] < depth)
         tile_a = tl.load(a + i[:, None] * BLOCK * depth + k[None, :], mask=mask_a, other=0.0)
+        tile_b = tl.load(b + j[None, :] * depth + k[:, None], mask=mask_b, other=0.0)
+        total = tl.dot(tile_a, tile_b, total)
+    inside = (i[:, None] < rows) & (j[None, :] < columns)
+    tl.store(c + i[:, None] * columns + j[None, :], total * scale, mask=inside)
+
+
+@wrong_attempt("product_kernel", says="Give it other=0.0")
+def without_other(a, b, c, scale, rows, columns, depth, BLOCK: tl.constexpr):
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    j = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    total = tl.zeros((BLOCK, BLOCK), tl.float32)
+    for start in range(0, depth, BLOCK):
+        k = start + tl.arange(0, BLOCK)
+        mask_a = (i[:, None] < rows) & (k[None, :] < depth)
+        mask_b = (j[None, :] < columns) & (k[:, None] < depth)
+        tile_a = tl.load(a + i[:, None] * depth + k[None, :], mask=mask_a)
         tile_b = tl.load(b + j[None, :] * depth + k[:, None], mask=mask_b, other=0.0)
         total = tl.dot(tile_a, tile_b, total)
     inside = (i[:, None] < rows) & (j[None, :] < columns)

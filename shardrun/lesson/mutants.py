@@ -98,8 +98,8 @@ def _change(part: ast.stmt, path: Path_, node: ast.AST, new: ast.AST | None) -> 
                 setattr(before, name, new)
             else:
                 getattr(before, name)[i] = new
-            return f"{_short(old)} → {_short(ast.unparse(around))}"
-    return f"{_short(ast.unparse(node))} → {_short(ast.unparse(new)) if new is not None else 'nothing'}"
+            return _both(old, ast.unparse(around))
+    return _both(ast.unparse(node), ast.unparse(new) if new is not None else "nothing")
 
 
 def _used(tree: ast.Module, exercise: str) -> list[ast.stmt]:
@@ -256,6 +256,10 @@ def _replaced(node: ast.AST, field: str, value: object) -> ast.AST:
     return other
 
 
-def _short(text: str, most: int = 70) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= most else text[: most - 2] + " …"
+def _both(old: str, new: str, most: int = 70) -> str:
+    """old → new, each in one line; of long ones the part where they begin to differ."""
+    texts = [" ".join(text.split()) for text in (old, new)]
+    same = next((i for i, (a, b) in enumerate(zip(*texts, strict=False)) if a != b), min(map(len, texts)))
+    start = max(0, same - most // 2) if max(map(len, texts)) > most else 0
+    cut = [f"{'… ' * (start > 0)}{text[start : start + most]}{' …' * (len(text) > start + most)}" for text in texts]
+    return " → ".join(cut)

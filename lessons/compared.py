@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lessons.beside import load_beside as load_beside
-from lessons.kit import CONFIG, build, cut, held, open_text, steps, table
+from lessons.kit import CONFIG, build, cut, doing, held, open_text, steps, table
 from shardrun.colours import COLOURS
 from shardrun.tables import mib
 from speedrun.data import Data
@@ -74,6 +74,7 @@ def micro_batches(
 
 def train_alone(device: torch.device, steps: int = STEPS, accumulation: int = ACCUMULATION) -> Trained:
     """One process, all rows, torch's AdamW over whole parameters: the reference."""
+    doing(f"{steps} steps in one process")
     data, model = open_text(), build().to(device)
     optimizer = torch.optim.AdamW(groups_of(model))
     memory: dict[str, int] = {}
@@ -96,6 +97,7 @@ def train_alone(device: torch.device, steps: int = STEPS, accumulation: int = AC
 
 def train_by_hand(shards: ByHand, place: Place, steps: int = STEPS) -> Trained:
     """The same over all ranks, under a hand-written strategy."""
+    doing(f"{steps} steps by hand")
     data, memory, sent = open_text(), dict[str, int](), list[SentLine]()
     for step in range(steps):
         with Meter() as meter:
@@ -109,6 +111,7 @@ def train_by_hand(shards: ByHand, place: Place, steps: int = STEPS) -> Trained:
 
 def train_strategy(strategy: Strategy, steps: int = STEPS) -> Trained:
     """The same under one of the trainer's strategies, prepared with `ACCUMULATION`: what speedrun/train.py does."""
+    doing(f"{steps} steps under the library")
     data, memory, sent = open_text(), dict[str, int](), list[SentLine]()
     for step in range(steps):
         with Meter() as meter:

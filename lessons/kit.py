@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from shardrun.colours import SERIES
 from shardrun.output import save_picture
 from speedrun.books.parts import part_of
 from speedrun.books.shapes import scenario_of
@@ -72,6 +73,12 @@ def prepare(strategy: Strategy, config: Config = CONFIG, accumulation: int = 1) 
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     recipe = parameter_groups(shapes, config.optimizer)
     strategy.prepare(model, recipe, clip=config.optimizer.clip, accumulation=accumulation)
+
+
+def doing(what: str) -> None:
+    """Say on rank 0 what comes next, so that nobody waits before an empty screen."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"… {what}", flush=True)
 
 
 def launched() -> tuple[Launch, Strategy]:
@@ -163,10 +170,11 @@ def save_figure(name: str, draw: Callable[[Any], None], size: tuple[float, float
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure = plt.figure(figsize=size, layout="constrained")
-    draw(figure)
     path = Path("runs") / f"{name}.png"
     path.parent.mkdir(exist_ok=True)
-    save_picture(figure, path, dpi=120)
+    with plt.rc_context({"axes.prop_cycle": plt.cycler(color=SERIES)}):
+        figure = plt.figure(figsize=size, layout="constrained")
+        draw(figure)
+        save_picture(figure, path, dpi=120)
     plt.close(figure)
     return f"Picture: {path}"

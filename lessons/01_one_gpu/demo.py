@@ -18,7 +18,8 @@ from lessons.kit import (
     table,
     watched_forward,
 )
-from shardrun.colours import COLOURS
+from shardrun.colours import COLOURS, SENT
+from shardrun.lesson.guess import guess_first
 from shardrun.tables import mib
 from speedrun.books.activations import predict_activations
 from speedrun.books.shapes import ledger_groups, shapes_from
@@ -33,6 +34,7 @@ STEPS = steps(20)
 
 
 def main() -> None:
+    guess = guess_first(1)
     launch, strategy = launched()
     data = open_text()
     prepare(strategy)
@@ -53,10 +55,10 @@ def main() -> None:
         losses.append(loss.item())
     moments["after step"] = held(strategy)
     if launch.rank == 0:
-        report(launch, moments, losses)
+        report(launch, moments, losses, guess)
 
 
-def report(launch, moments, losses) -> None:
+def report(launch, moments, losses, guess) -> None:
     run = launched_scenario(launch)
     print(headline(launch, f"One GPU, {run.parameters:,} parameters, AdamW"))
     print(f"Loss {losses[0]:.3f} → {losses[-1]:.3f} in {STEPS} steps\n")
@@ -80,6 +82,7 @@ def report(launch, moments, losses) -> None:
         print("(DDP's buckets, in which gradients lie, cannot be seen from Python before the first backward pass.)")
     per = {name: moments["after backward"].get(name, 0) / run.parameters for name in STATES}
     print("\nBytes per parameter: " + " + ".join(f"{per[name]:.1f} ({name})" for name in STATES))
+    guess.tell(sum(per.values()))
 
     large = Config(
         model=ModelConfig(layers=64, heads=50, width=6400, vocab_size=50_304), optimizer=OptimizerConfig(name="adamw")
@@ -109,7 +112,7 @@ def draw(figure, moments, losses) -> None:
         bottom = [b + v for b, v in zip(bottom, values, strict=True)]
     left.set_title("What the rank holds (MiB)", loc="left")
     left.legend(frameon=False)
-    right.plot(range(1, len(losses) + 1), losses, color="#D55E00")
+    right.plot(range(1, len(losses) + 1), losses, color=SENT)
     right.set_title("Loss by step", loc="left")
 
 

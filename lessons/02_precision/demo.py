@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from lessons.kit import (
+    doing,
     headline,
     held,
     launched,
@@ -21,6 +22,8 @@ from lessons.kit import (
     table,
     watched_forward,
 )
+from shardrun.colours import SERIES
+from shardrun.lesson.guess import guess_first
 from shardrun.tables import mib
 from speedrun.kernels.fp8 import quantize_reference, scale_reference
 from speedrun.kernels.fp8_formats import E4M3, E5M2
@@ -36,6 +39,7 @@ FIRST_UPDATE = 2e-6
 
 
 def main() -> None:
+    guess = guess_first(2)
     launch, first = launched()
     data = open_text()
     native, why = native_bf16(first.settings.place.device)
@@ -43,12 +47,13 @@ def main() -> None:
     runs = {}
     for precision in ("fp32", "bf16"):
         strategy = catalogue.engine(launch.strategy, replace(first.settings, precision=precision))
+        doing(f"{count} steps in {precision}")
         prepare(strategy)
         runs[precision] = train(strategy, launch, data, count)
     if launch.rank == 0:
         if not native:
             print(f"{count} steps, not {STEPS}: {why}, and bf16 is emulated.")
-        report(launch, runs)
+        report(launch, runs, guess)
 
 
 def train(strategy, launch, data, count) -> dict:
@@ -76,7 +81,7 @@ def train(strategy, launch, data, count) -> dict:
     return {"losses": losses, "held": memory, "activations": book.by_part(), "dtypes": dtypes, "weight": weight}
 
 
-def report(launch, runs) -> None:
+def report(launch, runs, guess) -> None:
     fp32, bf16 = runs["fp32"], runs["bf16"]
     print(headline(replace(launch, precision="fp32 and bf16"), "Precision"))
     count = len(fp32["losses"])
@@ -91,6 +96,7 @@ def report(launch, runs) -> None:
     lines = [[part, *(mib(run["activations"].get(part, 0)) for run in runs.values())] for part in largest]
     lines.append(["together", *(mib(sum(run["activations"].values())) for run in runs.values())])
     print(table(["", "fp32", "bf16"], lines))
+    guess.tell(100 * sum(bf16["activations"].values()) / sum(fp32["activations"].values()))
 
     plain, copy = torch.ones(2, dtype=torch.bfloat16).unbind()
     master = torch.ones(())
@@ -137,17 +143,17 @@ def rounding_errors(weight) -> dict[str, float]:
 
 
 def draw(figure, runs, errors) -> None:
-    from matplotlib import colormaps
-
     left, middle, right = figure.subplots(1, 3)
     for (name, run), style in zip(runs.items(), ("-", "--"), strict=True):
         left.plot(range(1, len(run["losses"]) + 1), run["losses"], style, label=name)
     left.set_title("Loss by step", loc="left")
     left.legend(frameon=False)
     bottom = [0.0, 0.0]
-    for part in {**runs["fp32"]["activations"], **runs["bf16"]["activations"]}:
+    parts = {**runs["fp32"]["activations"], **runs["bf16"]["activations"]}
+    for i, part in enumerate(parts):
         values = [run["activations"].get(part, 0) / 2**20 for run in runs.values()]
-        middle.bar(list(runs), values, 0.6, bottom=bottom, label=part, color=colormaps["tab20"](len(middle.containers)))
+        looks = {"color": SERIES[i % len(SERIES)], "hatch": "//" * (i // len(SERIES)), "edgecolor": "white"}
+        middle.bar(list(runs), values, 0.6, bottom=bottom, label=part, **looks)
         bottom = [b + v for b, v in zip(bottom, values, strict=True)]
     middle.set_title("Activations (MiB)", loc="left")
     middle.set_ylim(0, 1.6 * max(bottom))

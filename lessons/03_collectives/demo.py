@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from lessons.kit import headline, launched, launched_scenario, open_text, prepare, rows_of, save_figure, table
+from shardrun.lesson.guess import guess_first
 from speedrun.run.ending import guarded
 from strategies.forecast.traffic import predict_traffic
 from strategies.ledger.terms import ring_bytes
@@ -20,13 +21,14 @@ SIZES = (2**10, 2**14, 2**18, 2**22)
 
 
 def main() -> None:
+    guess = guess_first(3)
     launch, strategy = launched()
     times, lines = {}, []
     if launch.world_size > 1:
         times, lines = measure(strategy.settings.place)
     step = one_step(launch, strategy)
     if launch.rank == 0:
-        report(launch, times, lines, step)
+        report(launch, times, lines, step, guess)
 
 
 def ring(world_size: int) -> list[list[list[str]]]:
@@ -102,7 +104,7 @@ def one_step(launch, strategy) -> list[list[str]]:
     ]
 
 
-def report(launch, times, lines, step) -> None:
+def report(launch, times, lines, step, guess) -> None:
     print(headline(launch, "Collectives"))
     print("\nAn all-reduce on a ring of 3, on paper. A rank's three chunks, and whose parts are summed in each:")
     states = ring(3)
@@ -120,6 +122,7 @@ def report(launch, times, lines, step) -> None:
     if step:
         print(f"\nOne training step under {launch.strategy}, payload in bytes:")
         print(table(["", "calls", "predicted", "counted"], step))
+    guess.tell(ring_bytes("all_reduce", 100, guess.ranks))
     print()
     print(save_figure("lesson_03_collectives", lambda figure: draw(figure, times)))
 

@@ -5,6 +5,7 @@ python demo.py                                                  one process: glo
 """
 
 import time
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -12,7 +13,8 @@ from torch import nn
 from lessons import compared
 from lessons.compared import ACCUMULATION, STEPS
 from lessons.kit import CONFIG, build, headline, launched, launched_scenario, prepare, save_figure, table
-from shardrun.colours import COLOURS
+from shardrun.colours import ACCENT, COLOURS, SENT
+from shardrun.lesson.guess import guess_first
 from speedrun.run.ending import guarded
 from strategies.errors import UserError
 from strategies.forecast.predict import predict_memory
@@ -23,11 +25,13 @@ BUCKET = 2**19
 
 
 def main() -> None:
+    guess = guess_first(4)
     launch, strategy = launched()
     device = strategy.settings.place.device
     if launch.world_size == 1:
         print(headline(launch, "DDP"))
         product_of_three(device)
+        tell(guess, launch)
         return
     if launch.strategy != "ddp":
         raise UserError(f"this demo compares with DDP, not with {launch.strategy}; launch it with cpu/ddp.yaml.")
@@ -41,6 +45,7 @@ def main() -> None:
     torchs = compared.train_strategy(strategy)
     if launch.rank == 0:
         report(launch, alone, hand, torchs, sent_at)
+        tell(guess, launch)
 
 
 class ByHand:
@@ -71,6 +76,14 @@ class ByHand:
 
     def full_weights(self) -> dict:
         return {name: p.detach().cpu().clone() for name, p in self.model.named_parameters()}
+
+
+def tell(guess, launch) -> None:
+    """Bytes of gradients per parameter in a step, by the books."""
+    run = replace(
+        launched_scenario(launch, accumulation=ACCUMULATION), strategy="ddp", world_size=guess.ranks, engine={}
+    )
+    guess.tell(compared.booked(run, "gradients") / run.parameters)
 
 
 def watch(ddp) -> list[list[float]]:
@@ -135,8 +148,8 @@ def draw(figure, sent_at, hand, torchs, alone) -> None:
     left, right = figure.subplots(1, 2)
     for row, times in enumerate(sent_at[-5:]):
         first, *buckets, computed, done = ((t - times[0]) * 1e3 for t in times)
-        left.barh(row, computed, color="#0072B2", height=0.6, label="backward" if not row else None)
-        left.barh(row, done - computed, left=computed, color="#D55E00", height=0.6, label=None if row else "waiting")
+        left.barh(row, computed, color=ACCENT, height=0.6, label="backward" if not row else None)
+        left.barh(row, done - computed, left=computed, color=SENT, height=0.6, label=None if row else "waiting")
         left.plot(buckets, [row] * len(buckets), "k|", markersize=14, label="bucket sent" if not row else None)
     left.set_title("Backward and all-reduce, the last five steps (ms)", loc="left")
     left.set_ylim(-0.6, 5.4)

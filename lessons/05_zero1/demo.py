@@ -18,6 +18,7 @@ from lessons.compared import (
     states_table,
 )
 from lessons.kit import CONFIG, build, headline, launched, launched_scenario, prepare, save_figure, table
+from shardrun.lesson.guess import guess_first
 from speedrun.run.ending import guarded
 from strategies.errors import UserError
 from strategies.forecast.predict import predict_memory
@@ -27,11 +28,12 @@ SENT = {"all_reduce": "gradients", "all_gather": "parameters"}
 
 
 def main() -> None:
+    guess = guess_first(5)
     launch, strategy = launched()
     place = strategy.settings.place
     if launch.world_size == 1:
         print(headline(launch, "ZeRO-1"))
-        books_alone(launch)
+        books_alone(launch, guess)
         return
     if launch.strategy != "zero1":
         raise UserError(f"this demo compares with ZeRO-1, not with {launch.strategy}; launch it with cpu/zero1.yaml.")
@@ -41,6 +43,7 @@ def main() -> None:
     deepspeeds = compared.train_strategy(strategy)
     if launch.rank == 0:
         report(launch, alone, hand, deepspeeds)
+        guess.tell(deepspeeds.held["optimizer states"] / 2**20)
 
 
 def by_hand(place):
@@ -70,12 +73,13 @@ def report(launch, alone, hand, deepspeeds) -> None:
     )
 
 
-def books_alone(launch) -> None:
+def books_alone(launch, guess) -> None:
     """No ranks are needed to know what they would hold."""
     run = replace(launched_scenario(launch), strategy="zero1", engine={"zero_optimization": {"stage": 1}})
     text, rows = books_by_ranks({f"{n}": replace(run, world_size=n) for n in (1, 2, 4, 8, 64)})
     print(f"\nThe books for {run.parameters:,} parameters under ZeRO-1 in {run.precision} (MiB on rank 0):")
     print(text)
+    guess.tell(rows[f"{guess.ranks}"]["optimizer states"] / 2**20)
     print("\nMaster weights and optimizer states shrink with the ranks; parameters do not.")
     print("(For ZeRO-1 itself launch this on several ranks; README.md has the command.)")
     print(save_figure("lesson_05_books", lambda figure: draw_states(figure.subplots(), rows, "Rank 0 by ranks (MiB)")))

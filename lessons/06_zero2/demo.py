@@ -24,6 +24,7 @@ from lessons.compared import (
     traffic_table,
 )
 from lessons.kit import CONFIG, build, headline, launched, launched_scenario, open_text, prepare, save_figure, table
+from shardrun.lesson.guess import guess_first
 from shardrun.tables import mib
 from speedrun.run.ending import guarded
 from strategies.errors import UserError
@@ -37,11 +38,12 @@ BUCKETS = {"everything waits": 2**40, "131,072": 2**17, "32,768": 2**15}
 
 
 def main() -> None:
+    guess = guess_first(6)
     launch, strategy = launched()
     place = strategy.settings.place
     if launch.world_size == 1:
         print(headline(launch, "ZeRO-2"))
-        books_alone(launch)
+        books_alone(launch, guess)
         return
     if launch.strategy != "zero2":
         raise UserError(f"this demo compares with ZeRO-2, not with {launch.strategy}; launch it with cpu/zero2.yaml.")
@@ -52,6 +54,7 @@ def main() -> None:
     deepspeeds = compared.train_strategy(strategy)
     if launch.rank == 0:
         report(launch, alone, hand, deepspeeds, alive)
+        guess.tell(deepspeeds.held["gradients"] / 2**20)
 
 
 def by_hand(place, bucket: int = 2**17):
@@ -103,13 +106,14 @@ def report(launch, alone, hand, deepspeeds, alive) -> None:
     print(save_figure("lesson_06_zero2", lambda figure: draw(figure, rows, alive)))
 
 
-def books_alone(launch) -> None:
+def books_alone(launch, guess) -> None:
     """No ranks are needed to know what they would hold and send."""
     run = launched_scenario(launch)
     run = replace(run, strategy="zero2", engine={"zero_optimization": {"stage": 2}})
     text, rows = books_by_ranks({f"{n}": replace(run, world_size=n) for n in (1, 2, 4, 8, 64)})
     print(f"\nThe books for {run.parameters:,} parameters under ZeRO-2 in {run.precision} (MiB, rank 0):")
     print(text)
+    guess.tell(rows[f"{guess.ranks}"]["gradients"] / 2**20)
     print("\nWhat a rank puts on the wire in a step (MiB), on 8 ranks, by the number of micro-batches:")
     lines = []
     for name, other in {

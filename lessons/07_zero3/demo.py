@@ -22,6 +22,7 @@ from lessons.compared import (
     traffic_table,
 )
 from lessons.kit import CONFIG, build, headline, launched, launched_scenario, open_text, prepare, save_figure, table
+from shardrun.lesson.guess import guess_first
 from shardrun.tables import mib
 from speedrun.run.ending import guarded
 from strategies.errors import UserError
@@ -38,11 +39,12 @@ WAYS = {
 
 
 def main() -> None:
+    guess = guess_first(7)
     launch, strategy = launched()
     place = strategy.settings.place
     if launch.world_size == 1:
         print(headline(launch, "ZeRO-3"))
-        books_alone(launch)
+        books_alone(launch, guess)
         return
     if launch.strategy != "zero3":
         raise UserError(f"this demo compares with ZeRO-3, not with {launch.strategy}; launch it with cpu/zero3.yaml.")
@@ -54,6 +56,7 @@ def main() -> None:
     deepspeeds = compared.train_strategy(strategy)
     if launch.rank == 0:
         report(launch, alone, hand, kept, deepspeeds, gathered)
+        guess.tell(deepspeeds.held["parameters"] / 2**20)
 
 
 def by_hand(place, **options):
@@ -106,13 +109,14 @@ def report(launch, alone, hand, kept, deepspeeds, gathered) -> None:
     print(save_figure("lesson_07_zero3", lambda figure: draw(figure, rows, gathered)))
 
 
-def books_alone(launch) -> None:
+def books_alone(launch, guess) -> None:
     """No ranks are needed to know what they would hold and send."""
     run = launched_scenario(launch)
     run = replace(run, strategy="zero3", engine={"zero_optimization": {"stage": 3}})
     text, rows = books_by_ranks({f"{n}": replace(run, world_size=n) for n in (1, 2, 4, 8, 64)})
     print(f"\nThe books for {run.parameters:,} parameters under ZeRO-3 in {run.precision} (MiB, rank 0):")
     print(text)
+    guess.tell(rows[f"{guess.ranks}"]["parameters"] / 2**20)
     print("\nWhat a rank puts on the wire in a step (MiB), on 8 ranks, by the number of micro-batches:")
     lines = []
     for name, other in {

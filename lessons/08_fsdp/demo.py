@@ -24,6 +24,7 @@ from lessons.compared import (
     traffic_table,
 )
 from lessons.kit import CONFIG, build, headline, launched, launched_scenario, prepare, save_figure, table
+from shardrun.lesson.guess import guess_first
 from shardrun.tables import mib
 from speedrun.run.ending import guarded
 from strategies.errors import UserError
@@ -37,11 +38,12 @@ ZERO3 = {"zero_optimization": {"stage": 3}}
 
 
 def main() -> None:
+    guess = guess_first(8)
     launch, strategy = launched()
     place = strategy.settings.place
     if launch.world_size == 1:
         print(headline(launch, "FSDP"))
-        books_alone(launch)
+        books_alone(launch, guess)
         return
     if launch.strategy != "fsdp":
         raise UserError(f"this demo compares with FSDP, not with {launch.strategy}; launch it with cpu/fsdp.yaml.")
@@ -53,6 +55,7 @@ def main() -> None:
     torchs = compared.train_strategy(strategy)
     if launch.rank == 0:
         report(launch, alone, hand, kept, torchs)
+        guess.tell(sum(torchs.held.get(category, 0) for category in MODEL_STATES) / 2**20)
         show_shards(strategy)
 
 
@@ -97,12 +100,13 @@ def show_shards(strategy) -> None:
         print(f"  {name}: whole {list(shard.shape)}, here {list(shard.to_local().shape)}, {shard.placements[0]!r}")
 
 
-def books_alone(launch) -> None:
+def books_alone(launch, guess) -> None:
     """No ranks are needed to know what they would hold and send."""
     run = replace(launched_scenario(launch), strategy="fsdp", engine=FSDP)
     text, rows = books_by_ranks({f"{n}": replace(run, world_size=n) for n in (1, 2, 4, 8, 64)})
     print(f"\nThe books for {run.parameters:,} parameters under FSDP in {run.precision} (MiB, rank 0):")
     print(text)
+    guess.tell(sum(rows[f"{guess.ranks}"][category] for category in MODEL_STATES) / 2**20)
     print("\nFSDP against ZeRO-3, the books of 8 ranks by number of micro-batches A (MiB):")
     lines = []
     for precision in ("fp32", "bf16"):

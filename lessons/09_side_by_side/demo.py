@@ -6,6 +6,7 @@ accelerate launch --config_file …/cpu/ddp.yaml demo.py          two ranks trai
 """
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from dataclasses import replace
 
 from lessons.kit import CONFIG, headline, launched, open_text, prepare, rows_of, save_figure, table
 from shardrun.colours import COLOURS, SENT
+from shardrun.lesson.guess import guess_first
 from shardrun.tables import mib
 from speedrun.books.shapes import ledger_groups, shapes_from
 from speedrun.config import Config, ModelConfig, OptimizerConfig
@@ -51,9 +53,10 @@ STEPS, ACCUMULATION = 4, 2
 
 
 def main() -> None:
+    guess = guess_first(9) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
     launch, strategy = launched()
     if launch.world_size > 1:
-        return side_by_side(launch, strategy.settings)
+        return side_by_side(launch, strategy.settings, guess)
     asks = sys.stdin.isatty() and sys.stdout.isatty()
     quiz(asks)
     choices(asks)
@@ -176,7 +179,7 @@ def draw_quiz(figure, right, guesses) -> None:
         axes.bar(list(right), values, 0.6, bottom=bottom, label=category, color=COLOURS[category])
         bottom = [b + v for b, v in zip(bottom, values, strict=True)]
     axes.plot(list(guesses), list(guesses.values()), "D", color="black", label="guessed")
-    axes.axhline(85, color="#D55E00", linestyle=":", label="an H100")
+    axes.axhline(85, color=SENT, linestyle=":", label="an H100")
     axes.set_title(f"7B on {RANKS} GPUs: model states per GPU (GB)", loc="left")
     axes.legend(frameon=False)
 
@@ -229,7 +232,7 @@ def verdict(chosen: str, estimates: list[dict], fitting: list[dict]) -> str:
 # Side by side
 
 
-def side_by_side(launch, settings) -> None:
+def side_by_side(launch, settings, guess) -> None:
     """The same steps under every strategy, in one process group."""
     runs = {}
     for name, engine in ENGINES.items():
@@ -249,6 +252,8 @@ def side_by_side(launch, settings) -> None:
         apart = max(abs(a - b) / b for a, b in zip(run["losses"], runs["ddp"]["losses"], strict=True))
         lines.append([name, f"{run['losses'][-1]:.5f}", f"{apart:.0e}" if apart else "0", f"{run['ms']:.0f}"])
     print("\n" + table(["", "last loss", "off ddp's, at most", "ms a step"], lines))
+    if "zero3" in runs:
+        guess.tell(sum(runs["zero3"]["held"].values()) / 2**20)
     print("\nThe losses agree: a strategy changes where things are, not what is computed. (Times on a CPU")
     print("say what gloo and Python cost, not what NVLink does.)")
     print(save_figure("lesson_09_side_by_side", lambda figure: draw(figure, launch, runs)))

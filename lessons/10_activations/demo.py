@@ -19,6 +19,7 @@ from torch.profiler import profile, record_function
 from lessons.kit import (
     CONFIG,
     build,
+    doing,
     headline,
     launched,
     open_text,
@@ -29,6 +30,8 @@ from lessons.kit import (
     watched_forward,
     with_model,
 )
+from shardrun.colours import ACCENT, SENT
+from shardrun.lesson.guess import guess_first
 from shardrun.tables import mib
 from speedrun.books.activations import predict_activations
 from speedrun.config import ModelConfig
@@ -44,6 +47,7 @@ LENGTHS = (64, 256, 1024)
 
 
 def main() -> None:
+    guess = guess_first(10)
     launch, first = launched()
     runs = {how: run(launch, first.settings, how) for how in ("none", "selective", "block")}
     cuts = {count: run(launch, first.settings, "none", count) for count in (1, 2, 4)}
@@ -51,6 +55,7 @@ def main() -> None:
         return
     print(headline(launch, "Activations"))
     checkpointing(launch, runs)
+    guess.tell(100 * runs["block"]["book"].total / runs["none"]["book"].total)
     accumulation(launch, cuts)
     wall()
     if launch.world_size > 1:
@@ -69,6 +74,7 @@ def main() -> None:
 
 def run(launch, settings, how: str, accumulation: int = 1) -> dict:
     """Two steps under the launched strategy, the second one's last micro-batch watched."""
+    doing(f"checkpointing {how}, {accumulation} micro-batch" + "es" * (accumulation > 1))
     strategy = catalogue.engine(launch.strategy, settings)
     prepare(strategy, with_model(MODEL, checkpointing=how), accumulation)
     data = open_text(MODEL)
@@ -275,9 +281,9 @@ def snapshot(device) -> None:
 def draw(figure, book, curves) -> None:
     left, right = figure.subplots(1, 2, width_ratios=(2, 3))
     parts = list(book.by_part().items())[:7][::-1]
-    left.barh([name for name, _ in parts], [size / 2**20 for _, size in parts], color="#0072B2")
+    left.barh([name for name, _ in parts], [size / 2**20 for _, size in parts], color=ACCENT)
     left.set_title("Kept for backward (MiB)", loc="left")
-    for (how, curve), colour in zip(curves.items(), ("#0072B2", "#D55E00"), strict=True):
+    for (how, curve), colour in zip(curves.items(), (ACCENT, SENT), strict=True):
         share = [i / len(curve) for i in range(len(curve))]
         right.plot(share, [alive / 2**20 for _, alive in curve], label=f"checkpointing {how}", color=colour)
         turn = next(i for i, (phase, _) in enumerate(curve) if phase != "forward") / len(curve)

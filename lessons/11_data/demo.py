@@ -16,6 +16,8 @@ import torch
 import torch.distributed as dist
 
 from lessons.kit import CONFIG, headline, launched, open_text, prepare, rows_of, save_figure, steps, table
+from shardrun.colours import ACCENT, SENT, SERIES
+from shardrun.lesson.guess import guess_first
 from shardrun.tables import mib
 from speedrun.data import batch_hash, prefetch
 from speedrun.data.shards import HEADER_BYTES, open_shard, write_tokens
@@ -31,6 +33,7 @@ LONG = replace(CONFIG, data=replace(CONFIG.data, sequence_length=1024, eval_toke
 
 
 def main() -> None:
+    guess = guess_first(11)
     launch, first = launched()
     data = open_text()
     waits = {} if launch.world_size > 1 else waiting(launch, first.settings, data)
@@ -42,6 +45,7 @@ def main() -> None:
     rows = open_text(LONG)
     show_rows(rows)
     show_hashes(launch, data, hashes)
+    guess.tell(sum(t.nbytes for t in data.batch(0, 0, data.global_batch)))
     if launch.world_size > 1:
         return
     memory_map()
@@ -219,17 +223,21 @@ def show_waiting(waits) -> None:
 def draw(figure, data, waits) -> None:
     left, right = figure.subplots(1, 2)
     inputs, _ = data.batch(0, 0, data.global_batch)
-    documents = (inputs == data.document_start).cumsum(1) + 3 * torch.arange(len(inputs))[:, None] % 20
-    left.imshow(documents, aspect="auto", cmap="tab20", interpolation="nearest")
+    documents = (inputs == data.document_start).cumsum(1) + 3 * torch.arange(len(inputs))[:, None]
+    from matplotlib.colors import ListedColormap
+
+    colours = {"cmap": ListedColormap(SERIES), "vmin": 0, "vmax": len(SERIES) - 1}
+    left.imshow(documents % len(SERIES), aspect="auto", interpolation="nearest", **colours)
     left.set_title("Rows of 1024 tokens: another colour, another document", loc="left")
     left.set_xlabel("token")
     left.set_ylabel("row")
     names = list(waits)
     data_times, compute_times = ([median(values[i]) for values in waits.values()] for i in (0, 1))
-    right.barh(names, compute_times, color="#0072B2", label="compute")
-    right.barh(names, data_times, left=compute_times, color="#D55E00", label="waiting for data")
+    right.barh(names, compute_times, color=ACCENT, label="compute")
+    right.barh(names, data_times, left=compute_times, color=SENT, label="waiting for data")
     right.set_title("A step (ms)", loc="left")
-    right.legend(frameon=False)
+    right.set_ylim(-0.6, len(names) + 0.2)
+    right.legend(frameon=False, ncols=2, loc="upper left")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,20 @@ from dataclasses import replace
 import torch
 
 import speedrun.model.attention as attention
-from lessons.kit import CONFIG, headline, launched, open_text, prepare, run_steps, save_figure, steps, table, with_model
+from lessons.kit import (
+    CONFIG,
+    doing,
+    headline,
+    launched,
+    open_text,
+    prepare,
+    run_steps,
+    save_figure,
+    steps,
+    table,
+    with_model,
+)
+from shardrun.lesson.guess import guess_first
 from speedrun.model.rope import rope_tables, rotate
 from speedrun.run.ending import guarded
 from strategies import catalogue
@@ -21,6 +34,7 @@ CHANNELS, BASE = 64, 1024.0
 
 
 def main() -> None:
+    guess = guess_first(12)
     launch, first = launched()
     settings = replace(first.settings, precision="fp32")
     data = open_text()
@@ -30,7 +44,7 @@ def main() -> None:
         "learned positions": train(launch, settings, data, with_model(CONFIG, positions="learned")),
     }
     if launch.rank == 0:
-        report(replace(launch, precision="fp32"), losses)
+        report(replace(launch, precision="fp32"), losses, guess)
 
 
 @contextmanager
@@ -44,6 +58,7 @@ def rotated_twice(on: bool):
 
 
 def train(launch, settings, data, config=CONFIG, twice: bool = False) -> list[float]:
+    doing(f"{STEPS} steps, {config.model.positions} positions" + ", rotated twice" * twice)
     strategy = catalogue.engine(launch.strategy, settings)
     prepare(strategy, config)
     with rotated_twice(twice):
@@ -62,7 +77,7 @@ def score(i: int, j: int, times: int = 1, rotate_k: bool = True) -> float:
     return (q @ k).item() / math.sqrt(CHANNELS)
 
 
-def report(launch, losses) -> None:
+def report(launch, losses, guess) -> None:
     print(headline(launch, "RoPE"))
     print("\nThe score of the same q and k, 3 tokens apart, wherever they stand:")
     places = ((3, 0), (10, 7), (500, 497))
@@ -74,6 +89,7 @@ def report(launch, losses) -> None:
     }
     lines = [[name, *(f"{kind(i, j):.4f}" for i, j in places)] for name, kind in kinds.items()]
     print(table(["", *(f"q at {i}, k at {j}" for i, j in places)], lines))
+    guess.tell(min(range(1, 13), key=lambda distance: abs(score(distance, 0) - score(3, 0, times=2))))
     cos, sin = rope_tables(2048, CHANNELS, BASE, torch.device("cpu"), torch.float32)
     print(f"\nTables of 2048 positions for heads of {CHANNELS}: {cos.nbytes + sin.nbytes:,} bytes, once for all heads.")
     half, _ = rope_tables(2048, CHANNELS, BASE, torch.device("cpu"), torch.bfloat16)

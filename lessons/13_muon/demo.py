@@ -4,6 +4,7 @@ python demo.py                                                  one process: sin
 accelerate launch --config_file …/cpu/fsdp.yaml demo.py         two ranks: weights and bytes under sharding
 """
 
+import os
 import time
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ import torch
 
 from lessons.kit import (
     CONFIG,
+    doing,
     headline,
     launched,
     launched_scenario,
@@ -22,6 +24,7 @@ from lessons.kit import (
     steps,
     table,
 )
+from shardrun.lesson.guess import guess_first
 from speedrun.optim.orthogonalize import newton_schulz, polar_express
 from speedrun.run.ending import guarded
 from strategies import catalogue
@@ -47,6 +50,7 @@ def configured(name: str, rate: float):
 
 
 def main() -> None:
+    guess = guess_first(13) if os.environ.get("WORLD_SIZE", "1") == "1" else None
     launch, first = launched()
     settings = replace(first.settings, precision="fp32")  # so that differences are not those of rounding to bfloat16
     launch = replace(launch, precision="fp32")
@@ -55,7 +59,7 @@ def main() -> None:
     print(headline(launch, "Muon"))
     data = open_text()
     gradients = first_gradients(launch, settings, data)
-    spectra = look_at(gradients[MATRIX].float())
+    spectra = look_at(gradients[MATRIX].float(), guess)
     embeddings(gradients["embed.weight"])
     runs = {(name, rate): train(launch, settings, data, name, rate) for name in RATES for rate in RATES[name]}
     race(runs)
@@ -80,7 +84,7 @@ def backward(strategy, launch, data, step) -> dict[str, torch.Tensor]:
     return {name: p.grad.detach().cpu().clone() for name, p in strategy.model.named_parameters()}
 
 
-def look_at(gradient) -> dict[str, torch.Tensor]:
+def look_at(gradient, guess) -> dict[str, torch.Tensor]:
     """Print what happens to a gradient's singular values; returns them."""
     u, s, vh = torch.linalg.svd(gradient, full_matrices=False)
     exact = u @ vh
@@ -111,6 +115,7 @@ def look_at(gradient) -> dict[str, torch.Tensor]:
     whole = newton_schulz(batch, 5, torch.float32)[0]
     error = (shards - whole).norm() / whole.norm()
     print(f"Orthogonalised in two halves it is {error:.0%} away from the same five steps on the whole matrix.")
+    guess.tell(100 * error.item())
     return spectra
 
 
@@ -135,6 +140,7 @@ def embeddings(gradient) -> None:
 
 
 def train(launch, settings, data, name: str, rate: float) -> list[float]:
+    doing(f"{STEPS} steps of {name}, rate {rate}")
     strategy = catalogue.engine(launch.strategy, settings)
     prepare(strategy, configured(name, rate))
     return run_steps(strategy, launch, data, STEPS)

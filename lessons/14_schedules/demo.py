@@ -5,13 +5,27 @@ accelerate launch --config_file …/cpu/ddp.yaml demo.py          two ranks: a s
 """
 
 import math
+import os
 import time
 from dataclasses import replace
 
 import torch
 import torch.distributed as dist
 
-from lessons.kit import CONFIG, eval_tokens, headline, launched, open_text, prepare, rows_of, save_figure, steps, table
+from lessons.kit import (
+    CONFIG,
+    eval_tokens,
+    headline,
+    launched,
+    open_text,
+    prepare,
+    rows_of,
+    save_figure,
+    steps,
+    table,
+)
+from shardrun.colours import REFERENCE
+from shardrun.lesson.guess import guess_first
 from speedrun.config import ScheduleConfig
 from speedrun.optim.schedule import learning_rate_multiplier, muon_momentum
 from speedrun.presets import PRESETS
@@ -38,11 +52,12 @@ WATCHED = 10
 
 
 def main() -> None:
+    guess = guess_first(14) if os.environ.get("WORLD_SIZE", "1") == "1" else None
     launch, first = launched()
     if launch.world_size > 1:
         return one_rank_spikes(launch, first.settings)
     print(headline(launch, "Schedules and stability"), flush=True)
-    shapes()
+    shapes(guess)
     runs, chosen = sweep(launch, first.settings)
     ranking(runs, chosen)
     warm_ups = {warmup: movement(launch, first.settings, warmup) for warmup in (0, 10)}
@@ -57,14 +72,16 @@ def main() -> None:
     print(save_figure("lesson_14_schedules", lambda figure: draw(figure, runs, chosen, spikes), size=(12, 4)))
 
 
-def shapes() -> None:
+def shapes(guess) -> None:
     print(f"\nThe factor on every peak learning rate, in a run of {STEPS} steps:")
     at = (0, STEPS // 4, STEPS // 2, 3 * STEPS // 4, STEPS - 1)
-    lines = []
+    lines, means = [], {}
     for name, schedule in SCHEDULES.items():
         curve = [learning_rate_multiplier(schedule, step, STEPS) for step in range(STEPS)]
-        lines.append([name, *(f"{curve[step]:.3f}" for step in at), f"{sum(curve) / STEPS:.2f}"])
+        means[name] = sum(curve) / STEPS
+        lines.append([name, *(f"{curve[step]:.3f}" for step in at), f"{means[name]:.2f}"])
     print(table(["", *(f"step {step}" for step in at), "mean"], lines))
+    guess.tell(means["trapezoid"])
 
 
 # The ranking
@@ -234,7 +251,7 @@ def draw(figure, runs, chosen, spikes) -> None:
     middle.set_title(f"Validation loss, {len(SEEDS)} seeds", loc="left")
     for name, run in spikes.items():
         right.plot(run["losses"], label=name)
-    right.axvline(SPIKE, color="grey", linestyle=":", linewidth=1)
+    right.axvline(SPIKE, color=REFERENCE, linestyle=":", linewidth=1)
     right.set_title("Training loss", loc="left")
     right.legend(frameon=False, fontsize=8)
 

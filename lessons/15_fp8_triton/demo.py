@@ -13,7 +13,20 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # has to be there before Triton is imported
 
-from lessons.kit import CONFIG, headline, launched, open_text, prepare, run_steps, save_figure, steps, table, with_model
+from lessons.kit import (
+    CONFIG,
+    doing,
+    headline,
+    launched,
+    open_text,
+    prepare,
+    run_steps,
+    save_figure,
+    steps,
+    table,
+    with_model,
+)
+from shardrun.lesson.guess import guess_first
 from speedrun.kernels import INSTALLED, INTERPRETED
 from speedrun.kernels.fp8 import product, product_reference, quantize, quantize_reference, scale_reference
 from speedrun.kernels.fp8_formats import E4M3, E5M2
@@ -29,16 +42,19 @@ BANDWIDTH, PEAK = 3.35e12, 1979e12
 
 
 def main() -> None:
+    guess = guess_first(15)
     launch, first = launched()
     data, runs = open_text(), {}
     for name, (precision, fp8) in RUNS.items():
         strategy = catalogue.engine(launch.strategy, replace(first.settings, precision=precision))
+        doing(f"{STEPS} steps in {name}")
         prepare(strategy, with_model(CONFIG, fp8=fp8))
         runs[name] = run_steps(strategy, launch, data, STEPS)
     if launch.rank:
         return
     print(headline(replace(launch, precision="three precisions"), "FP8 and Triton"))
     formats()
+    guess.tell(count(E4M3))
     curves = scales()
     tiles()
     kernels("cuda" if torch.cuda.is_available() else "cpu")

@@ -13,7 +13,9 @@ from animals import ANIMALS
 from ranks import Launched
 from zoo import BATCH, Report, Trainer, run
 
-from lessons.kit import headline, launched, save_figure, steps, table
+from lessons.kit import doing, headline, launched, save_figure, steps, table
+from shardrun.colours import REFERENCE
+from shardrun.lesson.guess import guess_first
 from speedrun.run.ending import guarded
 from strategies.errors import UserError
 
@@ -22,12 +24,14 @@ KINDS = {"healthy": Trainer, **ANIMALS}
 
 
 def main() -> None:
-    launch, strategy = launched()
     asked = sys.argv[1:]
+    guess = None if asked else guess_first(16)
+    launch, strategy = launched()
     if unknown := [name for name in asked if name not in KINDS]:
         raise UserError(f"there is no {unknown[0]} in the zoo; there are {', '.join(KINDS)}.")
     reports, alone = {}, {}
     for name in asked or KINDS:
+        doing(name)
         if launch.world_size == 1:
             reports[name] = run(KINDS[name], 2, ACCUMULATION, STEPS)
         else:
@@ -47,6 +51,8 @@ def main() -> None:
             closely(name, reports[name], alone[name])
         return
     training(reports, alone)
+    healthy = reports["healthy"][0].losses[-1]
+    guess.tell(sum(abs(reports[name][0].losses[-1] / healthy - 1) <= 0.02 for name in ANIMALS))
     books(reports)
     ends(reports)
     print(save_figure("lesson_16_bug_zoo", lambda figure: draw(figure, reports), size=(10, 6)))
@@ -146,7 +152,7 @@ def closely(name: str, ranks: list[Report], alone: Report) -> None:
 def draw(figure, reports: dict[str, list[Report]]) -> None:
     axes = figure.subplots(3, 4, sharex=True, sharey=True).flatten()
     for ax, name in zip(axes, ANIMALS, strict=True):
-        ax.plot(reports["healthy"][0].losses, color="0.7", label="healthy")
+        ax.plot(reports["healthy"][0].losses, color=REFERENCE, label="healthy")
         for rank, style in ((0, "-"), (-1, ":")):
             ax.plot(reports[name][rank].losses, style, label="rank 0" if rank == 0 else "last rank")
         ax.set_title(name, loc="left", fontsize=9)

@@ -18,6 +18,8 @@ import torch
 
 from lessons.kit import CONFIG, eval_tokens, open_text, prepare, run_steps, save_figure, steps, table, with_model
 from shardrun.ablate.effects import T_975, effect, reached
+from shardrun.colours import REFERENCE
+from shardrun.lesson.guess import guess_first
 from speedrun.books.flops import flops
 from speedrun.config import Config, DataConfig, ModelConfig
 from speedrun.evaluate import evaluate
@@ -39,6 +41,7 @@ def main() -> None:
         curves = read(Path(sys.argv[1]))
         print(save_figure("lesson_17_speedrun", lambda figure: draw(figure, curves, None)))
         return
+    guess = guess_first(17)
     launch = select.launched()
     if launch.rank == 0:
         print(f"A short form of the laptop track, {steps(60)} steps, without a word until it is done …", flush=True)
@@ -46,7 +49,7 @@ def main() -> None:
     train("tiny", config, launch)
     if launch.rank:
         return
-    curves = read(Path(config.out) / config.name)
+    curves = read(Path(config.out) / config.name, guess)
     effects = pairs() if launch.world_size == 1 else None
     print(save_figure("lesson_17_speedrun", lambda figure: draw(figure, curves, effects)))
 
@@ -62,7 +65,7 @@ def track(name: str) -> Config:
     )  # fmt: skip
 
 
-def read(folder: Path) -> list[dict]:
+def read(folder: Path, guess=None) -> list[dict]:
     """Print what a run's folder says; returns the lines of metrics.jsonl. FileNotFoundError where there is no run."""
     if not (folder / "metrics.jsonl").is_file():
         raise FileNotFoundError(f"{folder} holds no run: there is no metrics.jsonl in it.")
@@ -94,11 +97,11 @@ def read(folder: Path) -> list[dict]:
         print(
             f"{target} was crossed after {found[0]:,.0f} tokens and {found[1]:.1f} seconds (a straight line between)."
         )
-    utilisation(lines, times, run, launch["world_size"])
+    utilisation(lines, times, run, launch["world_size"], guess)
     return lines
 
 
-def utilisation(lines: list[dict], times: list[float], run: dict, ranks: int) -> None:
+def utilisation(lines: list[dict], times: list[float], run: dict, ranks: int, guess) -> None:
     """Model FLOPs utilisation: of the median step, beside what a large product reaches on this machine now."""
     if not times or not lines[-1]["tokens"]:
         return
@@ -109,6 +112,8 @@ def utilisation(lines: list[dict], times: list[float], run: dict, ranks: int) ->
     rate = per_token * speed
     print(f"\n{speed:,.0f} tokens/s · {per_token / 1e6:.2f}e6 operations a token = {rate / 1e9:.2f}e9 a second.")
     print(f"A large product reaches {peak / 1e9:.0f}e9 a second on one rank here; {rate / peak / ranks:.0%} are used.")
+    if guess:
+        guess.tell(100 * rate / peak / ranks)
 
 
 def product_rate() -> float:
@@ -173,7 +178,7 @@ def draw(figure, lines: list[dict], differences: dict[str, list[float]] | None) 
     axes = figure.subplots(1, 3 if differences else 2)
     validations = [line for line in lines if line.get("val_loss") is not None]
     axes[0].plot([v["train_time_ms"] / 1e3 for v in validations], [v["val_loss"] for v in validations], marker="o")
-    axes[0].axhline(TARGET, color="0.7")
+    axes[0].axhline(TARGET, color=REFERENCE)
     axes[0].set_title("val_loss over seconds", loc="left")
     trained = [line for line in lines if line.get("train_loss") is not None]
     axes[1].plot([line["step"] for line in trained], [line["step_avg_ms"] for line in trained], label="step_avg_ms")
@@ -183,9 +188,9 @@ def draw(figure, lines: list[dict], differences: dict[str, list[float]] | None) 
     for i, found in enumerate((differences or {}).values()):
         bounds = effect(found)
         axes[2].errorbar(i, bounds.mean, yerr=bounds.high - bounds.mean, fmt="o", capsize=6)
-        axes[2].plot([i + 0.1] * len(found), found, ".", color="0.6")
+        axes[2].plot([i + 0.1] * len(found), found, ".", color=REFERENCE)
     if differences:
-        axes[2].axhline(0, color="0.7")
+        axes[2].axhline(0, color=REFERENCE)
         axes[2].set_xlim(-0.5, len(differences) - 0.5)
         axes[2].set_xticks(range(len(differences)), list(differences))
         axes[2].set_title("Δ loss of pairs, 95 %", loc="left")

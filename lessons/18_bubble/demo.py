@@ -6,6 +6,7 @@ accelerate launch --config_file …/cpu/ddp.yaml demo.py          measured here,
 """
 
 import json
+import os
 import statistics
 import sys
 import time
@@ -15,6 +16,8 @@ from pathlib import Path
 import torch.distributed as dist
 
 from lessons.kit import CONFIG, headline, launched, open_text, prepare, rows_of, save_figure, steps, table
+from shardrun.colours import ACCENT, SENT
+from shardrun.lesson.guess import guess_first
 from speedrun.books.shapes import ledger_groups, shapes_from
 from speedrun.presets import PRESETS
 from speedrun.run.ending import guarded
@@ -46,14 +49,15 @@ def main() -> None:
     if len(sys.argv) > 1:
         from_record(Path(sys.argv[1]))
         return
+    guess = guess_first(18) if os.environ.get("WORLD_SIZE", "1") == "1" else None
     launch, strategy = launched()
     if launch.world_size == 1:
-        books_alone()
+        books_alone(guess)
     else:
         measured(launch, strategy)
 
 
-def books_alone() -> None:
+def books_alone(guess) -> None:
     """GPT-2 on 8×H100: no machine is needed to know what it would wait for."""
     _, config = PRESETS["gpt2"]
     shapes, groups = shapes_from(config.model), ledger_groups(config)
@@ -77,6 +81,8 @@ def books_alone() -> None:
         [name, *(f"{ms:,.1f} ({ms / (compute * 1e3 + ms):.0%})" for ms in exposed)] for name, exposed in waits.items()
     ]
     print(table(["", *LINKS], shares))
+    waited = waits["ddp"][list(LINKS).index("PCIe 4 ×16")]
+    guess.tell(100 * waited / (compute * 1e3 + waited))
     print("\nTokens a rank needs per step until DDP's all-reduce hides behind backward, whatever the model:")
     rate = GPUS["h100"].flops * MFU
     needed = [2 * (RANKS - 1) / RANKS * 4 * rate / (4 * link) for link in LINKS.values()]
@@ -173,8 +179,8 @@ def draw(axes, compute: float, waits: dict[str, list[float]]) -> None:
         for j, link in enumerate(("NVLink 4", "PCIe 4 ×16")):
             wait = exposed[list(LINKS).index(link)]
             first = not i and not j
-            axes.barh(3 * i + j, compute, color="#0072B2", label="compute" if first else None)
-            axes.barh(3 * i + j, wait, left=compute, color="#D55E00", label="bubble" if first else None)
+            axes.barh(3 * i + j, compute, color=ACCENT, label="compute" if first else None)
+            axes.barh(3 * i + j, wait, left=compute, color=SENT, label="bubble" if first else None)
             places.append(3 * i + j)
             names.append(f"{name}, {link}")
     axes.set_yticks(places, names)

@@ -8,10 +8,11 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from shardrun.ablate.comparison import Comparison
+from shardrun.colours import ACCENT, REFERENCE, SENT
 from shardrun.output import save_picture
 
-LOOKS = {-1: ("#0072B2", "v", "lower loss than the baseline"), 0: ("#777777", "o", "no difference seen")}
-LOOKS[1] = ("#D55E00", "^", "higher loss than the baseline")
+LOOKS = {-1: (ACCENT, "v", "lower loss than the baseline"), 0: (REFERENCE, "o", "no difference seen")}
+LOOKS[1] = (SENT, "^", "higher loss than the baseline")
 """Sign of an effect → colour (Okabe and Ito's palette), marker (for who cannot tell colours apart), and words."""
 
 
@@ -31,7 +32,7 @@ def draw_effects(comparison: Comparison, path: Path) -> None:
             left.plot([row.loss.low, row.loss.high], [y, y], color=colour, linewidth=2, alpha=0.5)
         left.plot([row.loss.mean], [y], marker, color=colour, label=words)
         if row.step_time:
-            right.barh(y, 100 * row.step_time.mean, 0.6, color="#BBBBBB")
+            right.barh(y, 100 * row.step_time.mean, 0.6, color=REFERENCE)
     left.set_yticks(range(len(rows)), [row.arm.name for row in rows])
     means = [0.0, *(row.loss.mean for row in rows if row.loss)]
     margin = 0.3 * (max(means) - min(means)) or 0.01

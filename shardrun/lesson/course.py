@@ -47,6 +47,19 @@ class Live:
 
 
 @dataclass(frozen=True)
+class Guess:
+    """The number that a demo asks for before it shows it."""
+
+    question: str
+    """With {ranks} where it depends on how many there are."""
+    unit: str
+    why: str
+    """Where the number comes from, in a sentence."""
+    ranks: int = 2
+    """Of a demo that asks about ranks although it runs in one process."""
+
+
+@dataclass(frozen=True)
 class Lesson:
     """A lesson folder."""
 
@@ -57,6 +70,9 @@ class Lesson:
     prerequisites: tuple[int, ...]
     exercises: tuple[Exercise, ...]
     live: Live = Live()
+    guess: Guess | None = None
+    notes: dict[str, str] = field(default_factory=dict)
+    """Part of a presentation → what whoever speaks may say or point at there (shardrun/present/notes.py)."""
 
     @property
     def name(self) -> str:
@@ -91,6 +107,8 @@ def _read(folder: Path) -> Lesson:
         if "live" in content:
             arguments = tuple(content["live"].pop("arguments", ()))
             content["live"] = Live(arguments=arguments, **content["live"])
+        if "guess" in content:
+            content["guess"] = Guess(**content["guess"])
         return Lesson(folder=folder, exercises=tuple(exercises), **content)
     except (tomllib.TOMLDecodeError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is no description of a lesson: {error}.") from error

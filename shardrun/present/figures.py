@@ -48,6 +48,8 @@ class Training:
     """The newest; empty before the first."""
     counted: set[int] = field(default_factory=set)
     """The steps whose books were kept."""
+    ddp: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Moment → category → bytes that a rank would hold under DDP, predicted; empty where that is no comparison."""
 
     def take(self, event: Event) -> None:
         if event["kind"] == "run":
@@ -57,10 +59,17 @@ class Training:
         elif event["kind"] == "books":
             self.books = event
             self.counted.add(event["step"])
+        elif event["kind"] == "ddp":
+            self.ddp = event["memory"]
 
     @property
     def ranks(self) -> list[dict[str, Any]]:
         return self.books.get("ranks", [])
+
+    @property
+    def timeline(self) -> Event:
+        """Rank 0's step in the order in which it happened (strategies/ledger/timeline.py); empty without books."""
+        return self.ranks[0].get("timeline", {}) if self.ranks else {}
 
     @property
     def losses(self) -> list[tuple[int, float]]:
@@ -80,9 +89,9 @@ class Training:
 
 @dataclass(frozen=True)
 class Bar:
-    """What a rank held at a moment: bytes by category, measured."""
+    """What a rank held at a moment: bytes by category, measured; or, without a rank, what DDP would, predicted."""
 
-    rank: int
+    rank: int | None
     moment: str
     bytes: dict[str, int]
 
@@ -90,12 +99,30 @@ class Bar:
     def total(self) -> int:
         return sum(self.bytes.values())
 
+    @property
+    def name(self) -> str:
+        return "DDP" if self.rank is None else f"rank {self.rank}"
 
-def bars(ranks: list[dict[str, Any]], moments: tuple[str, ...] = IN_TIME) -> list[Bar]:
-    """A bar for every rank and moment that its books have."""
-    return [
-        Bar(rank["rank"], moment, {name: line["measured"] for name, line in rank["memory"][moment].items()})
-        for rank in ranks
-        for moment in moments
-        if moment in rank["memory"]
-    ]
+
+def bars(training: Training, moments: tuple[str, ...] = IN_TIME) -> list[Bar]:
+    """Moment by moment: what DDP would hold, where that is a comparison, then a bar for every rank."""
+    found = []
+    for moment in moments:
+        ours = [
+            Bar(rank["rank"], moment, {name: line["measured"] for name, line in rank["memory"][moment].items()})
+            for rank in training.ranks
+            if moment in rank["memory"]
+        ]
+        if ours and moment in training.ddp:
+            found.append(Bar(None, moment, training.ddp[moment]))
+        found += ours
+    return found
+
+
+def sent_by_kind(timeline: Event) -> dict[str, list[tuple[int, int]]]:
+    """Collective, bookkeeping apart → (point, payload bytes) of each call in the course of the step."""
+    found: dict[str, list[tuple[int, int]]] = {}
+    for point, name, purpose, amount in timeline["sent"]:
+        kind = f"{name} (norm, flags)" if purpose == "bookkeeping" else name
+        found.setdefault(kind, []).append((point, amount))
+    return found

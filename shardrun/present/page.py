@@ -10,15 +10,23 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from shardrun.colours import ACCENT, REFERENCE, SENT
 from shardrun.lesson.course import Lesson
 from shardrun.output import write_whole
-from shardrun.present.figures import IN_TIME, SHOWN, Bar, Training, bars
-from shardrun.present.readme import Readme
+from shardrun.present.diagram import read_diagram
+from shardrun.present.drawn import as_svg
+from shardrun.present.figures import IN_TIME, SHOWN, Bar, Training, bars, sent_by_kind
+from shardrun.present.layout import lay_out
+from shardrun.present.printed import printed
+from shardrun.present.readme import Readme, with_diagrams
 from shardrun.present.record import Event
 from shardrun.tables import mib
 from strategies.ledger.book import LedgerLine, digits, memory_lines, traffic_lines, unexplained, verdict
 
 NAME = "page.html"
+
+WIDE, NARROW = 96, 42
+"""Columns of a diagram on a screen and on a phone."""
 
 
 def write_page(folder: Path, lesson: Lesson, readme: Readme, output: Event, training: Training | None) -> Path:
@@ -35,7 +43,10 @@ def write_page(folder: Path, lesson: Lesson, readme: Readme, output: Event, trai
     if training and training.about:
         parts += [_section("The training", _training(training))]
         if training.ranks:
-            parts += [_section("What every rank holds", _memory(training)), _section("The books", _books(training))]
+            parts.append(_section("What every rank holds", _memory(training)))
+            if training.timeline.get("held"):
+                parts.append(_section("One step", _course(training)))
+            parts.append(_section("The books", _books(training)))
     questions = (
         f"<details><summary>{escape(question.text)}</summary>{_html(question.answer)}</details>"
         for question in readme.questions
@@ -63,16 +74,34 @@ def _html(markdown: str) -> str:
     from markdown_it import MarkdownIt
 
     reader = MarkdownIt("commonmark", {"html": False}).enable("table").disable(["link", "image", "autolink"])
+    parts = (_diagram(part) if kind == "diagram" else reader.render(part) for kind, part in with_diagrams(markdown))
     return (
-        reader.render(markdown)
+        "\n".join(parts)
         .replace("<table>", '<div class=wide><table class="text">')
         .replace("</table>", "</table></div>")
     )
 
 
+def _diagram(source: str) -> str:
+    """Boxes and arrows, twice: for a screen and for a phone, of which a reader sees one."""
+    diagram = read_diagram(source)
+    if diagram is None:
+        return f"<pre>{escape(source)}</pre>"
+    label = "A diagram of what the text above says"
+    drawings = (("on-screen", WIDE), ("on-phone", NARROW))
+    return "".join(f"<div class={kind}>{as_svg(lay_out(diagram, width), label)}</div>" for kind, width in drawings)
+
+
 def _output(folder: Path, output: Event) -> str:
     pictures = "".join(_picture(folder / name) for name in output["figures"])
-    return f"<p class=command>$ {escape(output['command'])}</p><pre>{escape(output['text'])}</pre>{pictures}"
+    parts = []
+    for kind, lines in printed(output["text"]):
+        if kind == "table":
+            head, *rows = lines
+            parts.append(_table(head, rows, words=1))
+        else:
+            parts.append(f"<pre>{escape(chr(10).join(line for [line] in lines))}</pre>")
+    return f"<p class=command>$ {escape(output['command'])}</p><div class=printed>{''.join(parts)}</div>{pictures}"
 
 
 def _picture(path: Path) -> str:
@@ -116,23 +145,24 @@ def _curve(losses: Sequence[tuple[int, float]]) -> str:
     return (
         f"<figure><div class=curve><div class=axis><span>{high:.2f}</span><span>{low:.2f}</span></div>"
         f'<svg viewBox="0 -6 1000 312" preserveAspectRatio="none" role="img" aria-label="{label}">'
-        f'<polyline points="{points}" fill="none" stroke="#0072B2" stroke-width="3" '
+        f'<polyline points="{points}" fill="none" stroke="{ACCENT}" stroke-width="3" '
         'vector-effect="non-scaling-stroke"/>'
         f"</svg></div><figcaption>{label}.</figcaption></figure>"
     )
 
 
 def _memory(training: Training) -> str:
-    found = bars(training.ranks)
+    found = bars(training)
     most = max(bar.total for bar in found)
     held = {name for bar in found for name, amount in bar.bytes.items() if amount}
+    beside = " Grey: what a rank would hold under DDP, predicted." if training.ddp else ""
     legend = "".join(
         f'<li><svg viewBox="0 0 1 1" aria-hidden="true"><rect width="1" height="1" fill="{category.colour}"/></svg>'
         f"{category.name}</li>"
         for category in SHOWN
         if category.name in held
     )
-    parts = [f"<p>Measured in step {training.books['step']}, in MiB.</p><ul class=legend>{legend}</ul>"]
+    parts = [f"<p>Measured in step {training.books['step']}, in MiB.{beside}</p><ul class=legend>{legend}</ul>"]
     for moment in IN_TIME:
         rows = [_bar(bar, most) for bar in found if bar.moment == moment]
         if rows:
@@ -145,16 +175,66 @@ def _bar(bar: Bar, most: int) -> str:
     for category in SHOWN:
         if amount := bar.bytes.get(category.name, 0):
             width = amount / most * 1000
+            colour = REFERENCE if bar.rank is None else category.colour
             rects.append(
-                f'<rect x="{start:.2f}" width="{width:.2f}" height="10" fill="{category.colour}">'
+                f'<rect x="{start:.2f}" width="{width:.2f}" height="10" fill="{colour}">'
                 f"<title>{category.name}: {amount:,} bytes</title></rect>"
             )
             start += width
-    label = f"rank {bar.rank}, {bar.moment}: {mib(bar.total)} MiB"
+    label = f"{bar.name}, {bar.moment}: {mib(bar.total)} MiB"
     svg = (
         f'<svg viewBox="0 0 1000 10" preserveAspectRatio="none" role="img" aria-label="{label}">{"".join(rects)}</svg>'
     )
-    return f"<div class=bar><span>rank {bar.rank}</span>{svg}<b>{mib(bar.total)}</b></div>"
+    kind = "bar reference" if bar.rank is None else "bar"
+    return f'<div class="{kind}"><span>{bar.name}</span>{svg}<b>{mib(bar.total)}</b></div>'
+
+
+def _course(training: Training) -> str:
+    """What rank 0 held in the course of the step, stacked, and below it when it sent what."""
+    line = training.timeline
+    held, points = line["held"], len(line["held"])
+    most = max(sum(point.values()) for point in held) or 1
+    below, areas = [0.0] * points, []
+    for category in SHOWN:
+        amounts = [point.get(category.name, 0) / most * 300 for point in held]
+        if any(amounts):
+            above = [b + a for b, a in zip(below, amounts, strict=True)]
+            areas.append(
+                f'<path d="{_area(below, above)}" fill="{category.colour}"><title>{category.name}</title></path>'
+            )
+            below = above
+    label = f"What rank 0 holds in the course of a step, at most {mib(most)} MiB"
+    parts = [
+        "<p>On rank 0, from left to right in the order in which it happened (not in seconds).</p>",
+        f"<div class=curve><div class=axis><span>{mib(most)} MiB</span><span>0</span></div>"
+        f'<svg viewBox="0 0 1000 300" preserveAspectRatio="none" role="img" aria-label="{label}">{"".join(areas)}</svg>'
+        "</div>",
+        "<div class=phases><span></span><div>"
+        + "".join(
+            f'<i style="left:{first / points:.2%};width:{(last - first) / points:.2%}">{escape(name)}</i>'
+            for name, first, last in line["phases"]
+        )
+        + "</div></div>",
+    ]
+    for name, calls in sent_by_kind(line).items():
+        places = (f'x="{point / points * 1000:.1f}"' for point, _ in calls)
+        ticks = "".join(f'<rect {place} width="4" height="10" fill="{SENT}"/>' for place in places)
+        total = f"{len(calls)} × {escape(name)}, {sum(amount for _, amount in calls):,} bytes"
+        parts.append(
+            f"<p class=note>{total}</p><div class=ticks>"
+            f'<svg viewBox="0 0 1000 10" preserveAspectRatio="none" role="img" aria-label="{total}">{ticks}</svg></div>'
+        )
+    return "\n".join(parts)
+
+
+def _area(below: Sequence[float], above: Sequence[float]) -> str:
+    """Steps from the left to the right along the top, and back along the foot."""
+    wide = 1000 / len(below)
+    top = "".join(f"L{i * wide:.1f},{300 - y:.1f}L{(i + 1) * wide:.1f},{300 - y:.1f}" for i, y in enumerate(above))
+    foot = "".join(
+        f"L{(i + 1) * wide:.1f},{300 - y:.1f}L{i * wide:.1f},{300 - y:.1f}" for i, y in reversed(list(enumerate(below)))
+    )
+    return f"M{top[1:]}{foot}Z"
 
 
 def _books(training: Training) -> str:

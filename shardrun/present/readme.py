@@ -4,7 +4,6 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from shardrun.present.diagram import arrows
 from strategies.errors import UserError
 
 SECTIONS = ("Goal", "Mental model", "Terms", "What to look at")
@@ -20,7 +19,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Readme:
-    """The sections of a lesson that are presented, in Markdown; diagrams are lists of arrows."""
+    """The sections of a lesson that are presented, in Markdown; diagrams are blocks of mermaid in it."""
 
     goal: str
     model: str
@@ -37,17 +36,17 @@ def read_readme(path: Path) -> Readme:
     for name in (*SECTIONS, "Questions"):
         if name not in sections:
             raise UserError(f"{path} cannot be presented: it has no section {name!r}.")
-    goal, model, terms, look = (_with_arrows(sections[name]).strip() for name in SECTIONS)
+    goal, model, terms, look = (sections[name].strip() for name in SECTIONS)
     found = re.findall(r"<summary>(.*?)</summary>(.*?)</details>", sections["Questions"], re.S)
-    questions = tuple(Question(" ".join(text.split()), _with_arrows(answer).strip()) for text, answer in found)
+    questions = tuple(Question(" ".join(text.split()), answer.strip()) for text, answer in found)
     return Readme(goal, model, terms, look, questions)
 
 
-def _with_arrows(markdown: str) -> str:
-    """A mermaid diagram needs a browser and a script; what it says is in its arrows."""
+MERMAID = re.compile(r"^```mermaid\n(.*?)^```\n?", re.M | re.S)
 
-    def as_text(diagram: re.Match[str]) -> str:
-        lines = arrows(diagram[1])
-        return "```text\n" + "\n".join(lines) + "\n```" if lines else diagram[0]
 
-    return re.sub(r"^```mermaid\n(.*?)^```", as_text, markdown, flags=re.M | re.S)
+def with_diagrams(markdown: str) -> list[tuple[str, str]]:
+    """Cut into ("text", Markdown) and ("diagram", mermaid), in order; empty texts are left out."""
+    parts = MERMAID.split(markdown)
+    kinds = ("diagram" if i % 2 else "text" for i in range(len(parts)))
+    return [(kind, part) for kind, part in zip(kinds, parts, strict=True) if part.strip()]

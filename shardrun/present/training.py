@@ -12,8 +12,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from typing import Any
 from shardrun.launch import find_config, launching, running, shipped_config, shipped_names, what_went_wrong
 from shardrun.lesson.course import Lesson
 from shardrun.present.record import Event
+from shardrun.present.reference import under_ddp
 from strategies.errors import UserError
 from strategies.ledger import book
 
@@ -67,28 +68,43 @@ def launched(lesson: Lesson, config: str | None, processes: int | None) -> Launc
 class Script:
     """demo.py, running while the presentation goes on."""
 
-    def __init__(self, folder: Path, command: str, process: subprocess.Popen[bytes]):
-        self.folder, self.command, self.process = folder, command, process
+    def __init__(self, folder: Path, command: str, process: subprocess.Popen[bytes], stop: Callable[[], None]):
+        self.folder, self.command, self.process, self._stop = folder, command, process, stop
         self.started = time.monotonic()
+        self.skipped = False
 
     @property
     def running(self) -> bool:
         return self.process.poll() is None
 
+    def skip(self) -> None:
+        """End it before its end; what it has printed stays."""
+        self.skipped = self.running
+        self._stop()
+
+    def lines(self) -> list[str]:
+        """What it has printed so far: whole lines, without those of the engines' logs."""
+        text = (self.folder / "demo.out").read_text(encoding="utf-8", errors="replace")
+        whole = text if not self.running else text[: text.rfind("\n") + 1]
+        return [line.rstrip() for line in whole.splitlines() if not any(noise in line for noise in NOISE)]
+
     def output(self) -> Event:
         """What it printed, once it has ended; its pictures are copied beside it. Raises ValueError where it failed."""
         seconds = time.monotonic() - self.started
-        if status := self.process.wait():
+        status = self.process.wait()
+        if status and not self.skipped:
             why = what_went_wrong(self.folder / "demo.err")
             raise UserError(f"{self.command} ended with status {status}: {why}")
-        text = (self.folder / "demo.out").read_text(encoding="utf-8")
-        text = "\n".join(line for line in text.splitlines() if not any(noise in line for noise in NOISE))
+        lines = self.lines()
+        if self.skipped:
+            lines += ["", f"(Skipped after {seconds:.0f} s: it was still running.)"]
+        text = "\n".join(lines).strip("\n")
         figures = []
         for found in PICTURE.findall(text):
             if Path(found).is_file():
                 figures.append(Path(found).name)
                 shutil.copyfile(found, self.folder / Path(found).name)
-        event = {"kind": "output", "command": self.command, "text": text.strip("\n"), "figures": figures}
+        event = {"kind": "output", "command": self.command, "text": text, "figures": figures}
         return {**event, "seconds": round(seconds, 1)}
 
 
@@ -101,8 +117,10 @@ def script(how: Launched, folder: Path) -> Iterator[Script]:
         command, text = launching(how.demo, [str(path)], how.options), f"{_launch(how.demo, how.options)} {typed}"
     else:
         command, text = [sys.executable, str(path)], f"python {typed}"
-    with running(command, folder / "demo.out", folder / "demo.err", _environment()) as process:
-        yield Script(folder, text, process)
+    with ExitStack() as open_:
+        at_once = {**_environment(), "PYTHONUNBUFFERED": "1"}  # so that it can be shown while it comes
+        started = running(command, folder / "demo.out", folder / "demo.err", at_once)
+        yield Script(folder, text, open_.enter_context(started), open_.close)
 
 
 @contextmanager
@@ -154,6 +172,8 @@ class Follower:
             launch = {key: config["launch"][key] for key in ("strategy", "world_size", "precision", "cpu")}
             steps = config["run"]["steps"]
             found.append({"kind": "run", **launch, "steps": steps, "parameters": config["parameters"]})
+            if ddp := under_ddp(config):
+                found.append({"kind": "ddp", "memory": ddp})
         lines = self._lines()  # before the books, which then are at least as new
         ledger = self.run / book.NAME
         if self._begun and ledger.is_file() and (books := self._new_books(ledger)):

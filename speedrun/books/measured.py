@@ -44,6 +44,7 @@ from strategies.ledger.activations import ActivationBook, measure_activations
 from strategies.ledger.memory import measure_apart
 from strategies.ledger.replay import Replay, replay
 from strategies.ledger.terms import CATEGORIES, MOMENTS, Held
+from strategies.ledger.timeline import timeline
 from strategies.ledger.tracer import Tracer
 from strategies.ledger.wire import Meter
 from strategies.select import Launch
@@ -98,6 +99,8 @@ class Books:
         self.allocator: dict[str, dict[str, int]] = {}
         self.activations: ActivationBook | None = None
         self.peak: Replay | None = None
+        self.course: dict[str, Any] = {}
+        """Of rank 0: the counted step in the order in which it happened (strategies/ledger/timeline.py)."""
 
     @contextmanager
     def step(self) -> Iterator[None]:
@@ -115,6 +118,8 @@ class Books:
             self._enter("end")
         if self.activations:
             self.peak = replay(self.tracer.events, step=0)
+            if self.rank == 0:
+                self.course = timeline(self.tracer.events, step=0)
             if self.device.type == "cuda":  # of the passes: before the update
                 most = self.allocator["after backward"]["peak allocated"]
                 unseen = most - self.peak.peak_total  # what kernels allocate for themselves, rounding
@@ -190,6 +195,7 @@ class Books:
             },
             "allocator": against_allocator(memory, self.allocator, overhead),
             "traffic": self._traffic(),
+            **({"timeline": self.course} if self.course else {}),
         }
         ranks: list[Any] = [ours] * self.run.world_size
         if self.run.world_size > 1:

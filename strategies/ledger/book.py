@@ -4,6 +4,7 @@
         {"rank": 0, "memory": {MOMENT: {CATEGORY: LINE}}, "host memory": {MOMENT: {CATEGORY: LINE}},
          "traffic": [{"collective": …, "purpose": …, "axis": …, "calls": …, LINE}], …}]}
 
+Rank 0 has a "timeline" too (strategies/ledger/timeline.py): what it held and sent in the course of the step.
 "memory" is what the device holds; "host memory", only where something is offloaded, what lies beside it in the host's.
 A LINE is {"predicted", "measured", "remainder"} in bytes, and "why" where a remainder is no surprise. Where a setting
 of the engine makes a line one that is not predicted, predicted and remainder are null, and `why` names the setting.

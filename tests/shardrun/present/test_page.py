@@ -1,12 +1,19 @@
 """The page: nothing in it comes from elsewhere, and its figures are those of the run's own files."""
 
 import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from shardrun.colours import REFERENCE
+from shardrun.present.figures import Training, bars
+from shardrun.present.page import _memory
+from shardrun.present.printed import printed
+from shardrun.present.record import read_recording
+from shardrun.present.reference import under_ddp
 from tests.shardrun.present.conftest import Recorded
 
 pytestmark = pytest.mark.ranks
@@ -25,6 +32,7 @@ class Page(HTMLParser):
         self.bars: list[tuple[str, list[tuple[str, float]]]] = []
         self.points = ""
         self._open: list[str] = []
+        self._bar = False
         self._text = ""
         self._heading = ""
         self.feed(path.read_text(encoding="utf-8"))
@@ -41,9 +49,11 @@ class Page(HTMLParser):
             self.tables.append((self._heading, []))
         elif tag == "tr":
             self.tables[-1][1].append([])
-        elif tag == "svg" and str(given.get("aria-label", "")).startswith("rank "):
-            self.bars.append((str(given["aria-label"]), []))
-        elif tag == "rect" and "x" in given:
+        elif tag == "svg":
+            self._bar = str(given.get("aria-label", "")).startswith("rank ")
+            if self._bar:
+                self.bars.append((str(given["aria-label"]), []))
+        elif tag == "rect" and "x" in given and self._bar:
             self.bars[-1][1].append(("", float(str(given["width"]))))
         elif tag == "polyline":
             self.points = str(given["points"])
@@ -57,7 +67,7 @@ class Page(HTMLParser):
             self.tables[-1][1][-1].append(self._text)
         elif tag in ("h2", "h3"):
             self._heading = self._text
-        elif tag == "title" and "svg" in self._open:
+        elif tag == "title" and "svg" in self._open and self._bar:
             self.bars[-1][1][-1] = (self._text, self.bars[-1][1][-1][1])
 
 
@@ -115,7 +125,7 @@ def test_the_traffic_table_is_the_ledger(page: Page, ranks: list[dict[str, Any]]
 
 
 def test_bars_are_as_long_as_their_bytes(page: Page, ranks: list[dict[str, Any]]) -> None:
-    assert len(page.bars) == 2 * 5
+    assert len(page.bars) == 2 * 5  # DDP is not compared with itself
     most = max(sum(e["measured"] for e in held.values()) for rank in ranks for held in rank["memory"].values())
     for label, parts in page.bars:
         rank, moment = label.split(":")[0].split(", ")
@@ -137,3 +147,58 @@ def test_the_curve_and_its_table_are_the_metrics(page: Page, recorded: Recorded)
     points = [tuple(map(float, point.split(","))) for point in page.points.split()]
     assert len(points) == len(losses) == 9
     assert max(points, key=lambda point: point[1])[0] == pytest.approx(losses.index(min(losses)) / 8 * 1000, abs=0.1)
+
+
+def test_the_diagram_is_boxes_and_arrows_for_a_screen_and_for_a_phone(recorded: Recorded) -> None:
+    text = (recorded.folder / "page.html").read_text()
+    model = text[text.index("Mental model") : text.index("<h2>Terms")]
+    assert model.count("<svg class=diagram") == 2 and "on-screen" in model and "on-phone" in model
+    for diagram in re.findall(r"<svg class=diagram.*?</svg>", model, re.S):
+        assert diagram.count("<polygon class=head") == 4, "two buckets, there and back"
+        assert diagram.count("<rect class=box") == 6
+
+
+def test_one_step_is_an_area_and_a_mark_for_each_call(recorded: Recorded, ranks: list[dict[str, Any]]) -> None:
+    text = (recorded.folder / "page.html").read_text()
+    step = text[text.index("<h2>One step") : text.index("<h2>The books")]
+    assert {"forward", "backward", "step"} == set(re.findall(r"<i style=[^>]*>(\w+)</i>", step))
+    assert step.count("<rect") == sum(line["calls"] for line in ranks[0]["traffic"])
+
+
+def test_ddps_bars_stand_in_grey_beside_those_of_another_strategy(recorded: Recorded) -> None:
+    training = Training()
+    for event in read_recording(recorded.folder):
+        training.take(event)
+    training.ddp = under_ddp(other_strategy(recorded.folder))
+    found = bars(training)
+    assert [bar.name for bar in found] == ["DDP", "rank 0", "rank 1"] * 5
+    shown = _memory(training)
+    assert shown.count('class="bar reference"') == 5 and shown.count(REFERENCE) >= 10
+    assert "under DDP, predicted" in shown
+
+
+def other_strategy(folder: Path) -> dict[str, Any]:
+    """The run's config.json, as if it had been launched under FSDP."""
+    config = json.loads((folder / "run/config.json").read_text())
+    assert under_ddp(config) == {}, "DDP is not compared with itself"
+    config["launch"]["strategy"] = "fsdp"
+    return config
+
+
+def test_what_ddp_would_hold_is_what_it_was_predicted_to_hold_where_it_ran(
+    recorded: Recorded, ranks: list[dict[str, Any]]
+) -> None:
+    for moment, held in under_ddp(other_strategy(recorded.folder)).items():
+        expected = {name: line["predicted"] for name, line in ranks[0]["memory"][moment].items()}
+        assert {name: held.get(name, 0) for name in expected} == expected, moment
+
+
+def test_a_table_of_a_demo_is_a_table_of_the_page(recorded: Recorded, page: Page) -> None:
+    text = next(event for event in read_recording(recorded.folder) if event["kind"] == "output")["text"]
+    found = {tuple(rows[0]) for heading, rows in page.tables if heading == "The demo"}
+    assert ("", "weights: from one process", "all-reduces", "bytes a step") in found
+    for kind, rows in printed(text):
+        if kind == "table":
+            assert len({len(row) for row in rows}) == 1 and tuple(rows[0]) in found
+    words = {word for _, rows in printed(text) for row in rows for word in " ".join(row).split()}
+    assert set(text.split()) - words == {word for word in text.split() if set(word) == {"─"}}, "nothing is left out"

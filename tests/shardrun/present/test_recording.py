@@ -43,9 +43,13 @@ def test_a_recording_under_the_name_of_earlier_is_found(recorded: Recorded, tmp_
 
 def test_parts_come_in_order_and_answers_after_their_questions(recorded: Recorded) -> None:
     heads = re.findall(r"^Lesson 4: DDP · (.+?) ─", recorded.printed, re.M)
-    order = list(dict.fromkeys(re.sub(r" \d of \d", "", head) for head in heads))
-    parts = ["Goal", "Mental model", "Terms", "demo.py", "What to look at", "training", "the books", "Question"]
-    assert order == [*parts, "The page to share"]
+    heads = [re.sub(r" \(\d+ of \d+\)|(?<=Question) \d of \d", "", head) for head in heads]
+    order = list(dict.fromkeys(re.sub(r"part \d+ of 15: ", "", head) for head in heads))
+    parts = ["Goal", "Mental model", "Terms", "Guess first", "demo.py", "What to look at", "Training", "One step"]
+    assert order == [*parts, "The books", "Question", "The page to share"]
+    numbers = [int(number) for number in re.findall(r"^Lesson 4: DDP · part (\d+) of 15: ", recorded.printed, re.M)]
+    assert numbers == sorted(numbers) and set(numbers) == set(range(1, 16))
+    assert "The number: 4 bytes per parameter" in recorded.printed
     assert recorded.printed.index("Does optimizer.step() synchronise") < recorded.printed.index("The step is local")
     assert "predicted = measured, to the byte" in recorded.printed
 

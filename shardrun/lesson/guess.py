@@ -28,7 +28,7 @@ SHOWN = re.compile(r"^The number: ([-+0-9.,e]+) ", re.M)
 
 
 @dataclass(frozen=True)
-class Asked:
+class Challenge:
     """A question that was asked, and the guess, if there was one. silent: on ranks that neither ask nor print."""
 
     number: int
@@ -51,7 +51,7 @@ class Asked:
         print(wrapped(self.guess.why), flush=True)
 
 
-def guess_first(number: int) -> Asked:
+def guess_first(number: int) -> Challenge:
     """Ask for the number of a lesson's demo, on rank 0. Nobody is asked where the input or the output is no terminal;
     a number on the command line is the guess.
     """
@@ -61,11 +61,11 @@ def guess_first(number: int) -> Asked:
     ranks = launched if launched > 1 else guess.ranks
     question = worded(guess, launched)
     if os.environ.get("RANK", "0") != "0":
-        return Asked(number, guess, question, ranks, silent=True)
+        return Challenge(number, guess, question, ranks, silent=True)
     if len(sys.argv) == 2 and (given := parsed(sys.argv[1])) is not None:
-        return Asked(number, guess, question, ranks, given)
+        return Challenge(number, guess, question, ranks, given)
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        return Asked(number, guess, question, ranks)
+        return Challenge(number, guess, question, ranks)
     print(wrapped(f"Guess first: {question}"))
     if (earlier := last_guess(number, question)) is not None:
         print(f"(Last time you guessed {written(earlier)}.)")
@@ -73,7 +73,7 @@ def guess_first(number: int) -> Asked:
     ready, _, _ = select.select([sys.stdin], [], [], PATIENCE)
     said = parsed(sys.stdin.readline()) if ready else None
     print("" if ready else "\nNo answer, so on it goes.", flush=True)
-    return Asked(number, guess, question, ranks, said)
+    return Challenge(number, guess, question, ranks, said)
 
 
 def worded(guess: Guess, ranks: int) -> str:

@@ -149,7 +149,7 @@ def _collectives(training: Training, width: int, room: int) -> list[Text]:
     return lines
 
 
-def course(training: Training, width: int, height: int) -> list[Text]:
+def one_step(training: Training, width: int, height: int) -> list[Text]:
     """The step as it went on rank 0: what was held at each point of it, stacked, and below that what was sent when."""
     line = training.timeline
     if not line or not line["held"]:

@@ -13,7 +13,7 @@ from rich.text import Text
 from shardrun.lesson.course import Lesson
 from shardrun.lesson.guess import SHOWN, compared, keep, parsed, worded
 from shardrun.present.figures import Training
-from shardrun.present.frame import command, course, live, tables
+from shardrun.present.frame import command, live, one_step, tables
 from shardrun.present.notes import note_of
 from shardrun.present.page import write_page
 from shardrun.present.readme import Question, read_readme
@@ -219,7 +219,7 @@ class Show:
 
     def _step_frames(self) -> Frames:
         shown = self.training and self.training.timeline
-        return [Lines(course(self.training, self.screen.width, self.screen.height))] if shown else []  # type: ignore[arg-type]
+        return [Lines(one_step(self.training, self.screen.width, self.screen.height))] if shown else []  # type: ignore[arg-type]
 
     def _books_frames(self) -> Frames:
         if not self.training or not self.training.about:

@@ -12,7 +12,7 @@ import pytest
 
 from shardrun.lesson import guess as guessing
 from shardrun.lesson.course import course, find_lesson
-from shardrun.lesson.guess import KEPT, SHOWN, Asked, compared, guess_first, last_guess, parsed, worded
+from shardrun.lesson.guess import KEPT, SHOWN, Challenge, compared, guess_first, last_guess, parsed, worded
 from shardrun.present.notes import GENERAL
 
 ROOT = Path(__file__).parents[2]
@@ -85,7 +85,7 @@ def test_a_guess_from_the_command_line_is_kept(
 def test_a_rank_that_is_not_the_first_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     guess = find_lesson(5).guess
     assert guess
-    Asked(5, guess, guess.question, 2, silent=True).tell(1.0)
+    Challenge(5, guess, guess.question, 2, silent=True).tell(1.0)
     assert not capsys.readouterr().out
 
 

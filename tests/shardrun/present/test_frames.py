@@ -11,8 +11,7 @@ from rich.console import Console
 
 from shardrun.lesson.course import course, find_lesson
 from shardrun.present.figures import IN_TIME, SHOWN, TELLING_FIRST, Training, bars
-from shardrun.present.frame import course as course_of
-from shardrun.present.frame import live, tables
+from shardrun.present.frame import live, one_step, tables
 from shardrun.present.readme import read_readme, with_diagrams
 from shardrun.present.record import read_recording
 from shardrun.present.screen import FOOT, HEAD, Lines, Screen
@@ -99,8 +98,8 @@ def test_the_live_view_and_the_tables_fit_on_any_number_of_ranks(
         assert len(page) <= room and max(line.cell_len for line in page) <= width
     shown = "\n".join(line for page in pages for line in plain(Lines(page), width))
     assert [int(rank) for rank in re.findall(r"^(\d+) +parameters", shown, re.M)] == list(range(world_size))
-    assert max(line.cell_len for line in course_of(states[-1], width, room)) <= width
-    assert len(course_of(states[-1], width, room)) <= room
+    assert max(line.cell_len for line in one_step(states[-1], width, room)) <= width
+    assert len(one_step(states[-1], width, room)) <= room
 
 
 @pytest.mark.ranks
@@ -139,7 +138,7 @@ def test_the_live_view_shows_what_was_measured_and_what_ddp_would_hold(recorded:
 @pytest.mark.ranks
 def test_one_step_is_shown_from_its_forward_pass_to_its_update(recorded: Recorded) -> None:
     state = trained(recorded)[-1]
-    lines = plain(Lines(course_of(state, WIDTH, 27)))
+    lines = plain(Lines(one_step(state, WIDTH, 27)))
     shown = "\n".join(lines)
     peak = sum(entry["measured"] for entry in state.ranks[0]["memory"]["peak"].values())
     assert f"at most {peak / 2**20:.2f} MiB" in lines[0]

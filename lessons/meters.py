@@ -1,16 +1,18 @@
 """How a result came about: calls, messages, bytes, the largest tensor, what autograd keeps, what is read of a file.
 
-The bytes that a rank sends are counted by strategies.ledger.wire.Meter; `sent_bytes` sums them.
+The bytes that a rank sends are counted by strategies.ledger.wire.Meter; `sent_bytes` and `wire_bytes` sum them.
 """
 
 import sys
 import tracemalloc
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import psutil
 import torch
+import torch.distributed
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -111,3 +113,24 @@ def read_bytes(run: Callable[[], Any]) -> tuple[Any, int]:
 def sent_bytes(meter: Any, *collectives: str) -> int:
     """Payload bytes that a Meter has seen this rank send, by these collectives or by all."""
     return sum(sent.payload_bytes for sent in meter.sent if not collectives or sent.collective in collectives)
+
+
+def wire_bytes(meter: Any) -> float:
+    """Bytes that all ranks together have put on their wires, as a Meter saw them and a ring carries them out.
+
+    Every rank calls it, after the Meter is closed. So it does not matter which rank sends, only how much is sent.
+    """
+    own = torch.tensor([sum(line.ring_bytes for line in meter.lines())], dtype=torch.float64)
+    torch.distributed.all_reduce(own)
+    return own.item()
+
+
+@contextmanager
+def unwritten_is_nan() -> Iterator[None]:
+    """What torch.empty returns is full of nan in here: who reads what nobody has written is not lucky."""
+    before, warned = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warned)

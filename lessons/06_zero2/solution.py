@@ -29,8 +29,8 @@ def most_gradients(numels: list[int], mine: list[int], bucket: int) -> int:
 
 
 def owners(offset: int, numel: int, part: int) -> list[tuple[int, int, int]]:
-    """From the owner of the first element to that of the last one."""
-    ranks = range(offset // part, (offset + numel - 1) // part + 1)
+    """From the owner of the first element to that of the last one; of no elements nobody."""
+    ranks = range(offset // part, (offset + numel - 1) // part + 1) if numel else []
     return [(r, max(r * part - offset, 0), min((r + 1) * part - offset, numel)) for r in ranks]
 
 

@@ -25,6 +25,26 @@ def bf16_rows(parameters, ranks, strategy, precision):
     return (20 if precision == "fp32" else 16) * parameters / ranks
 
 
+@wrong_attempt("rank_bytes", says="2 bytes each")
+def zero3_in_float32_always(parameters, ranks, strategy, precision):
+    return (16 if strategy == "fsdp" else 20) * parameters / ranks
+
+
+@wrong_attempt("rank_bytes", says="The gradients are missing. Or: The parameters are missing. Or: One of AdamW's")
+def no_gradients(parameters, ranks, strategy, precision):
+    width = 2 if precision == "bf16" and strategy == "zero3" else 4
+    each = 20 if strategy == "zero3" and precision == "fp32" else 16
+    return (each - width) * parameters / ranks
+
+
+@wrong_attempt("rank_bytes", says="exists gathered only")
+def with_a_bf16_copy(parameters, ranks, strategy, precision):
+    if strategy == "fsdp":
+        return (16 if precision == "fp32" else 18) * parameters / ranks
+    return (20 if precision == "fp32" else 16) * parameters / ranks
+
+
+
 def _wire(blocks, root, ranks, gathers, reductions, width=4):
     return (ranks - 1) / ranks * (2 * (gathers[0] * blocks + gathers[1] * root) + width * reductions * (blocks + root))
 
@@ -52,6 +72,17 @@ def never_resharded(blocks, root, ranks, accumulation, reshard):
     return _wire(blocks, root, ranks, (accumulation, accumulation), 1)
 
 
+@wrong_attempt("wire_bytes", says="an all-reduce would be two")
+def all_reduced(blocks, root, ranks, accumulation, reshard):
+    return _wire(blocks, root, ranks, (accumulation * (2 if reshard else 1), accumulation), 2)
+
+
+@wrong_attempt("wire_bytes", says="The root is missing")
+def no_root(blocks, root, ranks, accumulation, reshard):
+    return _wire(blocks, 0, ranks, (accumulation * (2 if reshard else 1), accumulation), 1)
+
+
+
 @wrong_attempt("part_elements", says="Rows are not cut")
 def both_by_elements(rows, columns, ranks):
     part = math.ceil(rows * columns / ranks)
@@ -67,6 +98,17 @@ def both_by_rows(rows, columns, ranks):
 @wrong_attempt("part_elements", says="You round down")
 def rounded_down_rows(rows, columns, ranks):
     return {"fsdp": rows // ranks * columns, "zero3": math.ceil(rows * columns / ranks)}
+
+
+@wrong_attempt("part_elements", says="of a matrix of 257 × 128 on 8 ranks. That is the whole matrix with its padding")
+def of_all_ranks(rows, columns, ranks):
+    return {"fsdp": math.ceil(rows / ranks) * ranks * columns, "zero3": math.ceil(rows * columns / ranks) * ranks}
+
+
+@wrong_attempt("part_elements", says="Columns are cut there")
+def by_columns(rows, columns, ranks):
+    return {"fsdp": rows * math.ceil(columns / ranks), "zero3": math.ceil(rows * columns / ranks)}
+
 
 
 @wrong_attempt("my_rows", says="are lost")
@@ -94,6 +136,25 @@ def a_view(parameter, rank, world_size):
     return parameter[rank * block : (rank + 1) * block]
 
 
+@wrong_attempt("my_rows", says="A view without rows holds it as well")
+def a_view_where_nothing_is_left(parameter, rank, world_size):
+    block = math.ceil(len(parameter) / world_size)
+    mine = parameter[rank * block : (rank + 1) * block]
+    return mine.clone() if len(mine) else mine
+
+
+@wrong_attempt("my_rows", says="bfloat16 is asked for")
+def in_float32(parameter, rank, world_size):
+    block = math.ceil(len(parameter) / world_size)
+    return parameter[rank * block : (rank + 1) * block].float().clone()
+
+
+@wrong_attempt("my_rows", says="list index out of range")
+def chunks(parameter, rank, world_size):
+    return list(parameter.chunk(world_size))[rank].clone()
+
+
+
 def _gathered(part):
     parts = [torch.empty_like(part) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, part)
@@ -118,6 +179,42 @@ def with_padding(mine, rows):
     lines = _gathered(message).view(dist.get_world_size(), -1)
     pieces = lines.split([part.numel() for part in mine], dim=1)
     return [piece.reshape(-1, *part.shape[1:]) for piece, part in zip(pieces, mine, strict=True)]
+
+
+def _sorted_out(message, mine, rows):
+    """From all ranks' messages, in one tensor, to the whole parameters."""
+    lines = message.view(dist.get_world_size(), -1).split([part.numel() for part in mine], dim=1)
+    wholes = [line.reshape(-1, *part.shape[1:]) for line, part in zip(lines, mine, strict=True)]
+    return [whole[:count] for whole, count in zip(wholes, rows, strict=True)]
+
+
+@wrong_attempt("gather_block", says="rounded to bf16")
+def gathered_in_bf16(mine, rows):
+    message = _gathered(torch.cat([part.flatten() for part in mine]).bfloat16())
+    return _sorted_out(message.float(), mine, rows)
+
+
+@wrong_attempt("gather_block", says="are the ranks in order?")
+def last_rank_first(mine, rows):
+    message = _gathered(torch.cat([part.flatten() for part in mine]))
+    return _sorted_out(message.view(dist.get_world_size(), -1).flip(0), mine, rows)
+
+
+@wrong_attempt("gather_block", says="sends 2 times what is needed")
+def reduced_with_zeros(mine, rows):
+    message = torch.cat([part.flatten() for part in mine])
+    every = torch.zeros(dist.get_world_size(), len(message))
+    every[dist.get_rank()] = message
+    dist.all_reduce(every)
+    return _sorted_out(every, mine, rows)
+
+
+@wrong_attempt("gather_block", says="changed `mine`")
+def into_the_list(mine, rows):
+    message = _gathered(torch.cat([part.flatten() for part in mine]))
+    mine[:] = _sorted_out(message, mine, rows)
+    return mine
+
 
 
 def _reduced(gradient):
@@ -147,3 +244,20 @@ def all_rows(gradient):
 @wrong_attempt("reduce_rows", says="float32 is asked for")
 def back_to_bf16(gradient):
     return (_reduced(gradient.float()) / dist.get_world_size()).bfloat16()
+
+
+@wrong_attempt("reduce_rows", says="sends 2 times what is needed")
+def all_reduced_in_float32(gradient):
+    whole = gradient.float()
+    dist.all_reduce(whole)
+    return whole.chunk(dist.get_world_size())[dist.get_rank()] / dist.get_world_size()
+
+
+@wrong_attempt("reduce_rows", says="nothing was reduced")
+def own_rows(gradient):
+    return gradient.chunk(dist.get_world_size())[dist.get_rank()].float()
+
+
+@wrong_attempt("reduce_rows", says="before the reduction, not after it")
+def divided_in_bf16(gradient):
+    return _reduced((gradient / dist.get_world_size()).float())

@@ -23,6 +23,12 @@ def multiply_add_as_one(parameters, tokens, ranks, rate, mfu):
     return 3 * parameters * tokens / (ranks * rate * mfu)
 
 
+@wrong_attempt("compute_seconds", says="divide by it")
+def times_the_mfu(parameters, tokens, ranks, rate, mfu):
+    return 6 * parameters * tokens * mfu / (ranks * rate)
+
+
+
 @wrong_attempt("link_seconds", says="eight bits each")
 def bits_for_bytes(payload, collective, ranks, gigabits):
     return (2 if collective == "all_reduce" else 1) * (ranks - 1) / ranks * payload / (gigabits * 1e9)
@@ -38,6 +44,17 @@ def always_all_reduce(payload, collective, ranks, gigabits):
     return 2 * (ranks - 1) / ranks * payload / (gigabits * 1e9 / 8)
 
 
+@wrong_attempt("link_seconds", says="(N − 1)/N of it per pass")
+def payload_over_the_link(payload, collective, ranks, gigabits):
+    return (2 if collective == "all_reduce" else 1) * payload / (gigabits * 1e9 / 8)
+
+
+@wrong_attempt("link_seconds", says="2³⁰ bits are no gigabit")
+def binary_gigabits(payload, collective, ranks, gigabits):
+    return (2 if collective == "all_reduce" else 1) * (ranks - 1) / ranks * payload / (gigabits * 2**30 / 8)
+
+
+
 @wrong_attempt("least_tokens", says="Gradients come in backward")
 def behind_all(ranks, gradient_bytes, bandwidth, rate):
     return 2 * (ranks - 1) / ranks * gradient_bytes * rate / (6 * bandwidth)
@@ -51,6 +68,17 @@ def payload_alone(ranks, gradient_bytes, bandwidth, rate):
 @wrong_attempt("least_tokens", says="It is the inverse")
 def inverse(ranks, gradient_bytes, bandwidth, rate):
     return 4 * bandwidth / (2 * (ranks - 1) / ranks * gradient_bytes * rate)
+
+
+@wrong_attempt("least_tokens", says="passes the ring twice")
+def one_way(ranks, gradient_bytes, bandwidth, rate):
+    return (ranks - 1) / ranks * gradient_bytes * rate / (4 * bandwidth)
+
+
+@wrong_attempt("least_tokens", says="backward has 4")
+def backward_as_forward(ranks, gradient_bytes, bandwidth, rate):
+    return 2 * (ranks - 1) / ranks * gradient_bytes * rate / (2 * bandwidth)
+
 
 
 @wrong_attempt("record_seconds", says="The latency is missing")
@@ -72,6 +100,21 @@ def once_per_line(traffic, bandwidth, latency):
 def payload_lines(traffic, bandwidth, latency):
     lines = [line for line in traffic if line["purpose"] == "payload"]
     return sum(line["calls"] * latency + line["ring_bytes"] / bandwidth for line in lines)
+
+
+@wrong_attempt("record_seconds", says="do not multiply them by the calls")
+def bytes_of_each_call(traffic, bandwidth, latency):
+    return sum(line["calls"] * (latency + line["ring_bytes"] / bandwidth) for line in traffic)
+
+
+@wrong_attempt("record_seconds", says="changed `traffic`")
+def empties_it(traffic, bandwidth, latency):
+    seconds = 0.0
+    while traffic:
+        line = traffic.pop()
+        seconds += line["calls"] * latency + line["ring_bytes"] / bandwidth
+    return seconds
+
 
 
 @wrong_attempt("exposed", says="as if nothing were sent before")
@@ -100,3 +143,18 @@ def from_the_start(backward, messages):
         ready += seconds
         free = max(ready, free) + message
     return free
+
+
+@wrong_attempt("exposed", says="behind its own bucket's compute")
+def each_behind_its_own(backward, messages):
+    return sum(max(0.0, message - seconds) for message, seconds in zip(messages, backward, strict=True))
+
+
+@wrong_attempt("exposed", says="may catch up")
+def each_behind_the_next(backward, messages):
+    return sum(max(0.0, m - seconds) for m, seconds in zip(messages, [*backward[1:], 0.0], strict=True))
+
+
+@wrong_attempt("exposed", says="the last message alone")
+def the_last_alone(backward, messages):
+    return messages[-1]

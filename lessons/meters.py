@@ -1,6 +1,6 @@
 """How a result came about: calls, messages, bytes, the largest tensor, what autograd keeps, what is read of a file.
 
-The bytes that a rank sends are counted by strategies.ledger.wire.Meter; `sent_bytes` and `wire_bytes` sum them.
+The bytes that a rank sends are counted by strategies.ledger.wire.Meter; `sent_bytes` and `on_all_wires` sum them.
 """
 
 import sys
@@ -115,7 +115,7 @@ def sent_bytes(meter: Any, *collectives: str) -> int:
     return sum(sent.payload_bytes for sent in meter.sent if not collectives or sent.collective in collectives)
 
 
-def wire_bytes(meter: Any) -> float:
+def on_all_wires(meter: Any) -> float:
     """Bytes that all ranks together have put on their wires, as a Meter saw them and a ring carries them out.
 
     Every rank calls it, after the Meter is closed. So it does not matter which rank sends, only how much is sent.

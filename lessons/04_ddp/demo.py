@@ -135,7 +135,7 @@ def report(launch, alone, hand, torchs, sent_at) -> None:
     print("\nWhat each rank holds before the update (bytes): nothing is saved by DDP")
     parts = ("parameters", "gradients", "optimizer states")
     books = predict_memory(run)[launch.rank]["after backward"]
-    rows = {"one process": alone.held, "by hand": hand.held, "torch's": torchs.held, "the books": books}
+    rows = {"one process": alone.held, "by hand": hand.held, "torch": torchs.held, "the books": books}
     print(table(["", *parts], [[name, *(f"{memory[part]:,}" for part in parts)] for name, memory in rows.items()]))
     first, *buckets, computed, done = sent_at[-1]
     print("\nOverlap in the last step, by hand (ms after the first gradient):")

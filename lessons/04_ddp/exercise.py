@@ -35,8 +35,8 @@ def average_gradients(model: nn.Module) -> None:
 def make_buckets(parameters: list[torch.nn.Parameter], bucket_bytes: int) -> list[list[torch.nn.Parameter]]:
     """Share out parameters (in the model's order) into buckets of at most bucket_bytes bytes of gradients.
 
-    In the order in which backward makes their gradients, assumed to be the reverse of the model's; each bucket as full
-    as that order allows. A gradient larger than bucket_bytes gets a bucket of its own.
+    In the order in which backward makes their gradients, assumed to be the reverse of the model's order; each bucket
+    as full as that order allows. A gradient larger than bucket_bytes gets a bucket of its own.
     """
     raise NotImplementedError
 

@@ -7,7 +7,7 @@ import torch.distributed as dist
 
 from lessons.cases import formula, generated, st
 from lessons.checking import Wrong, expect, expect_number
-from lessons.meters import Counted, unwritten_is_nan, wire_bytes as on_all_wires
+from lessons.meters import Counted, on_all_wires, unwritten_is_nan
 from strategies.ledger.wire import Meter
 
 PARAMETERS = st.integers(0, 10**10)
@@ -221,7 +221,9 @@ def _named(weights, start, right, gradients):
         f"The gradients are world_size ({world_size}) times too large: all_reduce sums.": start
         - 0.1 * world_size * mean,
         f"The gradients are divided by the world size ({world_size}) twice.": start - 0.1 * mean / world_size,
-        "The slices are there, but in another order: rank 0's comes first.": right.view(world_size, -1).flip(0).view(-1),
+        "The slices are there, but in another order: rank 0's comes first.": right.view(world_size, -1)
+        .flip(0)
+        .view(-1),
     }.items():
         expect(not _same(weights, value), message)
     if _same(weights[mine], right[mine]):

@@ -1,4 +1,4 @@
-"""Lesson 5: ten steps in one process, under ZeRO-1 by hand, and under DeepSpeed's: weights, bytes held, bytes sent.
+"""Lesson 5: ten steps in one process, under ZeRO-1 by hand, and under DeepSpeed: weights, bytes held, bytes sent.
 
 accelerate launch --config_file …/cpu/zero1.yaml demo.py        two ranks (--num_processes 4 for more)
 python demo.py                                                  one process: the books alone, for more and more ranks
@@ -56,7 +56,7 @@ def report(launch, alone, hand, deepspeeds) -> None:
     print(headline(launch, "ZeRO-1"))
     print(f"\n{STEPS} steps of {CONFIG.data.global_batch} rows, {ACCUMULATION} micro-batches a rank; bytes sent:")
     lines = []
-    for name, one in (("by hand (by_hand.py)", hand), ("DeepSpeed's, as strategies/zero/engine.py", deepspeeds)):
+    for name, one in (("by hand (by_hand.py)", hand), ("DeepSpeed, as strategies/zero/engine.py", deepspeeds)):
         lines.append([name, f"{one.away_from(alone):.1e}", *(f"{one.payload(collective):,}" for collective in SENT)])
     lines.append(["the books", "0", *(f"{booked(run, purpose, launch.rank):,}" for purpose in SENT.values())])
     print(table(["", "off one process", "gradients reduced", "parameters gathered"], lines))
@@ -64,7 +64,7 @@ def report(launch, alone, hand, deepspeeds) -> None:
     rows = {
         "one process": alone.held,
         "by hand": hand.held,
-        "DeepSpeed's": deepspeeds.held,
+        "DeepSpeed": deepspeeds.held,
         "the books": predict_memory(run)[launch.rank]["after backward"],
     }
     print(states_table(rows))

@@ -38,7 +38,6 @@ def in_whole_bytes(parameters, ranks):
     return 4 * parameters + 12 * parameters // ranks
 
 
-
 @wrong_attempt("wire_bytes", says="updated parameters is missing")
 def not_gathered(parameters, ranks, reduce_scatter):
     return (1 if reduce_scatter else 2) * (ranks - 1) / ranks * 2 * parameters
@@ -67,7 +66,6 @@ def all_together(parameters, ranks, reduce_scatter):
 @wrong_attempt("wire_bytes", says="travel in bf16")
 def in_float32(parameters, ranks, reduce_scatter):
     return (2 if reduce_scatter else 3) * (ranks - 1) / ranks * 4 * parameters
-
 
 
 def _cut(numels, rank, part, local=True):
@@ -128,7 +126,6 @@ def padded_to_the_ranks_alone(numels, rank, world_size):
     return _cut(numels, rank, math.ceil(sum(numels) / world_size))
 
 
-
 @wrong_attempt("clip_norm", says="norm of this rank's slice")
 def local_norm(mine):
     return mine.norm().item()
@@ -181,7 +178,6 @@ def a_tensor(mine):
     square = mine.square().sum()
     dist.all_reduce(square)
     return square.sqrt()
-
 
 
 @wrong_attempt("sharded_step", says="That is DDP")

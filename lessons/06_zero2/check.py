@@ -5,7 +5,7 @@ import torch.distributed as dist
 
 from lessons.cases import formula, generated, st
 from lessons.checking import Wrong, expect, expect_number
-from lessons.meters import unwritten_is_nan, wire_bytes as on_all_wires
+from lessons.meters import on_all_wires, unwritten_is_nan
 from strategies.ledger.wire import Meter
 
 PARAMETERS = st.integers(0, 10**10)
@@ -264,6 +264,6 @@ def _to_owners(theirs, shapes, owner, seed, meter=None):
     due = sum(4 * _numel(shape) for shape, who in zip(shapes, owner, strict=True) if who == rank)
     expect(
         sum(kept.values()) <= due,
-        where + f"Right, but this rank keeps {sum(kept.values())} bytes for {due}: its gradients are views of something "
-        "larger, which stays as long as they do. Copy them (clone).",
+        where + f"Right, but this rank keeps {sum(kept.values())} bytes for {due}: its gradients are views of "
+        "something larger, which stays as long as they do. Copy them (clone).",
     )

@@ -1,4 +1,4 @@
-"""Lesson 6: ten steps in one process, under ZeRO-2 by hand, and under DeepSpeed's; and gradients while backward runs.
+"""Lesson 6: ten steps in one process, under ZeRO-2 by hand, and under DeepSpeed; and gradients while backward runs.
 
 accelerate launch --config_file …/cpu/zero2.yaml demo.py        two ranks (--num_processes 4 for more)
 python demo.py                                                  one process: the books alone, for more and more ranks
@@ -84,7 +84,7 @@ def report(launch, alone, hand, deepspeeds, alive) -> None:
     print(headline(launch, "ZeRO-2"))
     print(f"\n{STEPS} steps of {CONFIG.data.global_batch} rows, {ACCUMULATION} micro-batches a rank; bytes of a step:")
     lines = []
-    for name, one, run in (("by hand", hand, hands), ("DeepSpeed's", deepspeeds, books)):
+    for name, one, run in (("by hand", hand, hands), ("DeepSpeed", deepspeeds, books)):
         gradients = one.payload("reduce", "all_reduce")
         sent = (gradients, one.payload("all_gather"), ring_of(one))
         lines.append(traffic_line(name, one.away_from(alone), *sent))
@@ -96,7 +96,7 @@ def report(launch, alone, hand, deepspeeds, alive) -> None:
     rows = {
         "one process": alone.held,
         "by hand": hand.held,
-        "DeepSpeed's": deepspeeds.held,
+        "DeepSpeed": deepspeeds.held,
         "the books": predict_memory(books)[launch.rank]["after backward"],
     }
     print(states_table(rows))

@@ -36,7 +36,6 @@ def in_whole_bytes(parameters, ranks):
     return 2 * parameters + 14 * parameters // ranks
 
 
-
 @wrong_attempt("wire_bytes", says="as in ZeRO-1")
 def reduced_once(parameters, ranks, accumulation, to_owners):
     return (2 if to_owners else 3) * (ranks - 1) / ranks * 2 * parameters
@@ -65,7 +64,6 @@ def not_gathered(parameters, ranks, accumulation, to_owners):
 @wrong_attempt("wire_bytes", says="of all 6 ranks together")
 def all_together(parameters, ranks, accumulation, to_owners):
     return (accumulation * (1 if to_owners else 2) + 1) * (ranks - 1) * 2 * parameters
-
 
 
 @wrong_attempt("most_gradients", says="as in ZeRO-1")
@@ -134,7 +132,6 @@ def the_large_one_does_not_wait(numels, mine, bucket):
     return most
 
 
-
 @wrong_attempt("owners", says="not from the buffer's")
 def of_the_buffer(offset, numel, part):
     ranks = range(offset // part, (offset + numel - 1) // part + 1)
@@ -168,7 +165,6 @@ def from_behind(offset, numel, part):
 def nothing_is_something(offset, numel, part):
     ranks = range(offset // part, max(offset + numel - 1, offset) // part + 1)
     return [(r, max(r * part - offset, 0), min((r + 1) * part - offset, numel)) for r in ranks]
-
 
 
 @wrong_attempt("to_owners", says="sends 2 times what is needed")

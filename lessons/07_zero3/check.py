@@ -7,7 +7,7 @@ import torch.distributed as dist
 
 from lessons.cases import formula, generated, st
 from lessons.checking import Wrong, expect, expect_number, expect_own, expect_tensor
-from lessons.meters import unwritten_is_nan, wire_bytes as on_all_wires
+from lessons.meters import on_all_wires, unwritten_is_nan
 from strategies.ledger.wire import Meter
 
 PARAMETERS = st.integers(0, 10**10)
@@ -256,7 +256,9 @@ def _backward(theirs, rows, shape, seed, apart=True):
     outputs, inputs = shape
     where = f"With W {outputs} × {inputs} and {rows} rows: "
     weight = _drawn(shape, 1000 + seed)
-    every = [(_drawn((rows, inputs), 10 * seed + r), _drawn((rows, outputs), 500 + seed + r)) for r in range(world_size)]
+    every = [
+        (_drawn((rows, inputs), 10 * seed + r), _drawn((rows, outputs), 500 + seed + r)) for r in range(world_size)
+    ]
     x, upstream = every[rank]
     mine = _cut(weight, rank, world_size)
     with unwritten_is_nan():
@@ -312,5 +314,7 @@ def _named_part(part, right, gradients, where):
         ),
     }.items():
         expect(not torch.allclose(part, value, rtol=1e-4, atol=1e-4), where + message)
-    expect(bool(part.isfinite().all()), where + "Your part of W's gradient has nan: memory was read before it was filled.")
+    expect(
+        bool(part.isfinite().all()), where + "Your part of W's gradient has nan: memory was read before it was filled."
+    )
     raise Wrong(where + f"Your part of W's gradient is up to {(part - right).abs().max():.2g} away from the mean.")

@@ -1,4 +1,4 @@
-"""Lesson 7: ten steps in one process, under ZeRO-3 by hand, and under DeepSpeed's; and what is gathered when.
+"""Lesson 7: ten steps in one process, under ZeRO-3 by hand, and under DeepSpeed; and what is gathered when.
 
 accelerate launch --config_file …/cpu/zero3.yaml demo.py        two ranks (--num_processes 4 for more)
 python demo.py                                                  one process: the books alone, for more and more ranks
@@ -89,7 +89,7 @@ def report(launch, alone, hand, kept, deepspeeds, gathered) -> None:
     for name, one, run in (
         ("by hand, let go after forward", hand, by_hands),
         ("by hand, kept for backward", kept, keeping),
-        ("DeepSpeed's", deepspeeds, books),
+        ("DeepSpeed", deepspeeds, books),
     ):
         sent = (one.payload("reduce_scatter"), one.payload("all_gather"), ring_of(one))
         lines.append(traffic_line(name, one.away_from(alone), *sent))
@@ -100,7 +100,7 @@ def report(launch, alone, hand, kept, deepspeeds, gathered) -> None:
     rows = {
         "one process": alone.held,
         "by hand": hand.held,
-        "DeepSpeed's": deepspeeds.held,
+        "DeepSpeed": deepspeeds.held,
         "the books": predict_memory(books)[launch.rank]["after backward"],
     }
     print(states_table(rows))

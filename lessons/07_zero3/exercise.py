@@ -40,7 +40,7 @@ def cut(parameter: Tensor, rank: int, world_size: int) -> Tensor:
 
 
 def whole(mine: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The parameter of that shape, from the parts of all ranks; mine: this rank's, as `cut` makes it."""
+    """The parameter of that shape, from the parts of all ranks; mine: this rank's part, as `cut` makes it."""
     raise NotImplementedError
 
 

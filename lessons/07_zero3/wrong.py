@@ -34,7 +34,6 @@ def in_whole_bytes(parameters, ranks):
     return 16 * parameters // ranks
 
 
-
 @wrong_attempt("wire_bytes", says="That is one micro-batch")
 def accumulation_ignored(parameters, ranks, accumulation, keep):
     return (2 if keep else 3) * (ranks - 1) / ranks * 2 * parameters
@@ -63,7 +62,6 @@ def gathered_after_the_update(parameters, ranks, accumulation, keep):
 @wrong_attempt("wire_bytes", says="of all 6 ranks together")
 def all_together(parameters, ranks, accumulation, keep):
     return accumulation * (2 if keep else 3) * (ranks - 1) * 2 * parameters
-
 
 
 @wrong_attempt("most_gathered", says="none were let go")
@@ -95,7 +93,6 @@ def ahead_alone(numels, ahead):
 def round_the_end(numels, ahead):
     twice = numels * (ahead + 2)
     return max(sum(twice[i : i + ahead + 1]) for i in range(len(numels)))
-
 
 
 @wrong_attempt("cut", says="Round the part up")
@@ -130,7 +127,6 @@ def always_float32(parameter, rank, world_size):
     flat = torch.zeros(part * world_size)
     flat[: parameter.numel()] = parameter.flatten()
     return flat[rank * part : (rank + 1) * part].clone()
-
 
 
 @wrong_attempt("cut", says="never be freed")
@@ -192,7 +188,6 @@ def always_float32_again(mine, shape):
     parts = [torch.empty(mine.numel()) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, mine.float())
     return torch.cat(parts)[: math.prod(shape)].view(shape)
-
 
 
 def _weight(mine, shape):

@@ -7,7 +7,7 @@ import torch.distributed as dist
 
 from lessons.cases import formula, generated, st
 from lessons.checking import Wrong, expect, expect_number, expect_numbers, expect_tensor
-from lessons.meters import unwritten_is_nan, wire_bytes as on_all_wires
+from lessons.meters import on_all_wires, unwritten_is_nan
 from strategies.ledger.wire import Meter
 
 PARAMETERS = st.integers(0, 10**10)
@@ -26,19 +26,18 @@ def rank_bytes(theirs):
                 "One of AdamW's two moments is missing.": (each - 4) * p / ranks,
             }
             if fsdp:
-                mistakes["FSDP keeps no master copy: its rows are float32, and the optimizer updates them in place."] = (
-                    20 * p / ranks
-                )
-            if fsdp and bf16:
-                mistakes["FSDP in bf16 gathers bf16, but keeps float32 rows and float32 gradients."] = 12 * p / ranks
-                mistakes["A bf16 copy is in there: it exists gathered only, for the moment of its use."] = 18 * p / ranks
-            elif not fsdp and bf16:
-                mistakes["The master weights are missing: DeepSpeed's parameters are bf16 and need a float32 copy."] = (
-                    12 * p / ranks
-                )
-                mistakes["In bf16 DeepSpeed keeps bf16 parameters and gradients, 2 bytes each."] = 20 * p / ranks
-            elif not fsdp:
-                mistakes["DeepSpeed keeps a float32 master copy in any case, even of float32 parameters."] = 16 * p / ranks
+                known = {"FSDP keeps no master copy: the optimizer updates its float32 rows in place.": 20}
+                if bf16:
+                    known["FSDP in bf16 gathers bf16, but keeps float32 rows and float32 gradients."] = 12
+                    known["A bf16 copy is in there: it exists gathered only, for the moment of its use."] = 18
+            elif bf16:
+                known = {
+                    "The master weights are missing: DeepSpeed's parameters are bf16 and need a float32 copy.": 12,
+                    "In bf16 DeepSpeed keeps bf16 parameters and gradients, 2 bytes each.": 20,
+                }
+            else:
+                known = {"DeepSpeed keeps a float32 master copy in any case, even of float32 parameters.": 16}
+            mistakes |= {message: width * p / ranks for message, width in known.items()}
             what = f"{p:,} parameters on {ranks} ranks, {strategy} in {precision}, in bytes"
             expect_number(theirs(p, ranks, strategy, precision), each * p / ranks, what, mistakes, ranks)
     formula(
@@ -68,8 +67,8 @@ def wire_bytes(theirs):
             * (a * 2 * times * blocks + 4 * blocks),
         }
         if a > 1:
-            mistakes["Gradients are reduced at the last micro-batch only; between, whole ones are added up."] = share * (
-                gathered + a * reduced
+            mistakes["Gradients are reduced at the last micro-batch only; whole ones are added up until then."] = (
+                share * (gathered + a * reduced)
             )
             mistakes["Parameters are gathered at every micro-batch."] = share * (gathered / a + reduced)
         if reshard:

@@ -1,4 +1,4 @@
-"""Lesson 8: ten steps in one process, under FSDP by hand, and under torch's; and FSDP's bytes beside ZeRO-3's.
+"""Lesson 8: ten steps in one process, under FSDP by hand, and under torch; and FSDP's bytes beside those of ZeRO-3.
 
 accelerate launch --config_file …/cpu/fsdp.yaml demo.py         two ranks (--num_processes 4 for more)
 python demo.py                                                  one process: the books alone
@@ -73,7 +73,7 @@ def report(launch, alone, hand, kept, torchs) -> None:
     for name, one, run in (
         ("by hand", hand, replace(books, engine=FSDP)),
         ("by hand, blocks kept", kept, replace(books, engine=NO_RESHARD)),
-        ("torch's", torchs, books),
+        ("torch", torchs, books),
     ):
         sent = (one.payload("reduce_scatter"), one.payload("all_gather"), ring_of(one))
         lines.append(traffic_line(name, one.away_from(alone), *sent))
@@ -85,7 +85,7 @@ def report(launch, alone, hand, kept, torchs) -> None:
     rows = {
         "one process": alone.held,
         "by hand": hand.held,
-        "torch's": {"master parameters": 0, **torchs.held},
+        "torch": {"master parameters": 0, **torchs.held},
         "the books": predict_memory(books)[launch.rank]["after backward"],
         "ZeRO-3's books": predict_memory(zero3)[launch.rank]["after backward"],
     }

@@ -8,7 +8,7 @@ from torch import Tensor
 def rank_bytes(parameters: int, ranks: int, strategy: str, precision: str) -> float:
     """Bytes of model states on a rank, with AdamW, before the update and without padding.
 
-    strategy: "fsdp", as Shardrun runs torch's, or "zero3", DeepSpeed's; precision: "fp32" or "bf16", what is computed
+    strategy: "fsdp" (torch, as Shardrun runs it) or "zero3" (DeepSpeed); precision: "fp32" or "bf16", what is computed
     in. In the demo's tables you can look up both.
     """
     raise NotImplementedError

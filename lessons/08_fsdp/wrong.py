@@ -44,7 +44,6 @@ def with_a_bf16_copy(parameters, ranks, strategy, precision):
     return (20 if precision == "fp32" else 16) * parameters / ranks
 
 
-
 def _wire(blocks, root, ranks, gathers, reductions, width=4):
     return (ranks - 1) / ranks * (2 * (gathers[0] * blocks + gathers[1] * root) + width * reductions * (blocks + root))
 
@@ -82,7 +81,6 @@ def no_root(blocks, root, ranks, accumulation, reshard):
     return _wire(blocks, 0, ranks, (accumulation * (2 if reshard else 1), accumulation), 1)
 
 
-
 @wrong_attempt("part_elements", says="Rows are not cut")
 def both_by_elements(rows, columns, ranks):
     part = math.ceil(rows * columns / ranks)
@@ -108,7 +106,6 @@ def of_all_ranks(rows, columns, ranks):
 @wrong_attempt("part_elements", says="Columns are cut there")
 def by_columns(rows, columns, ranks):
     return {"fsdp": rows * math.ceil(columns / ranks), "zero3": math.ceil(rows * columns / ranks)}
-
 
 
 @wrong_attempt("my_rows", says="are lost")
@@ -152,7 +149,6 @@ def in_float32(parameter, rank, world_size):
 @wrong_attempt("my_rows", says="list index out of range")
 def chunks(parameter, rank, world_size):
     return list(parameter.chunk(world_size))[rank].clone()
-
 
 
 def _gathered(part):
@@ -214,7 +210,6 @@ def into_the_list(mine, rows):
     message = _gathered(torch.cat([part.flatten() for part in mine]))
     mine[:] = _sorted_out(message, mine, rows)
     return mine
-
 
 
 def _reduced(gradient):

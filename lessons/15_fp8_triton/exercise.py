@@ -12,7 +12,7 @@ except ImportError:  # Triton is for Linux; without it the kernel cannot be run,
 
 
 def round_e4m3(x: Tensor) -> Tensor:
-    """x (float32, any shape) rounded to the nearest number of e4m3, in float32, without any 8-bit dtype of torch's.
+    """x (float32, any shape) rounded to the nearest number of e4m3, in float32, without any 8-bit dtype of torch.
 
     Numbers of e4m3 are multiples of 2^(e − 3), where 2^e ≤ |x| < 2^(e + 1), and of 2^−9 below 2^−6. Halves go to the
     even multiple, as torch.round does it. The largest is 448: numbers above 448 become 448, numbers below −448 become

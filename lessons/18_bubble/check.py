@@ -22,7 +22,7 @@ def compute_seconds(theirs):
             "Every rank computes its own part of the tokens: divide by the ranks.": right * ranks,
             "No GPU reaches its peak: divide by the mfu too.": right * mfu,
             "The mfu makes it slower, not faster: divide by it.": right * mfu**2,
-            "Backward is forward run again there: it computes two gradients, 4 operations to forward's 2.": right * 4 / 6,
+            "Backward costs as much as forward there. It computes two gradients: 4 operations.": right * 4 / 6,
             "That is checkpointing's, with another forward pass: 8 operations.": right * 8 / 6,
         }
         what = (
@@ -90,9 +90,7 @@ def least_tokens(theirs):
             "That is the tokens of all ranks together.": right * ranks,
             "It is the inverse: the quicker the GPU beside its link, the more tokens it needs.": 1 / right,
             "The bytes of a gradient are missing.": right / width,
-            "Rate and bandwidth are exchanged there.": (
-                2 * (ranks - 1) / ranks * width * bandwidth / (4 * rate)
-            ),
+            "Rate and bandwidth are exchanged there.": (2 * (ranks - 1) / ranks * width * bandwidth / (4 * rate)),
         }
         what = f"{ranks} ranks, gradients of {width} bytes, {bandwidth / 1e9:g} GB/s and {rate / 1e12:g} TFLOP/s"
         expect_number(theirs(ranks, width, bandwidth, rate), right, what, mistakes, ranks)
@@ -125,8 +123,8 @@ def record_seconds(theirs):
     generated(
         lambda traffic, bandwidth, latency: _record(
             theirs, traffic, bandwidth, latency,
-            f"a ledger of {[(each['purpose'], each['calls'], each['ring_bytes']) for each in traffic]} (purpose, calls, "
-            f"ring_bytes) at {bandwidth / 1e9:g} GB/s and {latency * 1e6:g} µs, in seconds",
+            f"a ledger of {[(each['purpose'], each['calls'], each['ring_bytes']) for each in traffic]} (purpose, "
+            f"calls, ring_bytes) at {bandwidth / 1e9:g} GB/s and {latency * 1e6:g} µs, in seconds",
         ),
         traffic=st.lists(line, max_size=4), bandwidth=BANDWIDTHS, latency=st.sampled_from([10e-6, 1e-3, 0.0]),
     )  # fmt: skip

@@ -23,7 +23,7 @@ def least_tokens(ranks: int, gradient_bytes: int, bandwidth: float, rate: float)
     """From how many tokens per rank and step on DDP's all-reduce fits into the time of backward. Not rounded.
 
     gradient_bytes: 4 for float32, 2 for bf16; bandwidth: bytes per second; rate: operations per second that are
-    reached. All parameters are in matrix products; the all-reduce is a ring's, without latency.
+    reached. All parameters are in matrix products; the all-reduce goes round a ring, without latency.
     """
     raise NotImplementedError
 

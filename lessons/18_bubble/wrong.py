@@ -28,7 +28,6 @@ def times_the_mfu(parameters, tokens, ranks, rate, mfu):
     return 6 * parameters * tokens * mfu / (ranks * rate)
 
 
-
 @wrong_attempt("link_seconds", says="eight bits each")
 def bits_for_bytes(payload, collective, ranks, gigabits):
     return (2 if collective == "all_reduce" else 1) * (ranks - 1) / ranks * payload / (gigabits * 1e9)
@@ -54,7 +53,6 @@ def binary_gigabits(payload, collective, ranks, gigabits):
     return (2 if collective == "all_reduce" else 1) * (ranks - 1) / ranks * payload / (gigabits * 2**30 / 8)
 
 
-
 @wrong_attempt("least_tokens", says="Gradients come in backward")
 def behind_all(ranks, gradient_bytes, bandwidth, rate):
     return 2 * (ranks - 1) / ranks * gradient_bytes * rate / (6 * bandwidth)
@@ -78,7 +76,6 @@ def one_way(ranks, gradient_bytes, bandwidth, rate):
 @wrong_attempt("least_tokens", says="backward has 4")
 def backward_as_forward(ranks, gradient_bytes, bandwidth, rate):
     return 2 * (ranks - 1) / ranks * gradient_bytes * rate / (2 * bandwidth)
-
 
 
 @wrong_attempt("record_seconds", says="The latency is missing")
@@ -114,7 +111,6 @@ def empties_it(traffic, bandwidth, latency):
         line = traffic.pop()
         seconds += line["calls"] * latency + line["ring_bytes"] / bandwidth
     return seconds
-
 
 
 @wrong_attempt("exposed", says="as if nothing were sent before")

@@ -128,6 +128,7 @@ def clip_norm(theirs):
         lambda size, seed, scale: _norm(theirs, scale * _random(size * world_size, seed), f" (slices of {size})"),
         most=12, size=st.integers(1, 9), seed=st.integers(0, 99), scale=st.sampled_from([1.0, 0.0, 1e-3, 300.0]),
     )  # fmt: skip
+    _norm(theirs, -torch.arange(4.0 * world_size), " (another gradient of the same size)")
     whole = _random(200 * world_size, 0)
     with Meter() as meter:
         _norm(theirs, whole, "")

@@ -126,9 +126,9 @@ def _cut(parameter, rank, world_size):
     return flat[rank * part : (rank + 1) * part].clone()
 
 
-def _numbered(shape, dtype="float32"):
-    """No element is zero, as padding is."""
-    return torch.arange(1.0, math.prod(shape) + 1).view(shape).to(DTYPES[dtype])
+def _numbered(shape, dtype="float32", first=1):
+    """Where the first is 1 none is zero, as padding is."""
+    return torch.arange(float(first), math.prod(shape) + first).view(shape).to(DTYPES[dtype])
 
 
 def cut(theirs):
@@ -137,9 +137,9 @@ def cut(theirs):
     _parts(theirs, _numbered((3, 4)).T, 2, ", stored by columns")
     _parts(theirs, _numbered((3, 5), "bfloat16"), 4)
     generated(
-        lambda shape, dtype, world_size: _parts(theirs, _numbered(shape, dtype), world_size), most=40,
+        lambda shape, dtype, world_size, first: _parts(theirs, _numbered(shape, dtype, first), world_size), most=40,
         shape=st.lists(st.integers(0, 5), max_size=3).map(tuple), dtype=st.sampled_from(list(DTYPES)),
-        world_size=st.sampled_from([8, 6, 4, 3, 2, 1]),
+        world_size=st.sampled_from([8, 6, 4, 3, 2, 1]), first=st.integers(0, 60),
     )  # fmt: skip
 
 
@@ -180,6 +180,7 @@ def whole(theirs):
     for shape, dtype in (((7,), "float32"), ((5, 2), "float32"), ((4, 3), "float32"), ((), "float32")):
         _whole(theirs, shape, dtype)
     _whole(theirs, (2, 5), "bfloat16")
+    _whole(theirs, (4, 3), "float32", first=-5)  # with a zero, and another one than before
     with Meter() as meter:
         _whole(theirs, (10, 9), "float32")
     world_size = dist.get_world_size()
@@ -190,14 +191,14 @@ def whole(theirs):
         "round the ring once.",
     )
     generated(
-        lambda shape, dtype: _whole(theirs, shape, dtype), most=10,
-        shape=SHAPES, dtype=st.sampled_from(list(DTYPES)),
+        lambda shape, dtype, first: _whole(theirs, shape, dtype, first), most=10,
+        shape=SHAPES, dtype=st.sampled_from(list(DTYPES)), first=st.integers(-9, 60),
     )  # fmt: skip
 
 
-def _whole(theirs, shape, dtype):
+def _whole(theirs, shape, dtype, first=1):
     rank, world_size = dist.get_rank(), dist.get_world_size()
-    right = _numbered(shape, dtype)
+    right = _numbered(shape, dtype, first)
     mine = _cut(right, rank, world_size)
     with unwritten_is_nan():
         found = theirs(mine, shape)
@@ -240,6 +241,7 @@ def linear_backward(theirs):
         "reduce-scatter its gradient is enough.",
     )
     _backward(theirs, 1, (1, 2), 1)
+    _backward(theirs, 6, (4, 5), 2)  # nothing is kept from the first call
     generated(
         lambda rows, outputs, inputs, seed: _backward(theirs, rows, (outputs, inputs), seed), most=8,
         rows=st.integers(1, 4), outputs=st.integers(1, 5), inputs=st.integers(1, 5), seed=st.integers(0, 99),

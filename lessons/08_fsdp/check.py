@@ -132,6 +132,7 @@ def my_rows(theirs):
         _rows(theirs, _numbered(shape), world_size)
     _rows(theirs, _numbered((2, 5)).T, 2, " (stored by columns)")
     _rows(theirs, _numbered((5, 3), torch.bfloat16), 4)
+    _rows(theirs, _numbered((5, 2)).flip(0), 4)  # nothing is kept from an earlier call
     generated(
         lambda rows, others, world_size: _rows(theirs, _numbered((rows, *others)), world_size), most=40,
         rows=st.integers(0, 12), others=st.lists(st.integers(1, 3), max_size=2),
@@ -203,6 +204,7 @@ def gather_block(theirs):
         "messages, and nothing but their rows in them.",
     )
     _gather(theirs, [(1, 2), (2, 1, 3)], 3, ", views of one buffer", flat=True)
+    _gather(theirs, shapes, 1, ", with rows of zeros", zeros=True)
     shape = st.lists(st.integers(1, 5), min_size=1, max_size=3).map(tuple)
     generated(
         lambda shapes, seed: _gather(theirs, shapes, seed, f", {[list(shape) for shape in shapes]}"), most=8,
@@ -210,11 +212,13 @@ def gather_block(theirs):
     )  # fmt: skip
 
 
-def _gather(theirs, shapes, seed, how="", flat=False):
-    """flat: this rank's rows lie in one buffer, one parameter's behind the other's."""
+def _gather(theirs, shapes, seed, how="", flat=False, zeros=False):
+    """flat: this rank's rows lie in one buffer, one parameter after the other; zeros: in the first rows, no padding."""
     rank, world_size = dist.get_rank(), dist.get_world_size()
     generator = torch.Generator().manual_seed(seed)
     right = [torch.randn(shape, generator=generator) for shape in shapes]
+    for parameter in right if zeros else []:
+        parameter[0] = 0.0
     mine = [_mine(parameter, rank, world_size) for parameter in right]
     if flat:
         buffer = torch.cat([part.flatten() for part in mine])
@@ -270,6 +274,7 @@ def reduce_rows(theirs):
         "each rank the sum of its rows alone.",
     )
     _reduce(theirs, [torch.full((world_size, 1), 1.0 + r) for r in range(world_size)], " (a row a rank)")
+    _reduce(theirs, every[::-1], " (other gradients of the same shape)")
     generated(
         lambda rows, columns, seed: _reduce(
             theirs, [_drawn((rows * world_size, columns), seed + r) for r in range(world_size)],
@@ -298,6 +303,11 @@ def _reduce(theirs, every, where):
     )
     expect(found.dtype == torch.float32, f"Your rows are in {found.dtype}; float32 is asked for.")
     if _close(found, right):
+        expect(
+            found.untyped_storage().nbytes() <= 4 * found.numel(),
+            "The rows are right, but they are a view of something larger, which stays in memory as long as they do. "
+            "Copy them (clone).",
+        )
         return
     if _close(found, right * world_size):
         raise Wrong(f"Your gradient is world_size ({world_size}) times too large: reduce_scatter sums.")

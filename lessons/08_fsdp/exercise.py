@@ -50,7 +50,7 @@ def gather_block(mine: list[Tensor], rows: list[int]) -> list[Tensor]:
 
 
 def reduce_rows(gradient: Tensor) -> Tensor:
-    """This rank's rows of the mean gradient over all ranks, in float32.
+    """This rank's rows of the mean gradient over all ranks, in float32, as a tensor of their own.
 
     gradient: this rank's own, whole, bfloat16 [rows, columns]; rows divide by the world size. Rank r has block r.
     """

@@ -5,12 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import torch.distributed as dist
 from hypothesis import strategies as st
 
 from lessons.cases import generated
-from lessons.meters import Counted, Largest, read_bytes
+from lessons.meters import Counted, Largest, on_all_wires, read_bytes, unwritten_is_nan
 from shardrun.lesson.wrong import Wrong
+from strategies.ledger.wire import Meter
 from tests.ranks import RankPool
 
 
@@ -89,8 +91,6 @@ def test_ranks_decide_together(ranks: RankPool) -> None:
 
 
 def test_counting(tmp_path: Path) -> None:
-    import torch
-
     twice = Counted(lambda x: 2 * x)
     x = torch.ones(2)
     twice(x)
@@ -105,3 +105,27 @@ def test_counting(tmp_path: Path) -> None:
     path.write_bytes(bytes(10**6))
     assert read_bytes(lambda: path.read_bytes()[:4])[1] >= 10**6
     assert read_bytes(lambda: path.open("rb").read(4))[1] < 20_000
+
+
+def test_memory_that_nobody_has_written_is_nan_for_as_long_as_asked() -> None:
+    with unwritten_is_nan():
+        whole = torch.empty(3)
+        assert whole.isnan().all() and torch.empty_like(whole.bfloat16()).isnan().all()
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def sent_in_three_ways() -> list[float]:
+    """Bytes on all wires of an all-reduce, a broadcast, and of all that is handed to rank 0."""
+    tensor, found = torch.zeros(6), []
+    room = [torch.empty(6) for _ in range(dist.get_world_size())] if dist.get_rank() == 0 else None
+    for run in (dist.all_reduce, lambda each: dist.broadcast(each, 0), lambda each: dist.gather(each, room)):
+        with Meter() as meter:
+            run(tensor)
+        found.append(on_all_wires(meter))
+    return found
+
+
+@pytest.mark.ranks
+def test_bytes_on_the_wires_of_all_ranks(ranks: RankPool) -> None:
+    once = 2 * 24.0
+    assert ranks.run(3, sent_in_three_ways) == [[2 * once, once, once]] * 3

@@ -217,7 +217,9 @@ def _whole(theirs, shape, dtype, first=1):
     if any(number != number for number in numbers):
         raise Wrong(f"The parameter has nan: {numbers}. Was it read before it had arrived? A collective that runs "
                     "in the background has to be waited for.")  # fmt: skip
-    if set(numbers) <= {0.0, *right.flatten().tolist()}:
+    if numbers == mine.repeat(world_size)[: len(numbers)].tolist():
+        raise Wrong(f"That is rank {rank}'s own part, {world_size} times: the others' are missing.")
+    if set(numbers) <= {0.0, *right.flatten().tolist()} and len(set(numbers)) == len(numbers):
         raise Wrong(f"The elements are in another order: {numbers}. Parts lie rank after rank.")
     if torch.equal(found.float(), right.float() * world_size):
         raise Wrong(f"The elements are {world_size} times too large: parts are put end to end, not added up.")

@@ -114,8 +114,12 @@ def _reached(tree: ast.Module, exercise: str) -> set[str]:
     named = {node.name: node for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
     wanted, left = {exercise}, [exercise]
     while left:
-        for node in ast.walk(named[left.pop()]):
-            if isinstance(node, ast.Name) and node.id in named and node.id not in wanted:
+        part = named[left.pop()]
+        own = {
+            node.arg for node in ast.walk(part) if isinstance(node, ast.arg)
+        }  # a parameter may be called as a function
+        for node in ast.walk(part):
+            if isinstance(node, ast.Name) and node.id in named and node.id not in wanted | own:
                 wanted.add(node.id)
                 left.append(node.id)
     return wanted

@@ -79,3 +79,14 @@ def test_what_is_called_equal_is_a_mutant() -> None:
             there = {mutant.change for mutant in mutants(lesson.folder / "solution.py", lesson.exercise(name).name)}
             assert set(reasons) <= there, (lesson.name, name, set(reasons) - there)
             assert all(reasons.values())
+
+
+def test_every_exercise_has_mutants() -> None:
+    """Also one whose name is a parameter of an earlier one."""
+    without = [
+        f"{lesson.name}/{exercise.name}"
+        for lesson in course()
+        for exercise in lesson.exercises
+        if not mutants(lesson.folder / "solution.py", exercise.name)
+    ]
+    assert without == []

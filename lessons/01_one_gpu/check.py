@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from lessons.cases import formula, generated, st
 from lessons.checking import GIB, Wrong, expect, expect_number, expect_numbers
 
 
@@ -15,19 +16,27 @@ def training_bytes(theirs):
                 "That is 2 bytes per parameter, a bfloat16; here everything is float32.": 2 * n,
                 "That is 8 bytes per parameter, a float64; here everything is float32.": 8 * n,
                 "That includes the gradients, which have an entry of their own.": 8.0 * n,
+                "That is everything together; gradients and optimizer states have entries of their own.": 16 * n,
             },
             "gradients": {
                 "Gradients are there too: one for every parameter, of the same dtype.": 0,
                 "That is 2 bytes per gradient, a bfloat16; here everything is float32.": 2 * n,
+                "That is parameters and gradients together; the parameters have an entry of their own.": 8 * n,
             },
             "optimizer states": {
                 "That is one moment. AdamW keeps two: of the gradient, and of its square.": 4 * n,
                 "That is a float32 master copy of the weights beside the two moments; the weights are float32 already "
                 "and need none.": 12 * n,
+                "That is two moments of 2 bytes, in bfloat16. AdamW keeps both in float32.": 4.0 * n,
                 "AdamW does keep something: two moments for every parameter.": 0,
+                "That is everything together; parameters and gradients have entries of their own.": 16 * n,
             },
         }
         expect_numbers(theirs(n), right, f"{n:,} parameters, in bytes", mistakes)
+    formula(
+        theirs, lambda n: {"parameters": n * 32 // 8, "gradients": n * 32 // 8, "optimizer states": n * 64 // 8},
+        "in bytes", parameters=st.integers(0, 10**12),
+    )  # fmt: skip
 
 
 def gigabytes_32b(theirs):
@@ -38,7 +47,10 @@ def gigabytes_32b(theirs):
         {
             "That is the parameters alone; gradients and AdamW's states are there too.": 128.0,
             "That is parameters and gradients; AdamW's states are forgotten.": 256.0,
-            "That is one of AdamW's moments; it keeps two.": 384.0,
+            "That is AdamW's states alone; parameters and gradients are there too.": 256,
+            "That is 12 bytes per parameter, with one of AdamW's moments; it keeps two.": 384.0,
+            "That is 12 bytes per parameter, without the gradients; there is one for each, of 4 bytes.": 384,
+            "That is 8 bytes per number, a float64; everything is float32.": 1024.0,
             "That has a float32 master copy of the weights, which are float32 already: 20 bytes, not 16.": 640.0,
             "That is GiB (2³⁰ bytes) where GB (10⁹ bytes) are asked for.": 512e9 / GIB,
             "That is bytes; GB are asked for.": 512e9,
@@ -56,6 +68,9 @@ def logits_bytes(theirs):
                 2 * 4 * rows * length
             ),
             "That leaves out the rows of the batch.": 2 * 4 * length * vocabulary,
+            "That leaves out the length of the rows.": 2 * 4 * rows * vocabulary,
+            "That is a third tensor beside the logits and their gradient; two are asked for.": 3 * 4 * n,
+            "That is the number of logits; a float32 has 4 bytes, and their gradient is there too.": n,
         }
         expect_number(
             theirs(rows, length, vocabulary),
@@ -63,6 +78,10 @@ def logits_bytes(theirs):
             f"{rows} rows of {length:,} tokens and a vocabulary of {vocabulary:,}, in bytes",
             mistakes,
         )
+    formula(
+        theirs, lambda rows, length, vocabulary: (4 + 4) * vocabulary * length * rows, "in bytes",
+        rows=st.integers(0, 64), length=st.integers(1, 4096), vocabulary=st.integers(1, 100_000),
+    )  # fmt: skip
 
 
 def held_bytes(theirs):
@@ -90,36 +109,95 @@ def held_bytes(theirs):
         "a view of two of an embedding's ten rows, in bytes",
         {"That is the view's own elements; but it keeps the whole storage alive.": 48},
     )
+    expect_number(
+        theirs([weight, weight[2:]]),
+        240,
+        "an embedding and a view of its rows from the third on, in bytes",
+        {
+            "That counts one storage twice. A view that begins further on has another data_ptr() of its own; "
+            "its untyped_storage() has the same.": 480,
+            "That counts the view beside the storage that it is a part of. Its own data_ptr() is another one; that "
+            "of its untyped_storage() is the same.": 240 + 192,
+        },
+    )
     expect_number(theirs([]), 0, "no tensors at all, in bytes")
+    generated(
+        lambda rows, listed: _held(theirs, rows, listed),
+        rows=st.integers(1, 4),
+        listed=st.lists(st.tuples(st.integers(0, 2), st.sampled_from(list(PARTS))), min_size=1, max_size=5),
+    )
 
 
-def _model():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Embedding(11, 8), nn.Linear(8, 11))
+PARTS = {
+    "the whole": lambda t: t,
+    "the rows from the second on": lambda t: t[1:],
+    "no row": lambda t: t[:0],
+    "the transposed": lambda t: t.T,
+    "the detached": lambda t: t.detach(),
+    "the bytes": lambda t: t.view(torch.uint8),
+    "the first row, expanded": lambda t: t[:1].expand(7, t.shape[1]),
+    "a parameter of": lambda t: nn.Parameter(t, requires_grad=False),
+}
+
+
+def _held(theirs, rows, listed):
+    """Three storages, and parts of them in a list."""
+    storages = (torch.zeros(rows, 3), torch.zeros(5, 4, dtype=torch.bfloat16), torch.zeros(rows, 3))
+    names = (f"A (float32 [{rows}, 3])", "B (bfloat16 [5, 4])", f"C (float32 [{rows}, 3])")
+    right = sum((12 * rows, 40, 12 * rows)[number] for number in {number for number, _ in listed})
+    what = ", ".join(f"{part} of {names[number]}".replace("of of", "of") for number, part in listed)
+    found = theirs([PARTS[part](storages[number]) for number, part in listed])
+    if isinstance(found, (int, float)) and not isinstance(found, bool) and found != right:
+        how = "more than once" if found > right else "not at all, or in part"
+        raise Wrong(f"You say {found} bytes for [{what}]: a storage is counted {how}.")
+    expect_number(found, right, f"[{what}], in bytes")
+
+
+class _Model(nn.Module):
+    """An embedding and a head; counts its forward passes."""
+
+    def __init__(self, vocabulary=11):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(nn.Embedding(vocabulary, 8), nn.Linear(8, vocabulary))
+        self.calls = 0
+
+    def forward(self, inputs):
+        self.calls += 1
+        return self.layers(inputs)
+
+
+def _tokens(rows, length, vocabulary, generator):
+    return (torch.randint(vocabulary, (rows, length), generator=generator) for _ in range(2))
 
 
 def _train(step):
-    """Three steps with `step`; returns the losses and the weights."""
-    model = _model()
+    """Three steps with `step`, gradients of an earlier one there; returns losses, weights and the optimizer."""
+    model = _Model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
     generator = torch.Generator().manual_seed(1)
     losses = []
+    for p in model.parameters():
+        p.grad = torch.full_like(p, 0.1)
     for _ in range(3):
-        inputs, targets = (torch.randint(11, (2, 5), generator=generator) for _ in range(2))
-        losses.append(step(model, optimizer, inputs, targets))
-    return losses, [p.detach().clone() for p in model.parameters()]
+        losses.append(step(model, optimizer, *_tokens(2, 5, 11, generator)))
+    return losses, [p.detach().clone() for p in model.parameters()], optimizer, model.calls
 
 
-def _variant(clear=True, update=True):
-    """A step that may be wrong on purpose."""
+def _variant(clear="before", update=True, scale=1, most=None):
+    """A step that may be wrong on purpose; clear: before, after or never; most: the norm that gradients are cut to."""
 
     def step(model, optimizer, inputs, targets):
         loss = F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
-        if clear:
+        if clear == "before":
             optimizer.zero_grad()
-        loss.backward()
+        (scale * loss).backward()
+        if most:
+            nn.utils.clip_grad_norm_(model.parameters(), most)
         if update:
             optimizer.step()
+        if clear == "after":
+            optimizer.zero_grad()
         return loss.item()
 
     return step
@@ -127,7 +205,7 @@ def _variant(clear=True, update=True):
 
 def training_step(theirs):
     try:
-        losses, weights = _train(theirs)
+        losses, weights, optimizer, calls = _train(theirs)
     except RuntimeError as error:
         if "inplace operation" not in str(error):
             raise
@@ -149,15 +227,55 @@ def training_step(theirs):
     if not same(_variant()):
         mistakes = {
             "The gradients of the step before are still there: backward() adds to them. Clear them first, with "
-            "optimizer.zero_grad().": _variant(clear=False),
+            "optimizer.zero_grad().": _variant(clear="never"),
+            "Your step clears the gradients at its end alone. Those that were there before the first step are in its "
+            "update: clear them before backward().": _variant(clear="after"),
             "The weights do not change. Is optimizer.step() there, after backward() and before the gradients are "
             "cleared?": _variant(update=False),
+            "Your gradients are those of the sum over all 10 tokens; the mean is asked for.": _variant(scale=10),
+            "Your gradients are twice too large: does backward() run twice?": _variant(scale=2),
+            "You clip the gradients; the four lines are all that is asked for.": _variant(most=1.0),
         }
         for message, step in mistakes.items():
             expect(not same(step), message)
+        expect(
+            bool(optimizer.state),
+            "The weights change, but the optimizer that you were given has made no step. Do not make one of your own.",
+        )
         raise Wrong("After three steps the weights are not what they should be.")
+    expect(
+        calls == 3,
+        f"The weights are right, but three steps make {calls} forward passes. One a step is due: the loss to return is "
+        "the one that backward() began at.",
+    )
     right = _train(_variant())[0]
     if all(abs(a - 10 * b) < 1e-3 for a, b in zip(losses, right, strict=True)):
         raise Wrong("Your loss is the sum over all 10 tokens; the mean is asked for.")
     close = all(abs(a - b) < 1e-5 for a, b in zip(losses, right, strict=True))
     expect(close, f"The weights are right, but the losses you return are {losses}, not the mean cross-entropy.")
+    generated(
+        lambda rows, length, vocabulary, stale: _one_step(theirs, rows, length, vocabulary, stale), most=25,
+        rows=st.integers(1, 4), length=st.integers(1, 5), vocabulary=st.integers(1, 9), stale=st.booleans(),
+    )  # fmt: skip
+
+
+def _one_step(theirs, rows, length, vocabulary, stale):
+    """Plain gradient descent, against the mean of −log p, differentiated in float64."""
+    model, lr = _Model(vocabulary), 0.5
+    inputs, targets = _tokens(rows, length, vocabulary, torch.Generator().manual_seed(rows))
+    weights = [p.detach().double().requires_grad_() for p in model.parameters()]
+    embedding, matrix, bias = weights
+    logits = embedding[inputs] @ matrix.T + bias
+    right = (logits.exp().sum(-1).log() - logits.gather(-1, targets[..., None])[..., 0]).sum() / (rows * length)
+    gradients = torch.autograd.grad(right, weights)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p) if stale else None
+    found = theirs(model, torch.optim.SGD(model.parameters(), lr=lr), inputs, targets)
+    where = (
+        f"{rows} rows of {length} tokens, a vocabulary of {vocabulary}, {'old' if stale else 'no'} gradients there: "
+    )
+    expect(isinstance(found, float), f"{where}your function returns a {type(found).__name__}; a float is asked for.")
+    expect(abs(found - right.item()) < 1e-5, f"{where}your loss is {found:.6g}; it should be {right.item():.6g}.")
+    for p, w, g in zip(model.parameters(), weights, gradients, strict=True):
+        off = (p.detach() - (w - lr * g)).abs().max().item()
+        expect(off < 1e-5, f"{where}after a step of SGD a weight is {off:.2g} from where it should be.")

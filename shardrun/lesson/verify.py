@@ -24,7 +24,7 @@ FILES = ("README.md", "demo.py", "exercise.py", "solution.py", "check.py", "wron
 SECTIONS = ("Goal", "Mental model", "Terms", "Run it", "What to look at", "Exercises", "Questions", "Sources")
 WRONG_ATTEMPTS = 5
 """So many per exercise at least."""
-FEWER = {1, 2, 3, 4, 16}
+FEWER: set[int] = set()
 """Lessons that have two for the time being."""
 MUTANTS = 2
 """So many of an exercise's are tried; all of them by benchmarks/lesson_mutants.py."""

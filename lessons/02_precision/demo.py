@@ -4,9 +4,11 @@ python demo.py                                                  one process, on 
 accelerate launch --config_file …/cpu/ddp.yaml demo.py          the same on two ranks
 """
 
+import time
 from dataclasses import replace
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from lessons.kit import (
@@ -32,8 +34,10 @@ from speedrun.run.ending import guarded
 from strategies import catalogue
 
 STEPS = steps(40)
-EMULATED_STEPS = steps(10)
-"""Where bf16 has no instructions a step in it takes ten times as long."""
+EMULATED_SECONDS = 40.0
+"""For the steps in bf16 where it has no instructions: one then takes ten times as long, or a hundred."""
+QUIET_SECONDS = 5.0
+"""So long it prints nothing at most, a step apart."""
 FIRST_UPDATE = 2e-6
 """What AdamW moves a weight by in the first step of a long warm-up."""
 
@@ -43,22 +47,40 @@ def main() -> None:
     launch, first = launched()
     data = open_text()
     native, why = native_bf16(first.settings.place.device)
-    count = STEPS if native else EMULATED_STEPS
+    if launch.rank == 0:
+        print(headline(replace(launch, precision="fp32 and bf16"), "Precision"), flush=True)
+    count = STEPS if native else steps_that_fit(launch, first, data)
     runs = {}
     for precision in ("fp32", "bf16"):
-        strategy = catalogue.engine(launch.strategy, replace(first.settings, precision=precision))
         doing(f"{count} steps in {precision}")
-        prepare(strategy)
-        runs[precision] = train(strategy, launch, data, count)
+        runs[precision] = train(precise(launch, first, precision), launch, data, count)
     if launch.rank == 0:
         if not native:
-            print(f"{count} steps, not {STEPS}: {why}, and bf16 is emulated.")
+            print(f"{count} steps, at most {STEPS}: {why}, and bf16 is emulated.")
         report(launch, runs, guess)
+
+
+def precise(launch, first, precision):
+    """The launched strategy in another precision, with a fresh model."""
+    strategy = catalogue.engine(launch.strategy, replace(first.settings, precision=precision))
+    prepare(strategy)
+    return strategy
+
+
+def steps_that_fit(launch, first, data) -> int:
+    """How many emulated steps there is time for: rank 0 tries two, and all ranks take its number."""
+    doing("two steps in emulated bf16, to see how long they take")
+    started = time.perf_counter()
+    train(precise(launch, first, "bf16"), launch, data, 2)
+    count = [max(3, min(STEPS, int(2 * EMULATED_SECONDS / (time.perf_counter() - started))))]
+    if launch.world_size > 1:
+        dist.broadcast_object_list(count, 0)
+    return count[0]
 
 
 def train(strategy, launch, data, count) -> dict:
     """Train; returns losses, what is held, activations by part, and the dtype that each linear layer gives."""
-    losses, dtypes = [], set()
+    losses, dtypes, said = [], set(), time.perf_counter()
 
     def note(module, inputs, output) -> None:
         dtypes.add(str(output.dtype).removeprefix("torch."))
@@ -75,6 +97,9 @@ def train(strategy, launch, data, count) -> dict:
         memory = held(strategy)
         strategy.step()
         losses.append(loss.item())
+        if time.perf_counter() - said > QUIET_SECONDS:
+            doing(f"{step + 1} of {count}")
+            said = time.perf_counter()
     for hook in hooks:
         hook.remove()
     weight = max((p for p in strategy.model.parameters() if p.dim() == 2), key=torch.numel).detach().cpu()
@@ -83,7 +108,6 @@ def train(strategy, launch, data, count) -> dict:
 
 def report(launch, runs, guess) -> None:
     fp32, bf16 = runs["fp32"], runs["bf16"]
-    print(headline(replace(launch, precision="fp32 and bf16"), "Precision"))
     count = len(fp32["losses"])
     print(f"\nLoss after {count} steps: {fp32['losses'][-1]:.4f} in fp32, {bf16['losses'][-1]:.4f} in bf16")
     dtypes = {name: ", ".join(run["dtypes"]) for name, run in runs.items()}

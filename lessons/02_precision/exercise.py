@@ -49,7 +49,7 @@ def take_masters(model: nn.Module) -> dict[str, Tensor]:
 
 
 def quantize_e4m3(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x (float32, any shape) in 8 bits: (q, scale) with q of dtype torch.float8_e4m3fn and q · scale ≈ x.
+    """x (float32, any shape, not empty) in 8 bits: (q, scale) with q of dtype torch.float8_e4m3fn and q · scale ≈ x.
 
     scale: a float32 tensor with one element; the largest magnitude in x becomes 448, the format's largest number.
     """

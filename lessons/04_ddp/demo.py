@@ -123,7 +123,7 @@ def report(launch, alone, hand, torchs, sent_at) -> None:
     run = launched_scenario(launch, accumulation=ACCUMULATION)
     print(headline(launch, "DDP"))
     print(f"\n{STEPS} steps of the same {CONFIG.data.global_batch} rows, {ACCUMULATION} micro-batches a rank:")
-    names = {"by hand (by_hand.py)": hand, "torch's, as strategies/ddp/engine.py": torchs}
+    names = {"by hand (by_hand.py)": hand, "torch's DDP (strategies/ddp)": torchs}
     lines = []
     for name, run_ in names.items():
         sent = [line for line in run_.sent if line.purpose == "payload" and line.collective == "all_reduce"]

@@ -12,9 +12,11 @@ from typing import Any
 
 import psutil
 import torch
-import torch.distributed
+import torch.distributed as dist
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from shardrun.lesson.wrong import Wrong
 
 
 class Counted:
@@ -121,7 +123,7 @@ def on_all_wires(meter: Any) -> float:
     Every rank calls it, after the Meter is closed. So it does not matter which rank sends, only how much is sent.
     """
     own = torch.tensor([sum(line.ring_bytes for line in meter.lines())], dtype=torch.float64)
-    torch.distributed.all_reduce(own)
+    dist.all_reduce(own)
     return own.item()
 
 
@@ -134,3 +136,67 @@ def unwritten_is_nan() -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(before, warn_only=warned)
+
+
+class Requests:
+    """Sends and receives of this process: who started one has to wait for it, and receives into the right dtype.
+
+    with Requests() as requests: …, then requests.expect_waited(). dtype: of what is sent around, where it is known: who
+    receives into another one gets Wrong at once, for gloo would end the process.
+    """
+
+    def __init__(self, dtype: torch.dtype | None = None) -> None:
+        self.dtype = dtype
+        self.started: list[tuple[str, dist.Work]] = []
+        self.waited: set[int] = set()
+        self._before: list[tuple[type, str, Any]] = []
+
+    def __enter__(self) -> "Requests":
+        for name in ("send", "recv", "recv_anysource"):
+            self._replace(dist.ProcessGroup, name, self._noting)
+        for name in ("wait", "is_completed", "get_future", "synchronize"):
+            self._replace(dist.Work, name, self._waiting)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for kind, name, method in reversed(self._before):
+            setattr(kind, name, method)
+
+    def expect_waited(self) -> None:
+        """Raises Wrong where one was started that nobody has waited for."""
+        left = {name for name, work in self.started if id(work) not in self.waited}
+        if any(name.startswith("recv") for name in left):
+            raise Wrong(
+                "You never wait for what irecv has started: until request.wait() returns, the tensor holds whatever "
+                "was in its memory before."
+            )
+        if left:
+            raise Wrong(
+                "You never wait for what isend has started: until request.wait() returns, the tensor may not have been "
+                "sent, and nobody may write into it."
+            )
+
+    def _replace(self, kind: Any, name: str, wrapped: Callable[[str, Any], Any]) -> None:
+        method = vars(kind)[name]
+        self._before.append((kind, name, method))
+        setattr(kind, name, wrapped(name, method))
+
+    def _noting(self, name: str, method: Any) -> Any:
+        def start(group: Any, tensors: list[Tensor], *rest: Any, **more: Any) -> Any:
+            if name != "send" and self.dtype and tensors[0].dtype != self.dtype:
+                got, due = (str(each).removeprefix("torch.") for each in (tensors[0].dtype, self.dtype))
+                raise Wrong(f"You receive into a tensor of {got}; what is sent is {due}. Make it by torch.empty_like.")
+            work = method(group, tensors, *rest, **more)
+            self.started.append((name, work))
+            return work
+
+        return start
+
+    def _waiting(self, name: str, method: Any) -> Any:
+        def wait(work: Any, *arguments: Any, **keywords: Any) -> Any:
+            found = method(work, *arguments, **keywords)
+            if name != "is_completed" or found:
+                self.waited.add(id(work))
+            return found
+
+        return wait

@@ -3,14 +3,16 @@
 import torch
 import torch.distributed as dist
 
-from lessons.checking import Wrong, expect, expect_number
+from lessons.cases import formula, generated, st
+from lessons.checking import Wrong, expect, expect_number, expect_own, expect_tensor
+from lessons.meters import Requests, sent_bytes
 from strategies.ledger.wire import Meter
 
 LENGTH = 4
 
 
 def ring_bytes(theirs):
-    for elements, world_size in ((7 * 10**9, 8), (1000, 2), (1000, 1)):
+    for elements, world_size in ((7 * 10**9, 6), (7 * 10**9, 8), (1000, 4), (1000, 2), (1000, 1)):
         whole = 4 * elements
         share = (world_size - 1) / world_size
         expect_number(
@@ -20,43 +22,61 @@ def ring_bytes(theirs):
             {
                 "On one rank nothing is sent.": 2 * whole if world_size == 1 else -1,
                 "That is half of it: the reduce-scatter. The all-gather sends as much again.": share * whole,
-                "That is twice the tensor. A rank never sends its own chunk's last step: (N − 1)/N of it.": 2 * whole,
+                "That is twice the tensor. In each half a rank sends every chunk but one: (N − 1)/N of it.": 2 * whole,
+                "That is the tensor once: the payload. A ring sends 2 · (N − 1)/N of it.": whole,
+                "That has N/(N − 1) in the place of (N − 1)/N.": 2 * whole / share if share else -1,
                 "That sends the whole tensor to every other rank; a ring passes on sums, an Nth at a time.": (
                     (world_size - 1) * whole
                 ),
                 "That is all ranks together; one rank's wire is asked for.": 2 * (world_size - 1) * whole,
                 "That counts elements; a float32 has 4 bytes.": 2 * share * elements,
             },
+            world_size,
         )
+    formula(
+        theirs, lambda elements, ranks: 8 * elements - 8 * elements / ranks, "in bytes", "world_size",
+        elements=st.integers(0, 10**10), world_size=st.integers(1, 64),
+    )  # fmt: skip
 
 
 def reduction_seconds(theirs):
-    parameters, world_size, gigabits = 7 * 10**9, 8, 400.0
-    right = 2 * 7 / 8 * 4 * parameters / 50e9
-    expect_number(
-        theirs(parameters, world_size, gigabits),
-        right,
-        f"{parameters:,} parameters, {world_size} ranks and {gigabits:g} Gb/s, in seconds",
-        {
-            "That takes gigabits for gigabytes: a byte has 8 bits.": right / 8,
-            "That is 64 times too long: bits counted twice?": right * 8,
-            "That is the tensor once through the link; a ring sends 2 (N − 1)/N of it.": 4 * parameters / 50e9,
-            "That is half of it: the reduce-scatter without the all-gather.": right / 2,
-            "That is in milliseconds.": right * 1e3,
-        },
-    )
+    for parameters, world_size, gigabits in ((7 * 10**9, 6, 400.0), (7 * 10**9, 8, 100.0), (1000, 1, 100.0)):
+        right = 2 * (world_size - 1) / world_size * 4 * parameters / (gigabits / 8 * 1e9)
+        expect_number(
+            theirs(parameters, world_size, gigabits),
+            right,
+            f"{parameters:,} parameters, {world_size} ranks and {gigabits:g} Gb/s, in seconds",
+            {
+                "That takes gigabits for gigabytes: a byte has 8 bits.": right / 8,
+                "That is eight times too long: a byte's 8 bits counted twice?": right * 8,
+                "That takes 2³⁰ bits for a gigabit; a link's Gb is 10⁹ bits.": right * 1e9 / 2**30,
+                "That is the tensor once through the link; a ring sends 2 (N − 1)/N of it.": (
+                    4 * parameters / (gigabits / 8 * 1e9)
+                ),
+                "That is half of it: the reduce-scatter without the all-gather.": right / 2,
+                "That is in milliseconds.": right * 1e3,
+            },
+            world_size,
+        )
+    formula(
+        theirs, lambda parameters, ranks, gigabits: 64 * parameters * (ranks - 1) / (ranks * gigabits * 10**9),
+        "in seconds", "world_size", parameters=st.integers(10**6, 10**11), world_size=st.integers(1, 64),
+        gigabits=st.integers(1, 900),
+    )  # fmt: skip
 
 
 def _counted(theirs, *arguments):
     """Call the learner's function; returns the result and the bytes that this rank sent. Every rank calls this."""
-    with Meter() as meter:
+    first = arguments[0] if isinstance(arguments[0], torch.Tensor) else arguments[0][0]
+    with Meter() as meter, Requests(first.dtype) as requests:
         result = theirs(*arguments)
     for sent in meter.sent:
         expect(
             sent.collective in ("send", "recv"),
             f"You called {sent.collective}; here it is to be built from send and recv.",
         )
-    return result, sum(sent.payload_bytes for sent in meter.sent)
+    requests.expect_waited()
+    return result, sent_bytes(meter)
 
 
 def _every_rank(value):
@@ -102,6 +122,38 @@ def broadcast(theirs):
             f"A rank sends {most} bytes, {most / (4 * LENGTH):g} times the tensor: the root serves everybody. In a "
             "chain every rank passes the tensor on once.",
         )
+    _given_to_all(theirs, 1, [2, 3], torch.bfloat16)
+    generated(
+        lambda root, shape, dtype: _given_to_all(theirs, root, shape, dtype), most=15,
+        root=st.integers(0, world_size - 1), shape=st.lists(st.integers(0, 3), max_size=2), dtype=DTYPES,
+    )  # fmt: skip
+
+
+DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.int64, torch.float64])
+
+
+def _given_to_all(theirs, root, shape, dtype):
+    """The tensor is a part of a larger one, whose other numbers stay."""
+    mine = _numbers(dist.get_rank(), shape, dtype)
+    around = torch.full((mine.numel() + 2,), 99, dtype=dtype)
+    tensor = around[1:-1].view(shape).copy_(mine)
+    result, sent = _counted(theirs, tensor, root)
+    where = f"A view of shape {shape} of {_name(dtype)}, root {root}: "
+    expect(result is None, "broadcast works in place and returns nothing.")
+    right = _numbers(root, shape, dtype)
+    expect(torch.equal(tensor, right), f"{where}this rank has {tensor.tolist()}; it should be {right.tolist()}.")
+    expect(around[0] == around[-1] == 99, f"{where}numbers beside the view have changed.")
+    expect(sent <= mine.nbytes, f"{where}this rank sends {sent} bytes; the tensor has {mine.nbytes}.")
+
+
+def _numbers(rank, shape, dtype):
+    """Another tensor on every rank."""
+    count = torch.Size(shape).numel()
+    return (torch.arange(count) + 10 * (rank + 1)).to(dtype).view(shape)
+
+
+def _name(dtype):
+    return str(dtype).removeprefix("torch.")
 
 
 def _expect_shape(found, right):
@@ -129,11 +181,24 @@ def reduce_scatter(theirs):
     rank, world_size = dist.get_rank(), dist.get_world_size()
     total = sum(_tensor(r, world_size * LENGTH) for r in range(world_size))
     mine = _tensor(rank, world_size * LENGTH)
-    found, sent = _counted(theirs, mine.clone())
+    found, sent = _counted(theirs, mine)
     if isinstance(found, torch.Tensor) and torch.equal(found, mine.chunk(world_size)[rank]):
         raise Wrong("That is this rank's own chunk: the parts of the other ranks are not added.")
     _expect_chunk(found, total.chunk(world_size)[rank], rank, world_size, total.chunk(world_size))
+    expect_own(found, mine, "Your chunk", "the tensor")
     _expect_sent(sent, 4 * LENGTH * (world_size - 1), "N − 1 chunks")
+    generated(lambda n: _scattered(theirs, n), most=6, n=st.integers(1, 9))
+
+
+def _scattered(theirs, n):
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    tensors = [_tensor(r, world_size * n) for r in range(world_size)]
+    found, sent = _counted(theirs, tensors[rank])
+    right = torch.stack([tensor[rank * n : (rank + 1) * n] for tensor in tensors]).sum(0)
+    where = f"Chunks of {n}: "
+    expect_tensor(found, right, where)
+    expect(torch.equal(found, right), f"{where}that is {found.tolist()}, it should be {right.tolist()}.")
+    _expect_sent(sent, 4 * n * (world_size - 1), f"N − 1 chunks of {n} elements")
 
 
 def all_gather(theirs):
@@ -149,14 +214,30 @@ def all_gather(theirs):
             raise Wrong(f"That is rank {repeated[0]}'s chunk {world_size} times.")
         raise Wrong(f"That is {found.tolist()}, it should be {right.tolist()}.")
     _expect_sent(sent, 4 * LENGTH * (world_size - 1), "N − 1 chunks")
+    _gathered(theirs, 3, torch.int64)
+    generated(lambda n, dtype: _gathered(theirs, n, dtype), most=10, n=st.integers(1, 9), dtype=DTYPES)
+
+
+def _gathered(theirs, n, dtype):
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    mine = _numbers(rank, [n], dtype)
+    found, sent = _counted(theirs, mine)
+    right = torch.cat([_numbers(r, [n], dtype) for r in range(world_size)])
+    where = f"Chunks of {n} {_name(dtype)}: "
+    expect_tensor(found, right, where)
+    expect(torch.equal(found, right), f"{where}that is {found.tolist()}, it should be {right.tolist()}.")
+    expect_own(found, mine, "Your result", "the chunk")
+    _expect_sent(sent, mine.nbytes * (world_size - 1), f"N − 1 chunks of {mine.nbytes} bytes")
 
 
 def all_reduce(theirs):
     rank, world_size = dist.get_rank(), dist.get_world_size()
-    for length in (world_size * LENGTH + 1, world_size * LENGTH):
+    for length in (world_size * LENGTH + 1, world_size * LENGTH, 1, world_size * LENGTH - 1):
         right = sum(_tensor(r, length) for r in range(world_size))
-        found, sent = _counted(theirs, _tensor(rank, length))
+        mine = _tensor(rank, length)
+        found, sent = _counted(theirs, mine)
         expect(found is not None, "Your function returned nothing; the sum is asked for.")
+        expect(isinstance(found, torch.Tensor), f"Your function returned {found!r}; a tensor is asked for.")
         if found.shape == right.shape and torch.equal(found, _tensor(rank, length)):
             raise Wrong("That is this rank's own tensor, unchanged.")
         if length % world_size and found.shape != right.shape:
@@ -165,8 +246,20 @@ def all_reduce(theirs):
                 "zeros, and cut them off again."
             )
         _expect_chunk(found, right, rank, world_size, [])
+        expect_own(found, mine, "Your result", "the tensor")
         chunk = -(-length // world_size)
         _expect_sent(sent, 4 * 2 * (world_size - 1) * chunk, "2 (N − 1) chunks")
+    generated(lambda length: _summed(theirs, length), most=8, length=st.integers(1, 20))
+
+
+def _summed(theirs, length):
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    found, sent = _counted(theirs, _tensor(rank, length))
+    right = torch.arange(1.0, length + 1) * sum(10**r for r in range(world_size))
+    where = f"Of length {length}: "
+    expect_tensor(found, right, where)
+    expect(torch.equal(found, right), f"{where}that is {found.tolist()}, it should be {right.tolist()}.")
+    _expect_sent(sent, 4 * 2 * (world_size - 1) * -(-length // world_size), f"2 (N − 1) chunks of length {length}'s")
 
 
 def all_to_all(theirs):
@@ -175,6 +268,7 @@ def all_to_all(theirs):
     expect(isinstance(found, list), f"Your function returned {found!r}; a list of tensors is asked for.")
     expect(len(found) == world_size, f"Your list has {len(found)} pieces; there are {world_size} ranks.")
     for source, piece in enumerate(found):
+        expect_tensor(piece, _piece(source, rank), f"Entry {source}: ")
         if torch.equal(piece, _piece(source, rank)):
             continue
         if torch.equal(piece, _piece(rank, source)):
@@ -188,6 +282,24 @@ def all_to_all(theirs):
                     )
         raise Wrong(f"Entry {source} is {piece.tolist()}.")
     _expect_sent(sent, 4 * LENGTH * (world_size - 1), "N − 1 pieces")
+    _exchanged(theirs, [2, 3], torch.int64)
+    generated(
+        lambda shape, dtype: _exchanged(theirs, shape, dtype), most=10,
+        shape=st.lists(st.integers(1, 3), max_size=2), dtype=DTYPES,
+    )  # fmt: skip
+
+
+def _exchanged(theirs, shape, dtype):
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    pieces = [_numbers(world_size * rank + to, shape, dtype) for to in range(world_size)]
+    found, sent = _counted(theirs, pieces)
+    where = f"Pieces of shape {shape} of {_name(dtype)}: "
+    expect(isinstance(found, list) and len(found) == world_size, f"{where}a list of {world_size} is asked for.")
+    for source, piece in enumerate(found):
+        right = _numbers(world_size * source + rank, shape, dtype)
+        expect_tensor(piece, right, f"{where}entry {source}: ")
+        expect(torch.equal(piece, right), f"{where}entry {source} is {piece.tolist()}, it should be {right.tolist()}.")
+    _expect_sent(sent, pieces[0].nbytes * (world_size - 1), f"N − 1 pieces of {pieces[0].nbytes} bytes")
 
 
 def _piece(source, to):

@@ -22,7 +22,10 @@ def reduction_seconds(parameters: int, world_size: int, gigabits_per_second: flo
 
 
 def broadcast(tensor: Tensor, root: int) -> None:
-    """Make `tensor` on every rank what it is on rank `root`, in place. No rank sends it more than once."""
+    """Make `tensor`, of any shape and dtype, on every rank what it is on rank `root`, in place.
+
+    No rank sends it more than once.
+    """
     raise NotImplementedError
 
 
@@ -36,12 +39,15 @@ def reduce_scatter(tensor: Tensor) -> Tensor:
 
 
 def all_gather(chunk: Tensor) -> Tensor:
-    """The chunks of all ranks, in the order of the ranks: [n] → [world_size * n]. A rank sends N − 1 chunks."""
+    """The chunks of all ranks, in the order of the ranks: [n] → [world_size * n], of any dtype.
+
+    A rank sends N − 1 chunks.
+    """
     raise NotImplementedError
 
 
 def all_reduce(tensor: Tensor) -> Tensor:
-    """The sum over all ranks of their tensors, on every rank. tensor: float32 [any length].
+    """The sum over all ranks of their tensors, on every rank. tensor: float32 [any length from 1 on].
 
     A rank sends 2 · (N − 1)/N of its tensor's bytes, not counting what makes the length divide.
     """
@@ -49,5 +55,8 @@ def all_reduce(tensor: Tensor) -> Tensor:
 
 
 def all_to_all(pieces: list[Tensor]) -> list[Tensor]:
-    """Give pieces[r] to rank r; returns what every rank had for this one, by rank. All pieces have one shape."""
+    """Give pieces[r] to rank r; returns what every rank had for this one, by rank.
+
+    All pieces have one shape and one dtype, whichever. A rank sends N − 1 of them.
+    """
     raise NotImplementedError

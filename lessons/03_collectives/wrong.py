@@ -160,3 +160,216 @@ def always_first(pieces):
         to, source = (rank + shift) % world_size, (rank - shift) % world_size
         received[source] = _exchange(pieces[0], to, source)
     return received
+
+
+@wrong_attempt("ring_bytes", says="every chunk but one")
+def twice_the_tensor(elements, world_size):
+    return 2 * 4 * elements
+
+
+@wrong_attempt("ring_bytes", says="all ranks together")
+def all_ranks(elements, world_size):
+    return 2 * (world_size - 1) * 4 * elements
+
+
+@wrong_attempt("ring_bytes", says="bits in place of bytes")
+def bits(elements, world_size):
+    return 2 * (world_size - 1) / world_size * 32 * elements
+
+
+def _seconds(parameters, world_size, gigabits_per_second):
+    return 2 * (world_size - 1) / world_size * 4 * parameters / (gigabits_per_second * 1e9 / 8)
+
+
+@wrong_attempt("reduction_seconds", says="2³⁰ bits for a gigabit")
+def binary_gigabits(parameters, world_size, gigabits_per_second):
+    return _seconds(parameters, world_size, gigabits_per_second) * 1e9 / 2**30
+
+
+@wrong_attempt("reduction_seconds", says="without the all-gather")
+def half_the_way(parameters, world_size, gigabits_per_second):
+    return _seconds(parameters, world_size, gigabits_per_second) / 2
+
+
+@wrong_attempt("reduction_seconds", says="in milliseconds")
+def milliseconds(parameters, world_size, gigabits_per_second):
+    return _seconds(parameters, world_size, gigabits_per_second) * 1e3
+
+
+@wrong_attempt("broadcast", says="never wait for what irecv has started")
+def received_some_day(tensor, root):
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    position = (rank - root) % world_size
+    if position > 0:
+        dist.irecv(tensor, (rank - 1) % world_size)
+    if position < world_size - 1:
+        dist.send(tensor, (rank + 1) % world_size)
+
+
+@wrong_attempt("broadcast", says="You called broadcast")
+def the_library(tensor, root):
+    dist.broadcast(tensor, root)
+
+
+@wrong_attempt("broadcast", says="returns nothing")
+def returned(tensor, root):
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    position = (rank - root) % world_size
+    if position > 0:
+        dist.recv(tensor, (rank - 1) % world_size)
+    if position < world_size - 1:
+        dist.send(tensor, (rank + 1) % world_size)
+    return tensor
+
+
+@wrong_attempt("broadcast", says="nothing arrived in it")
+def into_another(tensor, root):
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    position, arrived = (rank - root) % world_size, tensor.clone()
+    if position > 0:
+        dist.recv(arrived, (rank - 1) % world_size)
+    if position < world_size - 1:
+        dist.send(arrived, (rank + 1) % world_size)
+
+
+def _ring_sum(tensor):
+    rank, world_size, right, left = _neighbours()
+    chunks = tensor.chunk(world_size)
+    partial = chunks[left]
+    for step in range(world_size - 1):
+        partial = _exchange(partial, right, left) + chunks[(rank - 2 - step) % world_size]
+    return partial
+
+
+@wrong_attempt("reduce_scatter", says="That is the mean")
+def mean_of_a_chunk(tensor):
+    return _ring_sum(tensor) / dist.get_world_size()
+
+
+@wrong_attempt("reduce_scatter", says="never wait for what irecv has started")
+def never_waited_for(tensor):
+    rank, world_size, right, left = _neighbours()
+    chunks = tensor.chunk(world_size)
+    partial = chunks[left]
+    for step in range(world_size - 1):
+        arrived = torch.empty_like(partial)
+        dist.irecv(arrived, left)
+        dist.send(partial, right)
+        partial = arrived + chunks[(rank - 2 - step) % world_size]
+    return partial
+
+
+@wrong_attempt("reduce_scatter", says="Your function has changed `tensor`")
+def into_the_argument(tensor):
+    rank, world_size, right, left = _neighbours()
+    chunks = tensor.chunk(world_size)
+    for step in range(world_size - 1):
+        arrived = _exchange(chunks[(rank - 1 - step) % world_size], right, left)
+        chunks[(rank - 2 - step) % world_size].add_(arrived)
+    return chunks[rank].clone()
+
+
+@wrong_attempt("reduce_scatter", says="are not added")
+def own_chunk(tensor):
+    return tensor.chunk(dist.get_world_size())[dist.get_rank()].clone()
+
+
+@wrong_attempt("all_gather", says="chunk 3 times")
+def own_chunk_repeated(chunk):
+    return chunk.repeat(dist.get_world_size())
+
+
+@wrong_attempt("all_gather", says="it should be (12,)")
+def stacked(chunk):
+    rank, world_size, right, left = _neighbours()
+    chunks = [chunk] * world_size
+    for step in range(world_size - 1):
+        chunk = _exchange(chunk, right, left)
+        chunks[(rank - 1 - step) % world_size] = chunk
+    return torch.stack(chunks)
+
+
+@wrong_attempt("all_gather", says="this rank sends")
+def by_way_of_rank_0(chunk):
+    rank, world_size, _, _ = _neighbours()
+    whole = torch.cat([chunk] * world_size)
+    if rank:
+        dist.send(chunk, 0)
+        dist.recv(whole, 0)
+        return whole
+    for other in range(1, world_size):
+        dist.recv(whole[other * len(chunk) : (other + 1) * len(chunk)], other)
+    for other in range(1, world_size):
+        dist.send(whole, other)
+    return whole
+
+
+@wrong_attempt("all_gather", says="receive into a tensor of float32")
+def always_float32(chunk):
+    rank, world_size, right, left = _neighbours()
+    chunks = [chunk] * world_size
+    for step in range(world_size - 1):
+        request = dist.isend(chunk, right)
+        arrived = torch.empty(len(chunk))
+        dist.recv(arrived, left)
+        request.wait()
+        chunks[(rank - 1 - step) % world_size] = chunk = arrived
+    return torch.cat(chunks)
+
+
+@wrong_attempt("all_reduce", says="You called all_reduce")
+def torchs_own(tensor):
+    total = tensor.clone()
+    dist.all_reduce(total)
+    return total
+
+
+@wrong_attempt("all_reduce", says="Your function has changed `tensor`")
+def summed_in_place(tensor):
+    return tensor.copy_(_summed(tensor))
+
+
+@wrong_attempt("all_reduce", says="cut them off again")
+def zeros_left_on(tensor):
+    rank, world_size, right, left = _neighbours()
+    padded = torch.cat([tensor, tensor.new_zeros(-len(tensor) % world_size)])
+    return _summed(padded)
+
+
+@wrong_attempt("all_to_all", says="You called all_to_all")
+def the_real_all_to_all(pieces):
+    received = [torch.empty_like(piece) for piece in pieces]
+    dist.all_to_all_single(torch.cat(received), torch.cat(pieces))
+    return received
+
+
+@wrong_attempt("all_to_all", says="times as much")
+def everything_passed_round(pieces):
+    rank, world_size, right, left = _neighbours()
+    passing, received = torch.stack(pieces), list(pieces)
+    for step in range(world_size - 1):
+        passing = _exchange(passing, right, left)
+        received[(rank - 1 - step) % world_size] = passing[rank]
+    return received
+
+
+@wrong_attempt("all_to_all", says="it should be what rank")
+def in_order_of_arrival(pieces):
+    rank, world_size, _, _ = _neighbours()
+    received = [pieces[rank]]
+    for shift in range(1, world_size):
+        to, source = (rank + shift) % world_size, (rank - shift) % world_size
+        received.append(_exchange(pieces[to], to, source))
+    return received
+
+
+@wrong_attempt("all_to_all", says="never wait for what isend has started")
+def sent_some_day(pieces):
+    rank, world_size, _, _ = _neighbours()
+    received = list(pieces)
+    for shift in range(1, world_size):
+        to, source = (rank + shift) % world_size, (rank - shift) % world_size
+        dist.isend(pieces[to], to)
+        received[source] = torch.empty_like(pieces[to])
+        dist.recv(received[source], source)
+    return received

@@ -4,6 +4,9 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import torch
+
+from lessons.cases import formula, st
 from lessons.checking import Wrong, expect, expect_numbers
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -78,6 +81,111 @@ HEALTHY = {
 }  # fmt: skip
 
 
+class _Elsewhere(Trainer):
+    """Weights become nan where there is more than one rank."""
+
+    def gather(self):
+        super().gather()
+        if self.ranks.world_size > 1 and len(self.report.losses) > 1:
+            self.model.up.detach().fill_(float("nan"))
+
+
+class _Nan(Trainer):
+    """The loss becomes nan."""
+
+    def gather(self):
+        super().gather()
+        if len(self.report.losses) > 1:
+            self.model.up.detach().fill_(float("nan"))
+
+
+class _LastRank(Trainer):
+    """The last rank has other weights than the first, after the first step."""
+
+    def weights(self):
+        found = super().weights()
+        if self.report.losses and self.ranks.world_size > 1 and self.ranks.rank == self.ranks.world_size - 1:
+            found["down"] += 0.01
+        return found
+
+
+class _Late(Trainer):
+    """From the fourth step on gradients are summed over the ranks, not averaged."""
+
+    def reduce(self):
+        super().reduce()
+        for p in self.shards.values():
+            p.grad *= self.ranks.world_size if len(self.report.losses) > 2 else 1
+
+
+class _Holds(Trainer):
+    """Holds something else than it should."""
+
+    def train(self, steps):
+        report = super().train(steps)
+        self.other(report.held)
+        return report
+
+
+class _WholeStates(_Holds):
+    def other(self, held):
+        held["optimizer states"] *= self.ranks.world_size
+
+
+class _OneMoment(_Holds):
+    def other(self, held):
+        held["optimizer states"] = held["optimizer states"] * 3 // 4
+
+
+class _Copies(_Holds):
+    def other(self, held):
+        held["parameters"] *= 2
+
+
+class _OwnResult(Trainer):
+    """Every rank validates on its part and keeps the result to itself."""
+
+    def add_validation(self):
+        self.report.val_losses.append(self.model(*self.split(self.mine(self.data.validation))).item())
+
+
+class _NeverValidates(Trainer):
+    def due(self, step):
+        return False
+
+
+class _KeepsOnTheLast(Trainer):
+    """The last rank's validation keeps its graph."""
+
+    def validate(self):
+        with torch.set_grad_enabled(self.ranks.rank == self.ranks.world_size - 1):
+            self.add_validation()
+
+
+STRAYS = {
+    "test_learns": {_Nan: "whose losses are nan from the third step on. nan is neither below nor above anything: "
+        "assert what should be, in place of failing where it is not"},
+    "test_one_process": {
+        _Elsewhere: "whose weights and norms are nan on two ranks. nan is neither below nor above anything: assert "
+        "what should be, in place of failing where it is not",
+        _LastRank: "whose last rank has other weights than the first. Look at every rank's report",
+        _Late: "that goes wrong from the fourth step on. Look at every step",
+    },
+    "test_memory": {
+        _WholeStates: "that keeps whole optimizer states on each of two ranks. Compare with what a rank's rows need",
+        _OneMoment: "that keeps three quarters of the optimizer states: one of AdamW's moments is missing. Compute "
+        "the bytes, and compare with them",
+        _Copies: "that holds its parameters twice. Compute their bytes, and compare with them",
+    },
+    "test_validation": {
+        _OwnResult: "whose ranks have a result each. Compare val_losses of all ranks",
+        _NeverValidates: "that never validates. How many results are due after so many steps?",
+        _KeepsOnTheLast: "whose last rank keeps a graph after each validation. Look at every rank's report",
+    },
+}  # fmt: skip
+"""Sick trainers that are not in the zoo: a test is not made for twelve animals alone."""
+
+
 def diagnose(theirs):
     found = theirs()
     expect(isinstance(found, dict), f"Your function returned {found!r}; a dictionary animal → diagnosis is asked for.")
@@ -97,7 +205,7 @@ def diagnose(theirs):
 
 
 def step_bytes(theirs):
-    for embedding, inner, ranks in ((38_633_472, 84_934_656, 8), (2048, 4096, 2)):
+    for embedding, inner, ranks in ((38_633_472, 84_934_656, 8), (1_200_000, 5_400_000, 6), (2048, 4096, 2)):
         once = (ranks - 1) / ranks * 4
         everything = embedding + inner
         mistakes = {
@@ -125,7 +233,16 @@ def step_bytes(theirs):
             "all_reduce": 2 * once,
         }
         what = f"{embedding:,} elements of embedding and {inner:,} of inner matrices on {ranks} ranks, in bytes"
-        expect_numbers(theirs(embedding, inner, ranks), right, what, mistakes)
+        expect_numbers(theirs(embedding, inner, ranks), right, what, mistakes, ranks)
+    divided = st.integers(0, 10**6).map(lambda each: 840 * each)
+    formula(
+        theirs,
+        lambda embedding, inner, ranks: {
+            "reduce_scatter": 4 * (embedding + inner) - 4 * (embedding + inner) / ranks,
+            "all_gather": 4 * (embedding + 2 * inner) * (1 - 1 / ranks), "all_reduce": 8 - 8 / ranks,
+        },
+        "in bytes", "ranks", embedding=divided, inner=divided, ranks=st.integers(1, 8),
+    )  # fmt: skip
 
 
 def test_learns(theirs):
@@ -148,11 +265,11 @@ def _try_out(name, theirs):
     """It must let the healthy live, whatever their seed, and kill all that it is for."""
     calls = []
 
-    def trained(trainer, seed, **settings):
-        calls.append(settings)
-        return run(trainer, **settings, seed=seed)
+    def trained(trainer, seed, ranks=2, accumulation=2, steps=12):
+        calls.append(seed)
+        return run(trainer, ranks, accumulation, steps, seed)
 
-    for seed in (0, 1):
+    for seed in (0, 1, 5):
         try:
             theirs(partial(trained, Trainer, seed))
         except AssertionError as error:
@@ -163,6 +280,9 @@ def _try_out(name, theirs):
     if lived:
         rest = f" (So do {' and '.join(lived[1:])}.)" if lived[1:] else ""
         raise Wrong(f"Your test lets {lived[0]} live: {LOOK[lived[0]]}.{rest}")
+    for trainer, words in STRAYS[name].items():
+        if not _killed("another sick trainer", theirs, partial(trained, trainer, 2)):
+            raise Wrong(f"Your test kills the zoo's animals, but lets a trainer live {words}.")
 
 
 def _killed(animal, test, run):

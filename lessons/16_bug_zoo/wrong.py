@@ -168,3 +168,91 @@ def last_results(run):
 def every_step(run):
     for report in run(ranks=2, steps=12):
         assert len(report.val_losses) == 12, "too few validations"
+
+
+@wrong_attempt("diagnose", says="There is no 'zebra' in the zoo")
+def an_animal_too_many():
+    return {**BUGS, "zebra": "untied"}
+
+
+@wrong_attempt("step_bytes", says="That is the payload")
+def payloads(embedding, inner, ranks):
+    whole = 4 * (embedding + inner)
+    return {"reduce_scatter": whole, "all_gather": whole + 4 * inner, "all_reduce": 4}
+
+
+@wrong_attempt("step_bytes", says="one number of every rank")
+def norm_for_nothing(embedding, inner, ranks):
+    return {**_bytes(embedding + 2 * inner, embedding, inner, ranks), "all_reduce": 0}
+
+
+@wrong_attempt("test_learns", says="nan is neither below nor above")
+def fails_where_it_is_not(run):
+    losses = run(steps=30)[0].losses
+    if losses[-1] > losses[0] - 0.5 or min(losses) < 1.386:
+        raise AssertionError("the loss")
+
+
+def _expect_close(report, alone, steps=slice(None)):
+    for norm, right in zip(report.grad_norms[steps], alone.grad_norms[steps], strict=False):
+        assert abs(norm / right - 1) < 1e-3, "norms"
+    for weights, right in zip(report.weights[steps], alone.weights[steps], strict=False):
+        for name, weight in weights.items():
+            assert torch.allclose(weight, right[name], atol=1e-4), name
+
+
+@wrong_attempt("test_one_process", says="from the fourth step on")
+def first_two_steps(run):
+    alone = run(ranks=1, accumulation=1)[0]
+    for report in run(ranks=2):
+        _expect_close(report, alone, slice(3))
+
+
+@wrong_attempt("test_one_process", says="whose last rank has other weights")
+def rank_0_alone(run):
+    _expect_close(run(ranks=2)[0], run(ranks=1, accumulation=1)[0])
+
+
+@wrong_attempt("test_memory", says="keeps whole optimizer states")
+def some_states(run):
+    for report in run(ranks=2):
+        assert torch.equal(report.weights[-1]["embed"], report.weights[-1]["head"]), "the tie"
+        assert report.held["optimizer states"] > 0, "no states"
+
+
+@wrong_attempt("test_memory", says="three quarters of the optimizer states")
+def at_most(run):
+    for report in run(ranks=2):
+        assert report.held["parameters"] <= 3 * 2048 * 4, "parameters"
+        assert 0 < report.held["optimizer states"] <= 4 * 2048 * 4 // 2, "states"
+
+
+@wrong_attempt("test_memory", says="holds its parameters twice")
+def parameters_by_their_ties(run):
+    for report in run(ranks=2):
+        assert torch.equal(report.weights[-1]["embed"], report.weights[-1]["head"]), "the tie"
+        assert report.held["optimizer states"] == 4 * 2048 * 4 // 2, "states"
+
+
+@wrong_attempt("test_validation", says="whose ranks have a result each")
+def results_of_rank_0(run):
+    for report in run(ranks=2, steps=10):
+        assert not report.stuck, report.stuck
+        assert len(report.val_losses) == 2, "results"
+        assert not any(report.graph), "graph"
+
+
+@wrong_attempt("test_validation", says="that never validates")
+def same_results(run):
+    first, second = run(ranks=2, steps=10)
+    assert not first.stuck, first.stuck
+    assert first.val_losses == second.val_losses, "results"
+    assert not any(first.graph + second.graph), "graph"
+
+
+@wrong_attempt("test_validation", says="whose last rank keeps a graph")
+def graph_of_rank_0(run):
+    first, second = run(ranks=2, steps=10)
+    assert not first.stuck, first.stuck
+    assert first.val_losses == second.val_losses and len(first.val_losses) == 2, "results"
+    assert not any(first.graph), "graph"

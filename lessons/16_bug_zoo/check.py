@@ -166,10 +166,10 @@ STRAYS = {
     "test_learns": {_Nan: "whose losses are nan from the third step on. nan is neither below nor above anything: "
         "assert what should be, in place of failing where it is not"},
     "test_one_process": {
-        _Elsewhere: "whose weights and norms are nan on two ranks. nan is neither below nor above anything: assert "
-        "what should be, in place of failing where it is not",
         _LastRank: "whose last rank has other weights than the first. Look at every rank's report",
         _Late: "that goes wrong from the fourth step on. Look at every step",
+        _Elsewhere: "whose weights and norms are nan on two ranks. nan is neither below nor above anything: assert "
+        "what should be, in place of failing where it is not",
     },
     "test_memory": {
         _WholeStates: "that keeps whole optimizer states on each of two ranks. Compare with what a rank's rows need",

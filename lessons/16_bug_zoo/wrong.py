@@ -256,3 +256,15 @@ def graph_of_rank_0(run):
     assert not first.stuck, first.stuck
     assert first.val_losses == second.val_losses and len(first.val_losses) == 2, "results"
     assert not any(first.graph), "graph"
+
+
+@wrong_attempt("test_one_process", says="weights and norms are nan")
+def fails_where_they_differ(run):
+    alone = run(ranks=1, accumulation=1)[0]
+    for report in run(ranks=2):
+        for norm, right in zip(report.grad_norms, alone.grad_norms, strict=False):
+            if abs(norm / right - 1) > 1e-3:
+                raise AssertionError("norms")
+        for weights, due in zip(report.weights, alone.weights, strict=False):
+            if any((weight - due[name]).abs().max() > 1e-4 for name, weight in weights.items()):
+                raise AssertionError("weights")

@@ -6,6 +6,7 @@ import torch.distributed as dist
 from lessons.cases import formula, generated, st
 from lessons.checking import Wrong, expect, expect_number, expect_own, expect_tensor
 from lessons.meters import Requests, sent_bytes
+from lessons.worlds import on_two_ranks
 from strategies.ledger.wire import Meter
 
 LENGTH = 4
@@ -122,7 +123,13 @@ def broadcast(theirs):
             f"A rank sends {most} bytes, {most / (4 * LENGTH):g} times the tensor: the root serves everybody. In a "
             "chain every rank passes the tensor on once.",
         )
+        messages = sum(_every_rank(sent)) // (4 * LENGTH)
+        expect(
+            messages < world_size,
+            f"Right, but the tensor is sent {messages} times: {world_size - 1} do, the last rank need not pass it on.",
+        )
     _given_to_all(theirs, 1, [2, 3], torch.bfloat16)
+    on_two_ranks(lambda: _given_to_all(theirs, 1, [5], torch.float32))
     generated(
         lambda root, shape, dtype: _given_to_all(theirs, root, shape, dtype), most=15,
         root=st.integers(0, world_size - 1), shape=st.lists(st.integers(0, 3), max_size=2), dtype=DTYPES,
@@ -144,6 +151,8 @@ def _given_to_all(theirs, root, shape, dtype):
     expect(torch.equal(tensor, right), f"{where}this rank has {tensor.tolist()}; it should be {right.tolist()}.")
     expect(around[0] == around[-1] == 99, f"{where}numbers beside the view have changed.")
     expect(sent <= mine.nbytes, f"{where}this rank sends {sent} bytes; the tensor has {mine.nbytes}.")
+    together, due = sum(_every_rank(sent)), mine.nbytes * (dist.get_world_size() - 1)
+    expect(together <= due, f"{where}all ranks together send {together} bytes; N − 1 times the tensor are {due}.")
 
 
 def _numbers(rank, shape, dtype):
@@ -187,6 +196,7 @@ def reduce_scatter(theirs):
     _expect_chunk(found, total.chunk(world_size)[rank], rank, world_size, total.chunk(world_size))
     expect_own(found, mine, "Your chunk", "the tensor")
     _expect_sent(sent, 4 * LENGTH * (world_size - 1), "N − 1 chunks")
+    on_two_ranks(lambda: _scattered(theirs, 5))
     generated(lambda n: _scattered(theirs, n), most=6, n=st.integers(1, 9))
 
 
@@ -215,6 +225,7 @@ def all_gather(theirs):
         raise Wrong(f"That is {found.tolist()}, it should be {right.tolist()}.")
     _expect_sent(sent, 4 * LENGTH * (world_size - 1), "N − 1 chunks")
     _gathered(theirs, 3, torch.int64)
+    on_two_ranks(lambda: _gathered(theirs, 5, torch.float32))
     generated(lambda n, dtype: _gathered(theirs, n, dtype), most=10, n=st.integers(1, 9), dtype=DTYPES)
 
 
@@ -249,6 +260,7 @@ def all_reduce(theirs):
         expect_own(found, mine, "Your result", "the tensor")
         chunk = -(-length // world_size)
         _expect_sent(sent, 4 * 2 * (world_size - 1) * chunk, "2 (N − 1) chunks")
+    on_two_ranks(lambda: _summed(theirs, 5))
     generated(lambda length: _summed(theirs, length), most=8, length=st.integers(1, 20))
 
 
@@ -283,6 +295,7 @@ def all_to_all(theirs):
         raise Wrong(f"Entry {source} is {piece.tolist()}.")
     _expect_sent(sent, 4 * LENGTH * (world_size - 1), "N − 1 pieces")
     _exchanged(theirs, [2, 3], torch.int64)
+    on_two_ranks(lambda: _exchanged(theirs, [4], torch.float32))
     generated(
         lambda shape, dtype: _exchanged(theirs, shape, dtype), most=10,
         shape=st.lists(st.integers(1, 3), max_size=2), dtype=DTYPES,

@@ -373,3 +373,24 @@ def sent_some_day(pieces):
         received[source] = torch.empty_like(pieces[to])
         dist.recv(received[source], source)
     return received
+
+
+@wrong_attempt("broadcast", says="the last rank need not pass it on")
+def round_the_whole_ring(tensor, root):
+    rank, world_size, right, left = _neighbours()
+    if rank == root:
+        dist.send(tensor, right)
+        dist.recv(tensor.clone(), left)
+    else:
+        dist.recv(tensor, left)
+        dist.send(tensor, right)
+
+
+@wrong_attempt("all_gather", says="Right on 3 ranks, but on 2")
+def three_chunks(chunk):
+    rank, world_size, right, left = _neighbours()
+    chunks = [chunk] * 3
+    for step in range(world_size - 1):
+        chunk = _exchange(chunk, right, left)
+        chunks[(rank - 1 - step) % world_size] = chunk
+    return torch.cat(chunks)

@@ -292,3 +292,11 @@ def left_in_no_sync(model, batches):
         model.require_backward_grad_sync = i == len(batches) - 1
         (model(batch) / len(batches)).backward()
     model.require_backward_grad_sync = False
+
+
+@wrong_attempt("average_gradients", says="Right on 3 ranks, but on 2")
+def by_three(model):
+    for p in model.parameters():
+        if p.grad is not None:
+            dist.all_reduce(p.grad)
+            p.grad /= 3

@@ -300,3 +300,15 @@ def by_three(model):
         if p.grad is not None:
             dist.all_reduce(p.grad)
             p.grad /= 3
+
+
+@wrong_attempt("average_gradients", says="is still this rank's own; others are averaged")
+def the_last_one_forgotten(model):
+    for p in [p for p in model.parameters() if p.grad is not None][:-1]:
+        dist.all_reduce(p.grad)
+        p.grad /= dist.get_world_size()
+
+
+@wrong_attempt("make_buckets", says="one of yours holds")
+def dtype_of_the_first(parameters, bucket_bytes):
+    return _fill(parameters[::-1], bucket_bytes, lambda p: p.numel() * parameters[0].element_size())

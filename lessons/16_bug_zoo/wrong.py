@@ -268,3 +268,14 @@ def fails_where_they_differ(run):
         for weights, due in zip(report.weights, alone.weights, strict=False):
             if any((weight - due[name]).abs().max() > 1e-4 for name, weight in weights.items()):
                 raise AssertionError("weights")
+
+
+@wrong_attempt("test_learns", says="which nobody looks at")
+def returns_its_verdict(run):
+    losses = run(steps=30)[0].losses
+    return losses[-1] < losses[0] - 0.5 and min(losses) > 1.386
+
+
+@wrong_attempt("step_bytes", says="bits in place of bytes")
+def in_bits(embedding, inner, ranks):
+    return {name: 8 * size for name, size in _bytes(embedding + 2 * inner, embedding, inner, ranks).items()}

@@ -241,7 +241,7 @@ class _Parameters(nn.Module):
 def _averaged(theirs, shapes, dtype, without):
     """Gradients are views of one flat tensor, as in a bucket; one parameter has none."""
     rank, world_size = dist.get_rank(), dist.get_world_size()
-    model = _Parameters(shapes, dtype)
+    model, without = _Parameters(shapes, dtype), without if len(shapes) > 1 else -1
     size = sum(p.numel() for p in model.parameters())
     flats = [torch.randn(size, generator=torch.Generator().manual_seed(r)).to(dtype) for r in range(world_size)]
     due = (torch.stack(flats).double().sum(0) / world_size).split([p.numel() for p in model.parameters()])

@@ -16,10 +16,10 @@ def dealt_out(batch, rank, world_size):
 @right_attempt("average_gradients")
 def in_one_bucket(model):
     grads = [p.grad for p in model.parameters() if p.grad is not None]
-    flat = torch.cat([grad.flatten() for grad in grads]) if grads else torch.zeros(1)
+    flat = torch.cat([grad.flatten() for grad in grads])
     flat /= dist.get_world_size()
     dist.all_reduce(flat)
-    for grad, part in zip(grads, flat.split([grad.numel() for grad in grads]), strict=False):
+    for grad, part in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
         grad.copy_(part.view_as(grad))
 
 

@@ -300,7 +300,8 @@ def _model(rows, columns, frozen, tied):
 
 def _masters(theirs, model, where):
     initial = {name: p.clone() for name, p in model.named_parameters()}
-    masters = theirs(model)
+    with torch.enable_grad():
+        masters = theirs(model)
     expect(isinstance(masters, dict), f"Your function returned {type(masters).__name__}; a dictionary is asked for.")
     if missing := [name for name in initial if name not in masters]:
         raise Wrong(f"{where}Your dictionary lacks {missing[0]}: every parameter has a master, a bias too.")
@@ -328,6 +329,11 @@ def _masters(theirs, model, where):
                 "float32 has room for the digits, but they are gone, and the first small updates find every weight in "
                 "the middle between two roundings. Take the masters first."
             )
+        expect(
+            master.grad_fn is None,
+            f"{where}The master of {name} hangs on the parameter in autograd's graph: no optimizer takes it. Use "
+            "p.detach().clone().",
+        )
         expect(torch.equal(master, value), f"{where}The master of {name} is not what the parameter was before.")
         expect(
             torch.equal(p, value.bfloat16()), f"{where}{name} of the model is not its old value, rounded to bfloat16."

@@ -335,3 +335,10 @@ def forward_replaced(model, inputs):
             module.forward = forward
     model(inputs)
     return found
+
+
+@wrong_attempt("take_masters", says="no optimizer takes it")
+def still_in_the_graph(model):
+    masters = {name: p.clone() for name, p in model.named_parameters()}
+    model.bfloat16()
+    return masters

@@ -79,7 +79,8 @@ def fit_rows(theirs):
             isinstance(found, tuple) and len(found) == 2,
             f"Your function returned {found!r}; a micro-batch and an accumulation are asked for.",
         )
-        if tuple(found) == right:
+        _whole(found, where)
+        if found == right:
             continue
         micro_batch, accumulation = found
         if found == right[::-1]:
@@ -100,6 +101,11 @@ def fit_rows(theirs):
     )  # fmt: skip
 
 
+def _whole(found, where):
+    whole = all(isinstance(each, int) and not isinstance(each, bool) for each in found)
+    expect(whole, f"{where}Rows and micro-batches are whole numbers (int): divide with //.")
+
+
 def _fits(theirs, rows, per_row, rest, room):
     fitting = [m for m in range(1, rows + 1) if rows % m == 0 and rest + m * per_row <= room]
     where = f"{rows} rows of {per_row} with {rest} beside them in {room}: you "
@@ -113,6 +119,7 @@ def _fits(theirs, rows, per_row, rest, room):
     except ValueError as error:
         raise Wrong(f"{where}raise a ValueError, but {fitting[-1]} rows at once fit.") from error
     right = fitting[-1], rows // fitting[-1]
+    _whole(found, f"{where}say {found}. ")
     expect(found == right, f"{where}say {found}; {right} is the fewest micro-batches.")
 
 

@@ -235,6 +235,14 @@ def _clear(block):
         p.grad = None
 
 
+@wrong_attempt("fit_rows", says="whole numbers (int)")
+def in_floats(rows, per_row, rest, room):
+    for accumulation in range(1, rows + 1):
+        if rows % accumulation == 0 and rest + rows // accumulation * per_row <= room:
+            return rows / accumulation, accumulation
+    raise ValueError
+
+
 @wrong_attempt("checkpoint", says="not replaced (and nothing cleared)")
 def gradients_replaced(block, x):
     return _function(_clear)(block, x)

@@ -251,6 +251,12 @@ def _muon(theirs, rows, columns, lr, mu, steps):
         raise Wrong(f"Nesterov's look-ahead is missing: you orthogonalise the buffer alone {shown}.")
     if rows > columns and _same(weight, _trained(start, gradients, lr, mu, scaled=False)[0]):
         raise Wrong(f"The factor √max(1, rows / columns) is missing: a tall matrix moves too little {shown}.")
+    for message, factor in {
+        "The factor is that of rows / columns: yours is turned round.": max(1, columns / rows) ** 0.5,
+        "The factor is the square root of max(1, rows / columns), not that itself.": max(1, rows / columns),
+    }.items():
+        due = max(1, rows / columns) ** 0.5
+        expect(factor == due or not _same(weight, start + factor / due * (right - start)), f"{message[:-1]} {shown}.")
     raise Wrong(f"The buffer is right; the weight is up to {(weight - right).abs().max():.2g} off {shown}.")
 
 

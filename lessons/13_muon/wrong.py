@@ -213,6 +213,24 @@ def the_shape_itself(name, shape):
     return name.startswith("blocks.") and shape[1:]
 
 
+def _times(factor):
+    def step(weight, gradient, buffer, lr, momentum, orthogonalize):
+        buffer.lerp_(gradient, 1 - momentum)
+        weight.sub_(lr * factor(*weight.shape) * orthogonalize(gradient.lerp(buffer, momentum)))
+
+    return step
+
+
+@wrong_attempt("muon_step", says="yours is turned round")
+def factor_turned_round(*arguments):
+    _times(lambda rows, columns: max(1, columns / rows) ** 0.5)(*arguments)
+
+
+@wrong_attempt("muon_step", says="not that itself")
+def without_square_root(*arguments):
+    _times(lambda rows, columns: max(1, rows / columns))(*arguments)
+
+
 @wrong_attempt("muon_step", says="Your function has changed `gradient`")
 def gradient_destroyed(weight, gradient, buffer, lr, momentum, orthogonalize):
     buffer.lerp_(gradient, 1 - momentum)

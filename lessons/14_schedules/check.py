@@ -26,6 +26,7 @@ def trapezoid(theirs):
         (10, 0, 0.29),
         (11, 2, 0.33),
         (9, 1, 0.4),
+        (10, 1, 0.25),
     ):
         found = _curve(theirs, steps, warmup, decay)
         down = round(decay * steps)
@@ -53,7 +54,9 @@ def trapezoid(theirs):
             for message, length in {
                 "decay · steps is rounded to the nearest whole number of steps, not cut off (int).": int(decay * steps),
                 "the warm-down has a whole number of steps: round(decay · steps).": decay * steps,
-                "decay · steps is rounded to the nearest, not up.": math.ceil(decay * steps),
+                "decay · steps is rounded to the nearest, not up; a half goes to the even number, as round does it.": (
+                    math.ceil(decay * steps)
+                ),
             }.items():
                 other = [min(1.0, (steps - step) / length) if length else 1.0 for step in range(warmup, steps)]
                 if all(map(_close, found[warmup:], other)):

@@ -125,6 +125,14 @@ def _down(step, steps, warmup, down):
     return min(1.0, (steps - step) / down) if down else 1.0
 
 
+@wrong_attempt("trapezoid", says="a half goes to the even number")
+def half_up(step, steps, warmup, decay):
+    down = int(decay * steps + 0.5)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    return min(1.0, (steps - step) / down) if down else 1.0
+
+
 @wrong_attempt("trapezoid", says="not cut off")
 def cut_off(step, steps, warmup, decay):
     return _down(step, steps, warmup, int(decay * steps))

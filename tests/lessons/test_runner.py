@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from shardrun.launch import shipped_names
 from shardrun.lesson import show
 from shardrun.lesson.course import course, find_lesson
 from shardrun.lesson.folder import open_folder
-from shardrun.lesson.judge import describe
+from shardrun.lesson.judge import _processor_seconds, describe
 from shardrun.lesson.rank import Job
 from shardrun.lesson.source import commands, function_source, wrong_attempts
 from speedrun.run.command_line import parse
@@ -240,6 +241,19 @@ def test_a_demo_trains_as_many_steps_as_it_wants_unless_tests_set_fewer(monkeypa
         monkeypatch.setenv("SHARDRUN_LESSON_STEPS", wrong)
         with pytest.raises(ValueError, match=f"SHARDRUN_LESSON_STEPS is '{wrong}'; set it to a number of steps from 1"):
             steps(40)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="states of processes")
+def test_a_rank_that_gets_no_processor_on_a_busy_machine_is_no_hang() -> None:
+    """It stands in the queue; who waits for another rank does not."""
+    for program, queues in (("while :; do :; done", True), ("sleep 60", False)):
+        process = subprocess.Popen(["sh", "-c", f"exec {program}" if program.startswith("sleep") else program])
+        try:
+            time.sleep(0.5)
+            assert _processor_seconds([(process, None)])[1] == queues, program  # type: ignore[list-item]
+        finally:
+            process.kill()
+            process.wait()
 
 
 def test_stacks_become_words(tmp_path: Path) -> None:

@@ -5,18 +5,20 @@ Each training returns what it ended with, what a rank held before the last updat
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from lessons.beside import load_beside as load_beside
 from lessons.kit import CONFIG, build, cut, doing, held, open_text, steps, table
 from shardrun.colours import COLOURS
+from shardrun.own import Portion
 from shardrun.tables import mib
 from speedrun.data import Data
 from speedrun.optim.policy import parameter_groups
-from strategies.base import Strategy
+from strategies.base import Strategy, clip_gradients
 from strategies.forecast.predict import predict_memory
 from strategies.forecast.traffic import predict_traffic
 from strategies.ledger.memory import measure
@@ -28,7 +30,22 @@ STEPS, ACCUMULATION = steps(10), 2
 
 
 class ByHand(Protocol):
-    """What the hand-written strategies of lessons 5 to 8 have in common."""
+    """What the hand-written strategies of lessons 4 to 7 have in common: that of their capstones (04_ddp/my_ddp.py)."""
+
+    model: nn.Module
+
+    def backward(self, loss: Tensor, last: bool) -> None: ...
+    def wait(self) -> None: ...
+    def parts(self) -> list[Portion]: ...
+    def norm(self) -> Tensor: ...
+    def update(self) -> None: ...
+    def clear(self) -> None: ...
+    def held(self) -> dict[str, list[Tensor]]: ...
+
+
+@runtime_checkable
+class ByHandAlone(Protocol):
+    """That of lesson 8, which clips for itself."""
 
     model: nn.Module
 
@@ -56,10 +73,12 @@ class Trained:
 
 
 def groups_of(model: nn.Module) -> list[dict[str, Any]]:
-    """The model's parameters in AdamW's groups, each with its own options."""
+    """The model's parameters in AdamW's groups, each with its own options and its rule."""
     named = dict(model.named_parameters())
     recipe = parameter_groups({name: tuple(p.shape) for name, p in named.items()}, CONFIG.optimizer)
-    return [{**group.options, "params": [named[name] for name in group.parameters]} for group in recipe]
+    return [
+        {**group.options, "rule": group.rule, "params": [named[name] for name in group.parameters]} for group in recipe
+    ]
 
 
 def micro_batches(
@@ -95,7 +114,7 @@ def train_alone(device: torch.device, steps: int = STEPS, accumulation: int = AC
     return Trained({name: p.detach().cpu().clone() for name, p in model.named_parameters()}, memory, [])
 
 
-def train_by_hand(shards: ByHand, place: Place, steps: int = STEPS) -> Trained:
+def train_by_hand(shards: ByHand | ByHandAlone, place: Place, steps: int = STEPS) -> Trained:
     """The same over all ranks, under a hand-written strategy."""
     doing(f"{steps} steps by hand")
     data, memory, sent = open_text(), dict[str, int](), list[SentLine]()
@@ -103,10 +122,41 @@ def train_by_hand(shards: ByHand, place: Place, steps: int = STEPS) -> Trained:
         with Meter() as meter:
             for last, inputs, targets in micro_batches(data, place, step):
                 shards.backward(shards.model(inputs, targets) / ACCUMULATION, last)
-            memory = measure(shards.held())
-            shards.step()
+            if isinstance(shards, ByHandAlone):
+                memory = measure(shards.held())
+                shards.step()
+            else:
+                memory = finish_step(shards)
         sent = meter.lines()
-    return Trained(shards.full_weights(), memory, sent)
+    weights = shards.full_weights() if isinstance(shards, ByHandAlone) else whole_weights(shards)
+    return Trained(weights, memory, sent)
+
+
+@torch.no_grad()
+def finish_step(shards: ByHand) -> dict[str, int]:
+    """What the trainer does after the passes of a step; returns what was held before the update."""
+    shards.wait()
+    memory = measure(shards.held())
+    gradients = [part.gradient for part in shards.parts() if part.gradient is not None]
+    clip_gradients(gradients, shards.norm(), CONFIG.optimizer.clip)
+    shards.update()
+    shards.clear()
+    return memory
+
+
+@torch.no_grad()
+def whole_weights(shards: ByHand) -> dict[str, Tensor]:
+    """Name → a copy of the whole parameter on the CPU. Collective."""
+    parts = {part.parameter: part for part in shards.parts()}
+    weights = {}
+    for name, p in shards.model.named_parameters():
+        whole = torch.zeros(2, p.numel(), device=p.device)  # the elements, and how many ranks have them
+        if part := parts.get(p):
+            here = slice(part.start, part.start + part.weight.numel())
+            whole[0, here], whole[1, here] = part.weight, 1.0
+        dist.all_reduce(whole)
+        weights[name] = (whole[0] / whole[1]).view(p.shape).cpu()
+    return weights
 
 
 def train_strategy(strategy: Strategy, steps: int = STEPS) -> Trained:

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from shardrun.colours import COLOURS
 from shardrun.launch import launch, shipped_config, shown, what_went_wrong
 from shardrun.output import write_whole
+from shardrun.own import LAUNCHED_BY, capstone_of
 from shardrun.tables import mib
 from speedrun.run.record import step_times
 from strategies import catalogue, strict_json
@@ -87,6 +88,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=",".join(catalogue.spread()),
         help="comma-separated (default: those for any number of ranks)",
     )
+    parser.add_argument(
+        "--with",
+        dest="own",
+        type=Path,
+        metavar="FILE",
+        help="a strategy of your own beside them, such as learning/04_ddp/my_ddp.py",
+    )
     parser.add_argument("--preset", default="tiny", help="the trainer's preset (default: tiny)")
     parser.add_argument("--processes", type=int, default=2, help="ranks (default: 2)")
     parser.add_argument("--steps", type=int, default=30, help="optimizer steps of each run (default: 30)")
@@ -120,12 +128,17 @@ def _run_all(arguments: argparse.Namespace) -> tuple[list[ComparedRun], bool]:
             there_are = f"on {arguments.processes} ranks there are {', '.join(fitting)}"
             raise UserError(f"there is no strategy {name!r} to compare; {there_are}.")
     parse([arguments.preset, f"--steps={arguments.steps}", *arguments.trainer])  # before the first run, not in it
+    launches = [(name, name, "speedrun.train", list[str]()) for name in names]
+    if arguments.own:
+        capstone_of(arguments.own)  # raises where it is none
+        launches.append((arguments.own.stem, LAUNCHED_BY.removesuffix(".yaml"), "shardrun.own", [str(arguments.own)]))
     together = Path(arguments.out) / f"compare-{time.strftime('%Y%m%d-%H%M%S')}"
     runs = []
-    for number, name in enumerate(names, start=1):
-        config = shipped_config(name if arguments.configs == "." else f"{arguments.configs}/{name}")
+    for number, (name, config_name, module, file) in enumerate(launches, start=1):
+        config = shipped_config(config_name if arguments.configs == "." else f"{arguments.configs}/{config_name}")
         folder = together / name
         trainer = [
+            *file,
             arguments.preset,
             f"--steps={arguments.steps}",
             "--eval-every=0",
@@ -133,14 +146,16 @@ def _run_all(arguments: argparse.Namespace) -> tuple[list[ComparedRun], bool]:
             *arguments.trainer,
         ]
         options = ["--num_processes", str(arguments.processes)]
-        print(f"[{number}/{len(names)}] {shown(config, 'speedrun.train', trainer, options)}", flush=True)
+        print(f"[{number}/{len(launches)}] {shown(config, module, trainer, options)}", flush=True)
         log = folder.parent / f"{name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         started = time.perf_counter()
-        status = launch(config, "speedrun.train", [*trainer, "--out", str(folder.parent), "--name", name], options, log)
+        status = launch(config, module, [*trainer, "--out", str(folder.parent), "--name", name], options, log)
         if status:
             raise UserError(f"{name} ended with status {status}: {what_went_wrong(log)} (all its output: {log}).")
         runs.append(read(name, folder))
+        if file:  # what it differs from is not our books, but what a lesson asks for
+            runs[-1].remainders.clear()
         print(
             f"      final validation loss {runs[-1].val_loss:.4f}, {runs[-1].step_ms:.0f} ms a step, "
             f"{time.perf_counter() - started:.0f} s in all",
@@ -244,6 +259,9 @@ def _print_books(runs: list[ComparedRun], processes: int) -> None:
     for settings in dict.fromkeys(map(_predicted_for, runs)):
         names = [run.strategy for run in runs if _predicted_for(run) == settings]
         print(textwrap.fill(f"{', '.join(names)}: predicted for {settings}", 98, subsequent_indent="  "))
+    for run in runs:
+        if run.strategy not in catalogue.names():
+            print(f"{run.strategy}: a strategy of your own; predicted is what its lesson asks for.")
     for run in runs:
         lines_of = [*run.memory.values(), *run.traffic]
         for why in dict.fromkeys(line["why"] for line in lines_of if line["predicted"] is None):

@@ -1,22 +1,27 @@
-"""DDP by hand: buckets, overlap and accumulation in about forty lines.
+"""DDP by hand: buckets, overlap and accumulation. The capstone's solution; my_ddp.py has the interface in words.
 
-    ddp = HandDDP(model)
+    ddp = HandDDP(model, groups)
     for i, batch in enumerate(micro_batches):
-        ddp.sync = i == len(micro_batches) - 1
-        (model(batch) / len(micro_batches)).backward()
-    ddp.finish()            # now every p.grad is the mean over all ranks
-    optimizer.step()
-    ddp.zero_grad()
+        ddp.backward(model(batch) / len(micro_batches), last=i == len(micro_batches) - 1)
+    ddp.wait()              # now every p.grad is the mean over all ranks
+    ddp.norm()
+    ddp.update()
+    ddp.clear()
 
-A test trains with it and holds the weights against one process, and the bytes against the books.
+Tests train with it and hold the weights against one process, and the bytes against the books.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from shardrun.own import Portion, new_state
+
+LIKE = "ddp"
 
 
 @dataclass
@@ -32,15 +37,15 @@ class Bucket:
 class HandDDP:
     """Average a model's gradients over all ranks while backward is still running.
 
-    model: the same architecture on every rank, float32; rank 0's weights are given to all. sync: set it to False for
-    micro-batches whose gradients are only added up (torch's no_sync). Every parameter must get a gradient.
+    model: the same architecture on every rank, float32; rank 0's weights are given to all. groups: as of an optimizer,
+    each with its `rule`. bucket_bytes: of gradients that travel together. Every parameter must get a gradient.
     """
 
-    def __init__(self, model: nn.Module, bucket_bytes: int = 25 * 2**20) -> None:
-        self.model, self.sync = model, True
-        self.observe: Callable[[str, Bucket | None], None] = lambda event, bucket: (
-            None
-        )  # told of what happens, and when
+    def __init__(self, model: nn.Module, groups: list[dict[str, Any]], bucket_bytes: int = 2**18) -> None:
+        self.model, self.groups, self.last = model, groups, True
+        self.observe: Callable[[str, Bucket | None], None] = lambda event, bucket: None
+        """Told of what happens, and when."""
+        self.states: dict[nn.Parameter, dict[str, Tensor]] = {}
         self.buckets: list[Bucket] = []
         for p in model.parameters():
             dist.broadcast(p.data, 0)
@@ -60,15 +65,20 @@ class HandDDP:
             buckets[-1].append(p)
         return buckets
 
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """Of one micro-batch; gradients add up in the buckets, which are sent in the last one."""
+        self.last = last
+        loss.backward()
+
     def _arrived(self, bucket: Bucket) -> None:
         """A gradient of this bucket is complete; if it was the last one, send the bucket off and go on."""
         self.observe("arrived", bucket)
-        bucket.missing -= self.sync
-        if self.sync and not bucket.missing:
+        bucket.missing -= self.last
+        if self.last and not bucket.missing:
             bucket.work = dist.all_reduce(bucket.flat, async_op=True)
             self.observe("sent", bucket)
 
-    def finish(self) -> None:
+    def wait(self) -> None:
         """Wait for what is under way, and turn sums into means. Raises RuntimeError where a gradient is missing."""
         self.observe("waiting", None)
         for bucket in self.buckets:
@@ -79,7 +89,38 @@ class HandDDP:
             bucket.missing, bucket.work = len(bucket.parameters), None
         self.observe("finished", None)
 
-    def zero_grad(self) -> None:
+    def parts(self) -> list[Portion]:
+        """Everything, on every rank."""
+        return [Portion(p, 0, p.data.view(-1), p.grad.view(-1)) for p in self.model.parameters()]
+
+    def norm(self) -> Tensor:
+        """Every rank has all gradients: nothing to send."""
+        return torch.stack([bucket.flat.square().sum() for bucket in self.buckets]).sum().sqrt()
+
+    def update(self) -> None:
+        """The same on every rank, out of the same gradients."""
+        for group in self.groups:
+            rule, parameters = group["rule"], group["params"]
+            for p in parameters:
+                if p not in self.states:
+                    self.states[p] = new_state(rule, p.data)
+            gradients, states = [p.grad for p in parameters], [self.states[p] for p in parameters]
+            if not rule.whole_matrix:
+                rule.step([p.data for p in parameters], gradients, states, group)
+                continue
+            rule.accumulate(gradients, states, group)
+            for p, gradient in zip(parameters, gradients, strict=True):
+                rule.apply(p.data, rule.transform(gradient[None], group)[0], group)
+
+    def clear(self) -> None:
         """Clear the buckets. (Setting p.grad to None, as optimizers do, would cut it from its bucket.)"""
         for bucket in self.buckets:
             bucket.flat.zero_()
+
+    def held(self) -> dict[str, list[Tensor]]:
+        """The tensors of this rank, by category, as the books name them."""
+        return {
+            "parameters": list(self.model.parameters()),
+            "gradients": [bucket.flat for bucket in self.buckets],
+            "optimizer states": [tensor for state in self.states.values() for tensor in state.values()],
+        }

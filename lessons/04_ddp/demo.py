@@ -8,7 +8,6 @@ import time
 from dataclasses import replace
 
 import torch
-from torch import nn
 
 from lessons import compared
 from lessons.compared import ACCUMULATION, STEPS
@@ -38,44 +37,15 @@ def main() -> None:
     if launch.precision != "fp32":
         raise UserError("this demo compares weights, and bf16 would hide its answer; add --mixed_precision no.")
     alone = compared.train_alone(device)
-    ddp = compared.load_beside(__file__, "by_hand").HandDDP(build().to(device), BUCKET)
+    model = build().to(device)
+    ddp = compared.load_beside(__file__, "by_hand").HandDDP(model, compared.groups_of(model), BUCKET)
     sent_at = watch(ddp)
-    hand = compared.train_by_hand(ByHand(ddp), strategy.settings.place)
+    hand = compared.train_by_hand(ddp, strategy.settings.place)
     prepare(strategy, accumulation=ACCUMULATION)
     torchs = compared.train_strategy(strategy)
     if launch.rank == 0:
         report(launch, alone, hand, torchs, sent_at)
         tell(guess, launch)
-
-
-class ByHand:
-    """The hand-written DDP beside torch's AdamW, as `compared.train_by_hand` trains it."""
-
-    def __init__(self, ddp) -> None:
-        self.ddp, self.model = ddp, ddp.model
-        self.optimizer = torch.optim.AdamW(compared.groups_of(ddp.model))
-        self.ddp.sync = False
-
-    def backward(self, loss, last: bool) -> None:
-        self.ddp.sync = last
-        loss.backward()
-        if last:
-            self.ddp.finish()
-
-    def step(self) -> None:
-        nn.utils.clip_grad_norm_(self.model.parameters(), CONFIG.optimizer.clip)
-        self.optimizer.step()
-        self.ddp.zero_grad()
-
-    def held(self) -> dict:
-        return {
-            "parameters": list(self.model.parameters()),
-            "gradients": [p.grad for p in self.model.parameters()],
-            "optimizer states": [t for state in self.optimizer.state.values() for t in state.values()],
-        }
-
-    def full_weights(self) -> dict:
-        return {name: p.detach().cpu().clone() for name, p in self.model.named_parameters()}
 
 
 def tell(guess, launch) -> None:
@@ -92,7 +62,7 @@ def watch(ddp) -> list[list[float]]:
 
     def note(event, bucket) -> None:
         if event == "arrived":
-            if ddp.sync and all(b.work is None and b.missing == len(b.parameters) for b in ddp.buckets):
+            if ddp.last and all(b.work is None and b.missing == len(b.parameters) for b in ddp.buckets):
                 steps.append([time.perf_counter()])
             return
         steps[-1].append(time.perf_counter())

@@ -48,7 +48,7 @@ def main() -> None:
 
 def by_hand(place):
     model = build().to(place.device)
-    return load_beside(__file__, "by_hand").HandZero1(model, groups_of(model), CONFIG.optimizer.clip)
+    return load_beside(__file__, "by_hand").HandZero1(model, groups_of(model))
 
 
 def report(launch, alone, hand, deepspeeds) -> None:

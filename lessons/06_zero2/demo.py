@@ -59,7 +59,7 @@ def main() -> None:
 
 def by_hand(place, bucket: int = 2**17):
     model = build().to(place.device)
-    return load_beside(__file__, "by_hand").HandZero2(model, groups_of(model), CONFIG.optimizer.clip, bucket)
+    return load_beside(__file__, "by_hand").HandZero2(model, groups_of(model), bucket)
 
 
 def gradients_alive(zero, place) -> list[int]:

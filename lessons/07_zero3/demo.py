@@ -61,7 +61,7 @@ def main() -> None:
 
 def by_hand(place, **options):
     model = build().to(place.device)
-    return load_beside(__file__, "by_hand").HandZero3(model, groups_of(model), CONFIG.optimizer.clip, **options)
+    return load_beside(__file__, "by_hand").HandZero3(model, groups_of(model), **options)
 
 
 def gathered_bytes(zero, place) -> list[int]:

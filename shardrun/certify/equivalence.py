@@ -341,12 +341,29 @@ def compare(trace: Trace, reference: Trace, precision: Precision = "fp32") -> Ve
     )
 
 
-def first_parting(trace: Trace, reference: Trace, tolerance: float = 1e-4) -> str:
-    """The first step, phase and parameter in which two traces with phases part, in words.
+@dataclass(frozen=True)
+class Parting:
+    """Where two traces part first, and the parameter that is off most there: by `off` of its largest element."""
 
-    A tensor parts when it differs by more than `tolerance` of the reference tensor's largest element (and, for
-    updates, by more than the weights' tolerance).
-    """
+    step: int
+    phase: str
+    name: str
+    off: float
+    parted: int
+    parameters: int
+
+    def __str__(self) -> str:
+        return (
+            f"step {self.step}, {self.phase}: {self.name} is off by {self.off:.1e} of its largest element "
+            f"({self.parted} of {self.parameters} parameters part here)"
+        )
+
+
+def parting(trace: Trace, reference: Trace, tolerance: float = 1e-4) -> Parting | None:
+    """Where two traces with phases part first; None where no tensor does.
+
+    A tensor parts when it differs by more than `tolerance` of the reference's largest element (and, for updates, by
+    more than the weights' tolerance)."""
     for step, (here, there) in enumerate(zip(trace.phases, reference.phases, strict=True)):
         for phase in PHASES:
             parted = {}
@@ -359,11 +376,14 @@ def first_parting(trace: Trace, reference: Trace, tolerance: float = 1e-4) -> st
                         parted[name] = difference / max(scale, 1e-30)
             if parted:
                 name = max(parted, key=lambda name: parted[name])
-                return (
-                    f"step {step}, {phase}: {name} is off by {parted[name]:.1e} of its largest element "
-                    f"({len(parted)} of {len(there[phase])} parameters part here)"
-                )
-    return "no single tensor parts by more than the tolerance: the difference builds up slowly"
+                return Parting(step, phase, name, parted[name], len(parted), len(there[phase]))
+    return None
+
+
+def first_parting(trace: Trace, reference: Trace, tolerance: float = 1e-4) -> str:
+    """`parting` in words."""
+    found = parting(trace, reference, tolerance)
+    return str(found) if found else "no single tensor parts by more than the tolerance: the difference builds up slowly"
 
 
 def _copies(named: dict[str, nn.Parameter]) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from shardrun.help import add_parser
-from shardrun.lesson import show
+from shardrun.lesson import capstone, show
 from shardrun.lesson.course import Exercise, Lesson, course, find_lesson
 from shardrun.lesson.folder import Folder, open_folder, reset, start
 from shardrun.lesson.source import function_source
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parts = action(name, about)
         parts.add_argument("number", nargs="?", **{**number, "help": "the lesson's number (default: the current one)"})  # type: ignore[arg-type]
         if name != "reset":
-            parts.add_argument("exercise", nargs="?", help="one exercise of it")
+            parts.add_argument("exercise", nargs="?", help="one exercise of it, or its capstone (my_ddp)")
     verify = action("verify", "for CI: do the lessons themselves hold what they promise?")
     verify.add_argument("numbers", nargs="*", type=int, metavar="N", help="lessons (default: all)")
     verify.add_argument("--no-commands", action="store_true", help="leave out the commands of the READMEs")
@@ -67,6 +67,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.action == "reset":
         print(f"The exercises of lesson {lesson.number} are unsolved again; yours are in {reset(folder, lesson)}.")
         return 0
+    if lesson.capstone and (arguments.exercise or "").partition(".")[0] == lesson.capstone.name:
+        return capstone.run(arguments.action, folder, lesson)
     if arguments.action == "check":
         return 0 if _check(folder, lesson, _exercises(lesson, arguments.exercise)) else 1
     if arguments.action == "watch":

@@ -10,7 +10,7 @@ from typing import Any
 
 from strategies.errors import UserError
 
-OURS = ("lesson.toml", "check.py", "solution.py", "wrong.py", "right.py", "mutants.toml")
+OURS = ("lesson.toml", "check.py", "solution.py", "wrong.py", "right.py", "mutants.toml", "target.py", "wrong.toml")
 """Files of a lesson that are not copied to the learner; nor are check_….py, the parts of a long check."""
 
 
@@ -32,6 +32,23 @@ class Exercise:
     """Processes that it runs in; more than one are in a gloo group."""
     changes: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """The arguments that the function may change → how (ALLOWED in shardrun/lesson/arguments.py); none else."""
+
+
+@dataclass(frozen=True)
+class Capstone:
+    """A whole strategy that the learner writes, in levels. Each is checked on 2 and on 3 ranks, one after the other."""
+
+    file: str
+    """The learner's file, for example my_ddp.py."""
+    like: str
+    """The strategy of the catalogue that it is like."""
+    about: str
+    levels: tuple[Exercise, ...]
+    """Named after the functions of lessons/capstone/levels.py."""
+
+    @property
+    def name(self) -> str:
+        return self.file.removesuffix(".py")
 
 
 @dataclass(frozen=True)
@@ -73,6 +90,11 @@ class Lesson:
     guess: Guess | None = None
     notes: dict[str, str] = field(default_factory=dict)
     """Part of a presentation → what whoever speaks may say or point at there (shardrun/present/notes.py)."""
+    capstone: Capstone | None = None
+
+    def copies(self, name: str) -> bool:
+        """Whether the learner gets this file. A capstone's solution comes when it is solved."""
+        return not ours(name) and not (self.capstone and name == "by_hand.py")
 
     @property
     def name(self) -> str:
@@ -109,6 +131,8 @@ def _read(folder: Path) -> Lesson:
             content["live"] = Live(arguments=arguments, **content["live"])
         if "guess" in content:
             content["guess"] = Guess(**content["guess"])
+        if "capstone" in content:
+            content["capstone"] = _capstone(content["capstone"])
         return Lesson(folder=folder, exercises=tuple(exercises), **content)
     except (tomllib.TOMLDecodeError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is no description of a lesson: {error}.") from error
@@ -117,6 +141,16 @@ def _read(folder: Path) -> Lesson:
 def _exercise(entry: dict[str, Any]) -> Exercise:
     changes = {name: tuple(how) for name, how in entry.get("changes", {}).items()}
     return Exercise(**{**entry, "hints": tuple(entry["hints"]), "changes": changes})
+
+
+def _capstone(entry: dict[str, Any]) -> Capstone:
+    """Its levels are noted as NAME.LEVEL in progress.json."""
+    levels = entry.pop("level")
+    name = entry["file"].removesuffix(".py")
+    return Capstone(
+        **entry,
+        levels=tuple(Exercise(f"{name}.{e['name']}", e["about"], tuple(e["hints"])) for e in levels),
+    )
 
 
 def find_lesson(number: int) -> Lesson:

@@ -10,7 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from shardrun.lesson.course import Exercise, Lesson, ours
+from shardrun.lesson.course import Exercise, Lesson
 from shardrun.output import write_whole
 from strategies import strict_json
 from strategies.errors import UserError
@@ -52,8 +52,21 @@ class Folder:
             raise FileNotFoundError(f"{path} does not exist; begin with: shardrun lesson start {lesson.number}")
         return path
 
+    def capstone(self, lesson: Lesson) -> Path:
+        """The learner's strategy. Raises FileNotFoundError where it is not there."""
+        assert lesson.capstone
+        path = self.lesson(lesson) / lesson.capstone.file
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} does not exist; begin with: shardrun lesson start {lesson.number}")
+        return path
+
     def solved_in(self, lesson: Lesson) -> list[Exercise]:
         return [exercise for exercise in lesson.exercises if exercise.name in self.solved.get(lesson.name, [])]
+
+    def levels_solved(self, lesson: Lesson) -> list[Exercise]:
+        """Of its capstone."""
+        levels = lesson.capstone.levels if lesson.capstone else ()
+        return [level for level in levels if level.name in self.solved.get(lesson.name, [])]
 
     def fails_now(self, lesson: Lesson, exercise: Exercise) -> bool:
         """Whether it was solved once, and the last check of it did not pass."""
@@ -106,7 +119,7 @@ def open_folder(asked: Path | None = None) -> Folder:
 def start(folder: Folder, lesson: Lesson) -> list[Path]:
     """Copy what the learner works with, and leave alone what is there. Returns the files that were made."""
     made = []
-    for source in sorted(path for path in lesson.folder.iterdir() if path.is_file() and not ours(path.name)):
+    for source in sorted(path for path in lesson.folder.iterdir() if path.is_file() and lesson.copies(path.name)):
         made += _copy(source, folder.lesson(lesson) / source.name)
     configs = Path(str(resources.files("accelerate_configs")))
     for source in sorted(configs.rglob("*.yaml")):
@@ -132,9 +145,9 @@ def reset(folder: Folder, lesson: Lesson) -> Path:
         number += 1
     attempt.rename(kept)
     _copy(lesson.folder / "exercise.py", attempt)
-    folder.solved.pop(lesson.name, None)
-    begin = f"{lesson.name}/"
-    folder.solved_on = {key: day for key, day in folder.solved_on.items() if not key.startswith(begin)}
-    folder.failing = [key for key in folder.failing if not key.startswith(begin)]
+    folder.solved[lesson.name] = [level.name for level in folder.levels_solved(lesson)]  # the capstone stays
+    again = {f"{lesson.name}/{exercise.name}" for exercise in lesson.exercises}
+    folder.solved_on = {key: day for key, day in folder.solved_on.items() if key not in again}
+    folder.failing = [key for key in folder.failing if key not in again]
     folder.save()
     return kept

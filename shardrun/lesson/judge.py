@@ -70,10 +70,20 @@ def judge(
     check = (lesson.folder / "check.py").resolve()
     names = parameters(lesson.folder / "solution.py", exercise.name)
     job = Job(exercise.name, attempt.resolve(), check, exercise.ranks, other, others, names, exercise.changes, quick)
+    return _judged(job, MUTANT_SECONDS if quick else LONGEST)
+
+
+def judge_level(lesson: Lesson, level: Exercise, attempt: Path, ranks: int) -> Outcome:
+    """Check one level of a capstone, the strategy in the file `attempt`, on so many ranks."""
+    check = (lesson.folder.parent / "capstone" / "levels.py").resolve()
+    return _judged(Job(level.name.partition(".")[2], attempt.resolve(), check, ranks, capstone=True), LONGEST)
+
+
+def _judged(job: Job, longest: float) -> Outcome:
     with tempfile.TemporaryDirectory() as folder:
         ranks = _start(job, Path(folder))
         try:
-            return _wait(job, ranks, Path(folder), MUTANT_SECONDS if quick else LONGEST)
+            return _wait(job, ranks, Path(folder), longest)
         finally:
             for process, pipe in ranks:
                 pipe.close()
@@ -165,7 +175,7 @@ def _verdict(answers: dict[int, tuple[str, str]], waiting: list[str], ranks: int
         head = f"It is still busy after {busy:.0f} s." if busy else many
         done = [f"rank {rank} is done" for rank in sorted(answers)] if ranks > 1 else []
         return Outcome(HUNG, "\n".join([head, *waiting, *done]))
-    return Outcome(PASSED)
+    return Outcome(PASSED, answers[0][1])  # a level of a capstone has something to say then too
 
 
 def _where(job: Job, ranks: list[tuple[Any, Connection]], answers: dict[int, Any], scratch: Path) -> list[str]:

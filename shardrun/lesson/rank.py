@@ -47,6 +47,8 @@ class Job:
     """The arguments that it may change (Exercise.changes)."""
     quick: bool = False
     """Nobody reads the message: a generated case that fails is not made smaller."""
+    capstone: bool = False
+    """`attempt` is a whole strategy (shardrun/own), and `check` lessons/capstone/levels.py, with its levels."""
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -60,9 +62,9 @@ def serve(job: Job, rank: int, scratch: Path, pipe: Connection) -> None:
     if hasattr(signal, "SIGUSR1"):
         faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=True)
     sys.dont_write_bytecode = True  # nothing beside the learner's files, and nothing stale when they change
-    os.environ.update(
-        PYTHONWARNINGS="ignore", OMP_NUM_THREADS="1", RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(job.ranks)
-    )
+    world = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(job.ranks)}
+    world |= {"LOCAL_WORLD_SIZE": str(job.ranks), "MASTER_ADDR": "127.0.0.1"}
+    os.environ.update(world, PYTHONWARNINGS="ignore", OMP_NUM_THREADS="1")
     import torch
 
     from shardrun.lesson import interpreted  # noqa: F401  before Triton; where this is no fork, nothing has done so
@@ -131,15 +133,14 @@ def _answer(job: Job) -> tuple[str, str]:
 
     called.CALLS.files, called.CALLS.quick = job.files, job.quick
     warnings.simplefilter("ignore")  # of libraries: they are nothing that the learner could act on
+    if job.capstone:
+        return _answer_level(job)
     try:
         learner = _load("exercise", job.attempt)
         if job.other:
             setattr(learner, job.exercise, getattr(_load("other", job.check.with_name(job.others)), job.other))
-    except SyntaxError as error:
-        line = f": `{error.text.strip()}`" if error.text else ""
-        return UNREADABLE, f"{Path(error.filename or '').name}, line {error.lineno}{line}: {error.msg}."
     except BaseException as error:
-        return UNREADABLE, _described(error, job)
+        return UNREADABLE, _unreadable(error, job)
     if not hasattr(learner, job.exercise):
         return WRONG, f"There is no function {job.exercise} in {job.attempt.name} any more; its name must stay."
     function = called.watched(getattr(learner, job.exercise), job.parameters, job.changes)
@@ -157,6 +158,37 @@ def _answer(job: Job) -> tuple[str, str]:
             return ERROR, _described(error, job)
         return (WRONG, called.CALLS.changed) if called.CALLS.changed else (BROKEN, _check_broke(error, job))
     return (WRONG, called.CALLS.changed) if called.CALLS.changed else (PASSED, "")
+
+
+def _answer_level(job: Job) -> tuple[str, str]:
+    """A level of a capstone; what the check returns is shown with a level that passes."""
+    from shardrun.lesson import called
+    from shardrun.lesson.wrong import Wrong
+    from shardrun.own import register
+    from strategies.errors import UserError
+
+    try:
+        own = register(job.attempt)
+    except UserError as error:
+        return UNREADABLE, str(error)
+    except BaseException as error:
+        return UNREADABLE, _unreadable(error, job)
+    try:
+        return PASSED, getattr(_load("check", job.check), job.exercise)(own) or ""
+    except (Wrong, UserError) as wrong:
+        return WRONG, str(wrong)
+    except BaseException as error:
+        if isinstance(error, NotImplementedError) and called.not_begun(error):
+            return UNSOLVED, ""
+        return (ERROR, _described(error, job)) if called.is_the_learners(error) else (BROKEN, _check_broke(error, job))
+
+
+def _unreadable(error: BaseException, job: Job) -> str:
+    """Why a file cannot be imported."""
+    if isinstance(error, SyntaxError):
+        line = f": `{error.text.strip()}`" if error.text else ""
+        return f"{Path(error.filename or '').name}, line {error.lineno}{line}: {error.msg}."
+    return _described(error, job)
 
 
 def _load(name: str, path: Path) -> ModuleType:

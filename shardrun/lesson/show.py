@@ -48,6 +48,8 @@ def progress(all_lessons: list[Lesson], folder: Folder) -> None:
         for exercise in lesson.exercises:
             if folder.fails_now(lesson, exercise):
                 print(f"     {exercise.name}: {once_solved(lesson, exercise, folder)}")
+        if lesson.capstone and folder.lesson(lesson).exists():
+            print(f"     {capstone_line(lesson, folder)}")
     print(f"\n{_next(all_lessons, folder)}")
 
 
@@ -102,9 +104,32 @@ def progress_json(all_lessons: list[Lesson], folder: Folder) -> dict[str, Any]:
                     }
                     for exercise in lesson.exercises
                 ],
+                **_capstone_json(lesson, folder),
             }
             for lesson in all_lessons
         ],
+    }
+
+
+def _capstone_json(lesson: Lesson, folder: Folder) -> dict[str, Any]:
+    if lesson.capstone is None:
+        return {}
+    return {
+        "capstone": {
+            "name": lesson.capstone.name,
+            "about": lesson.capstone.about,
+            "levels": [
+                {
+                    "name": level.name.partition(".")[2],
+                    "about": level.about,
+                    "solved": level in folder.levels_solved(lesson),
+                    "solved_on": folder.day_solved(lesson, level) or None,
+                    "failing": folder.fails_now(lesson, level),
+                    "hints_shown": folder.hints.get(f"{lesson.name}/{level.name}", 0),
+                }
+                for level in lesson.capstone.levels
+            ],
+        }
     }
 
 
@@ -129,6 +154,9 @@ def started(lesson: Lesson, folder: Folder, made: list[Path], all_lessons: list[
     for exercise in lesson.exercises:
         ranks = f" (on {exercise.ranks} ranks)" if exercise.ranks > 1 else ""
         print(f"  · {exercise.name}: {exercise.about}{ranks}")
+    if lesson.capstone:
+        print(f"\nThen the capstone, {lesson.capstone.about}: {there / lesson.capstone.file}")
+        print(f"  shardrun lesson check {lesson.number} {lesson.capstone.name}")
 
 
 def outcome(exercise: Exercise, result: Outcome, before: str = "") -> None:
@@ -152,10 +180,21 @@ def after_check(lesson: Lesson, folder: Folder, all_lessons: list[Lesson]) -> No
     left = [exercise for exercise in lesson.exercises if exercise not in folder.solved_in(lesson)]
     if failing := [exercise.name for exercise in lesson.exercises if folder.fails_now(lesson, exercise)]:
         print(textwrap.fill(f"Solved once, now failing: {', '.join(failing)}. What was solved stays solved.", WIDTH))
+    if lesson.capstone and not left:
+        print(capstone_line(lesson, folder))
     if left:
         print(f"Next: {left[0].name} (a hint: shardrun lesson hint {lesson.number} {left[0].name})")
     else:
         print(f"Lesson {lesson.number} is done. {_next(all_lessons, folder)}")
+
+
+def capstone_line(lesson: Lesson, folder: Folder) -> str:
+    """How far the capstone is, and how to go on with it."""
+    assert lesson.capstone
+    solved, levels = len(folder.levels_solved(lesson)), lesson.capstone.levels
+    name = lesson.capstone.name
+    how = f"shardrun lesson check {lesson.number} {name}" if solved < len(levels) else "done"
+    return f"Capstone {name}: {solved} of {len(levels)} levels ({how})"
 
 
 def hints(exercise: Exercise, shown: int) -> None:

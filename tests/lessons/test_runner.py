@@ -47,7 +47,7 @@ def in_a_process(*arguments: str, folder: Path) -> subprocess.CompletedProcess[s
 def test_start_copies_and_never_overwrites(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert lesson("start", "4") == 0
     folder = here / "learning" / "04_ddp"
-    assert {path.name for path in folder.iterdir()} == {"README.md", "by_hand.py", "demo.py", "exercise.py"}
+    assert {path.name for path in folder.iterdir()} == {"README.md", "my_ddp.py", "demo.py", "exercise.py"}
     assert (here / "learning/accelerate_configs/cpu/ddp.yaml").is_file()
     (folder / "exercise.py").write_text("mine")
     (folder / "demo.py").unlink()

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from lessons import compared, kit
+from speedrun.optim.rules import AdamW
 from tests.lessons.hand import STEPS, alone, assert_is_the_books, by_hand, place
 from tests.ranks import RankPool
 from tests.speedrun.runs import launch_of
@@ -21,22 +22,24 @@ pytestmark = pytest.mark.ranks
 
 def on_rank(keep: bool, prefetch: bool = True, broken: bool = False) -> compared.Trained:
     class NeverPublished(by_hand("07_zero3").HandZero3):  # type: ignore[misc]
-        def step(self) -> None:
+        def update(self) -> None:
             before = [cut.mine.clone() for cut in self.cuts.values()]
-            super().step()
+            super().update()
             for cut, old in zip(self.cuts.values(), before, strict=True):
                 cut.mine.copy_(old)
 
     cls = NeverPublished if broken else by_hand("07_zero3").HandZero3
     model = kit.build()
-    zero = cls(model, compared.groups_of(model), kit.CONFIG.optimizer.clip, keep, prefetch)
+    zero = cls(model, compared.groups_of(model), keep, prefetch)
     return compared.train_by_hand(zero, place(), STEPS)
 
 
 def most_gathered(**options: Any) -> int:
     """Parameters that are whole at most at the same time, in elements, over two steps of five layers."""
     model = nn.Sequential(*(nn.Linear(9, 9, bias=False) for _ in range(5)))
-    zero = by_hand("07_zero3").HandZero3(model, [{"params": list(model.parameters())}], 1.0, **options)
+    options_of_adamw = {"rule": AdamW(), "lr": 1e-3, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.0}
+    groups = [{"params": list(model.parameters()), **options_of_adamw}]
+    zero = by_hand("07_zero3").HandZero3(model, groups, **options)
     found: list[int] = []
 
     def count() -> int:
@@ -46,7 +49,7 @@ def most_gathered(**options: Any) -> int:
     for _ in range(2):
         zero.backward(model(torch.ones(1, 9)).sum(), last=True)
         assert count() == 0
-        zero.step()
+        compared.finish_step(zero)
     return max(found)
 
 

@@ -6,22 +6,23 @@ agree, and ends with a table. `make demo` is this verb.
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import statistics
 import sys
-import textwrap
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from shardrun.answers import as_json
 from shardrun.colours import COLOURS
 from shardrun.launch import launch, shipped_config, shown, what_went_wrong
 from shardrun.output import write_whole
 from shardrun.own import LAUNCHED_BY, capstone_of
-from shardrun.tables import mib
+from shardrun.tables import mib, paragraph, table, wrapped
 from speedrun.run.record import step_times
-from strategies import catalogue, strict_json
+from strategies import catalogue
 from strategies.errors import UserError
 from strategies.ledger import book
 from strategies.ledger.book import (
@@ -100,7 +101,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=30, help="optimizer steps of each run (default: 30)")
     parser.add_argument("--configs", default="cpu", help="folder of shipped configs, cpu or . for GPUs (default: cpu)")
     parser.add_argument("--out", default="runs", help="where the runs are written (default: runs)")
-    parser.add_argument("--json", action="store_true", help="print compare.json instead of the tables")
+    parser.add_argument("--why", action="store_true", help="add what the columns are")
+    parser.add_argument("--json", action="store_true", help="print compare.json instead of the tables (docs/json.md)")
     parser.add_argument("trainer", nargs="*", help="further arguments of the trainer, after --")
 
 
@@ -113,7 +115,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         runs, agree = _run_all(arguments)
         _write(runs, arguments)  # before anything that printing could go wrong with
-        _print_books(runs, arguments.processes)
+        _print_books(runs, arguments.processes, vars(arguments).get("why", False))
         print(f"Records, outputs and compare.json: {runs[0].folder.parent}")
     return 0 if agree and not any(run.remainders for run in runs) else 1
 
@@ -127,7 +129,8 @@ def _run_all(arguments: argparse.Namespace) -> tuple[list[ComparedRun], bool]:
         if name not in fitting:
             there_are = f"on {arguments.processes} ranks there are {', '.join(fitting)}"
             raise UserError(f"there is no strategy {name!r} to compare; {there_are}.")
-    parse([arguments.preset, f"--steps={arguments.steps}", *arguments.trainer])  # before the first run, not in it
+    # Before the first run, not in it.
+    arguments.config = parse([arguments.preset, f"--steps={arguments.steps}", *arguments.trainer])[1]
     launches = [(name, name, "speedrun.train", list[str]()) for name in names]
     if arguments.own:
         capstone_of(arguments.own)  # raises where it is none
@@ -200,83 +203,86 @@ def _check_agreement(runs: list[ComparedRun]) -> bool:
         return True
     verdict = "agree" if worst <= AGREEMENT else "DO NOT AGREE"
     apart = f"at most {worst:.1e} of the loss apart ({where}); up to {AGREEMENT:.0e} passes"
-    print(textwrap.fill(f"The loss curves {verdict}: {apart}.", 98) + "\n")
+    paragraph(f"The loss curves {verdict}: {apart}.")
+    print()
     return worst <= AGREEMENT
 
 
-def _print_books(runs: list[ComparedRun], processes: int) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
+def _print_books(runs: list[ComparedRun], processes: int, why: bool = False) -> None:
+    for said in advice(runs):
+        paragraph(said)
+    print()
     colours = {short: COLOURS[category] for short, category in zip(SHORT, CATEGORIES, strict=True)}
+    lines: list[list[str]] = []
 
-    def table(title: str, headings: tuple[str, ...]) -> Table:
-        made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
-        for i, heading in enumerate(headings):
-            justify: Literal["left", "right"] = "left" if i == 0 or heading == "what" else "right"
-            made.add_column(Text(heading, colours.get(heading, "")), justify=justify, no_wrap=True)
-        return made
+    def line(run: ComparedRun, what: str, entry: dict[str, Any]) -> None:
+        strategy = "" if any(row[0] == run.strategy for row in lines) else run.strategy
+        lines.append([strategy, what, *(digits(entry[key]) for key in ("predicted", "measured", "remainder"))])
 
-    offloads = any(run.on_host for run in runs)
-    books = table(
-        f"What the fullest of {processes} ranks holds just before a step, measured from its live tensors (MiB)",
-        ("strategy", *SHORT, "total", *(["host"] if offloads else []), "val loss", "ms/step"),
-    )
-    for run in runs:
-        held = [run.memory[category]["measured"] for category in CATEGORIES]
-        sizes = [*held, run.total, *([run.on_host] if offloads else [])]
-        books.add_row(run.strategy, *map(mib, sizes), f"{run.val_loss:.4f}", f"{run.step_ms:.0f}")
-    lines = table(
-        "Double entry: bytes predicted from shapes alone, and measured",
-        ("strategy", "what", "predicted", "measured", "remainder"),
-    )
     for run in runs:
         for category in CATEGORIES:
             entry = run.memory[category]
             if entry["predicted"] or entry["measured"]:
-                numbers = [digits(entry[key]) for key in ("predicted", "measured", "remainder")]
-                lines.add_row(run.strategy, Text(category, COLOURS[category]), *numbers)
+                line(run, category, entry)
         for category, entry in run.host.items():
             if entry["predicted"] or entry["measured"]:
-                numbers = [digits(entry[key]) for key in ("predicted", "measured", "remainder")]
-                lines.add_row("", Text(f"{category}, on the host", COLOURS[category]), *numbers)
-        others: dict[str, Any] = {"activations": run.activations, "peak of the passes, all together": run.peak}
+                line(run, f"{category}, on the host", entry)
+        others: dict[str, Any] = {"activations": run.activations, "peak of the passes": run.peak}
         for what, entry in others.items():
             if entry:
-                lines.add_row("", what, *(digits(entry[key]) for key in ("predicted", "measured", "remainder")))
-        for line in run.traffic:
-            lines.add_row(
-                "",
-                f"sent: {collective_name(line)}",
-                *(digits(line[key]) for key in ("predicted", "measured", "remainder")),
-            )
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 100
-    console.print(lines)
-    for settings in dict.fromkeys(map(_predicted_for, runs)):
-        names = [run.strategy for run in runs if _predicted_for(run) == settings]
-        print(textwrap.fill(f"{', '.join(names)}: predicted for {settings}", 98, subsequent_indent="  "))
+                line(run, what, entry)
+        for sent in run.traffic:
+            line(run, f"sent: {collective_name(sent)}", sent)
+    headings = ["", "", "predicted", "measured", "remainder"]
+    table("Double entry: bytes predicted from shapes alone, and measured", headings, lines, left=2)
     for run in runs:
         if run.strategy not in catalogue.names():
-            print(f"{run.strategy}: a strategy of your own; predicted is what its lesson asks for.")
+            wrapped(f"{run.strategy}:", "a strategy of your own; predicted is what its lesson asks for.")
     for run in runs:
         lines_of = [*run.memory.values(), *run.traffic]
-        for why in dict.fromkeys(line["why"] for line in lines_of if line["predicted"] is None):
-            print(f"{run.strategy}: {why}")
-    print()
-    console.print(books)
-    print(
-        "params: the weights as the model holds them between steps · masters: the float32 copy that ZeRO's\n"
-        "optimizer updates · gradients: just before the step · optimizer: AdamW's moments, Muon's momentum\n"
-        "buffers: what an engine keeps allocated for communication.\n"
-    )
-    if offloads:
-        print("host: what a config file offloads; it lies in host memory and is not in the total.\n")
+        for reason in dict.fromkeys(line["why"] for line in lines_of if line["predicted"] is None):
+            wrapped(f"{run.strategy}:", reason)
+    offloads = any(run.on_host for run in runs)
+    rows = []
+    for run in runs:
+        held = [run.memory[category]["measured"] for category in CATEGORIES]
+        peak = run.peak.get("measured") or 0
+        sizes = [*held, run.total, peak, *([run.on_host] if offloads else [])]
+        rows.append([run.strategy, *map(mib, sizes), f"{run.val_loss:.4f}", f"{run.step_ms:.0f}"])
+    headings = ["strategy", *SHORT, "total", "peak", *(["host"] if offloads else []), "val loss", "ms/step"]
+    title = f"What the fullest of {processes} ranks holds just before a step, measured from its live tensors (MiB)"
+    table(title, headings, rows, colours=colours)
     left = [f"{run.strategy}, {remainder}" for run in runs for remainder in run.remainders]
-    print(textwrap.fill(verdict(left, processes), 98))
+    paragraph(verdict(left, processes))
+    if why:
+        print()
+        for note in _notes(runs):
+            wrapped("", note)
+
+
+def _notes(runs: list[ComparedRun]) -> list[str]:
+    """What the columns are, and what the predictions are of."""
+    notes = []
+    for settings in dict.fromkeys(map(_predicted_for, runs)):
+        names = [run.strategy for run in runs if _predicted_for(run) == settings]
+        notes.append(f"{', '.join(names)}: predicted for {settings}.")
+    notes.append("params: the weights as the model holds them between steps.")
+    notes.append("masters: the float32 copy that ZeRO's optimizer updates.")
+    notes.append("gradients: just before the step. optimizer: AdamW's moments, Muon's momentum.")
+    notes.append("buffers: what an engine keeps allocated for communication.")
+    notes.append("peak: the most in a forward or backward pass, activations among it.")
+    if any(run.on_host for run in runs):
+        notes.append("host: what a config file offloads; it lies in host memory and is not in the total.")
+    return notes
+
+
+def advice(runs: list[ComparedRun]) -> list[str]:
+    """Which holds least and which was quickest here."""
+    least, quickest = min(runs, key=lambda run: run.total), min(runs, key=lambda run: run.step_ms)
+    return [
+        f"{least.strategy} holds least before a step, {mib(least.total)} MiB.",
+        f"{quickest.strategy} had the shortest step on this machine, {quickest.step_ms:.0f} ms.",
+    ]
 
 
 def _predicted_for(run: ComparedRun) -> str:
@@ -287,7 +293,16 @@ def _write(runs: list[ComparedRun], arguments: argparse.Namespace) -> str:
     """compare.json, and the picture where matplotlib is installed, beside the runs. Returns the former's text."""
     folder, processes = runs[0].folder.parent, arguments.processes
     content = [{**vars(run), "folder": str(run.folder), "total": run.total, "ring_bytes": run.sent} for run in runs]
-    text = strict_json.dumps({"schema": 1, "ranks": processes, "runs": content}, indent=2)
+    inputs = {
+        "preset": arguments.preset,
+        "config": dataclasses.asdict(arguments.config),
+        "world_size": processes,
+        "strategies": [run.strategy for run in runs],
+        "steps": arguments.steps,
+        "configs": arguments.configs,
+        "trainer": arguments.trainer,
+    }
+    text = as_json("compare", inputs, advice(runs), _notes(runs), ranks=processes, runs=content)
     write_whole(folder / "compare.json", text + "\n")
     try:
         from shardrun.picture import draw_comparison

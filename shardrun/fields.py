@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import dataclasses
 import io
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, get_args, get_origin, get_type_hints
@@ -39,7 +40,18 @@ class _Words(argparse.Action):
     """Collects what was said, as the trainer's parser wants it."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option: str | None = None) -> None:
+        if option == "--tokens":
+            values = [str(parse_count(value, "--tokens", "number of tokens", "2500M, 10B or 1T")) for value in values]
         namespace.fields = [*namespace.fields, option, *values]
+
+
+def parse_count(text: str, option: str, what: str, such_as: str) -> int:
+    """'124M' → 124000000. Raises UserError for what is no count."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMBT]?)", text.strip().upper())
+    count = float(match[1]) * {"": 1, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}[match[2]] if match else 0.0
+    if not 1 <= count <= 1e15:
+        raise UserError(f"{option} {text!r} is no {what}; write for example {such_as}.")
+    return round(count)
 
 
 def add_fields(parser: argparse.ArgumentParser) -> None:

@@ -3,11 +3,15 @@
 import argparse
 import dataclasses
 
-from shardrun.tables import table, wrapped
+from shardrun.answers import as_json
+from shardrun.plan.estimates import inputs
+from shardrun.tables import paragraph, table, wrapped
 from speedrun.books.shapes import ledger_groups, shapes_from
 from speedrun.config import Config, OptimizerConfig
-from strategies import catalogue, strict_json
-from strategies.ledger.hardware import GIB
+from strategies import catalogue
+from strategies.ledger.hardware import GIB, find_gpu
+
+ADVICE = "Take Shardrun's figures: python -m benchmarks.court found them to the byte on real ranks."
 
 
 def hold_court(config: Config, arguments: argparse.Namespace) -> int:
@@ -28,11 +32,15 @@ def hold_court(config: Config, arguments: argparse.Namespace) -> int:
             )
         )
     if arguments.json:
-        print(strict_json.dumps({"schema": 1, "testimonies": [dataclasses.asdict(t) for t in testimonies]}))
+        told, heard = inputs(config, find_gpu(arguments.gpu), arguments), [dataclasses.asdict(t) for t in testimonies]
+        print(as_json("plan", told, [ADVICE], [], testimonies=heard))
         return 0
+    paragraph(ADVICE)
+    print()
     psi = sum(map(_numel, shapes.values()))
     unit, size = ("GiB", GIB) if psi > 1e8 else ("MiB", 2**20)
-    print(f"{psi / 1e6:,.1f}M parameters, AdamW, bf16, {arguments.world} GPUs: model states alone, {unit} per GPU\n")
+    paragraph(f"{psi / 1e6:,.1f}M parameters, AdamW, bf16, {arguments.world} GPUs: model states alone, {unit} per GPU")
+    print()
     figures = [[t.bytes[name] for name in catalogue.spread()] for t in testimonies]
     cells = [["–" if figure is None else f"{figure / size:,.2f}" for figure in row] for row in figures]
     rows = [[t.who, *row] for t, row in zip(testimonies, cells, strict=True)]

@@ -2,12 +2,11 @@
 
 import argparse
 import dataclasses
-import re
 from dataclasses import dataclass
 from typing import Any
 
+from shardrun import fields
 from shardrun.fields import with_fields
-from shardrun.tables import wrapped
 from speedrun.books.flops import flops
 from speedrun.books.forward_pass import ForwardPass
 from speedrun.books.kernels import (
@@ -26,20 +25,24 @@ from speedrun.ranges import check_ranges
 from speedrun.run.asked import options_said
 from speedrun.stages import Batches, Stage, check_lengths, number_of_steps, resolve_stages
 from speedrun.wiring import check_model
-from strategies import catalogue
 from strategies.errors import UserError
 from strategies.forecast.predict import predict_host
 from strategies.forecast.timing import communication
 from strategies.forecast.traffic import paper_volumes, predict_traffic
-from strategies.ledger.hardware import MFU, Gpu
+from strategies.ledger.hardware import MORE, Gpu, Utilisation, outside_allocator, utilisation
 from strategies.ledger.terms import Entry, Scenario
 
-COLUMNS = ("parameters", "master parameters", "gradients", "optimizer states", "activations", "buffers", "overhead")
-"""Activations with what passes beside them at the peak; overhead: `ForwardPass.overhead`."""
+TENSORS = ("parameters", "master parameters", "gradients", "optimizer states", "activations", "buffers")
+"""Activations with what passes beside them at the peak."""
+
+OTHER = ("overhead", "context", "NCCL")
+"""Beside tensors: `ForwardPass.overhead`, and what lies outside torch's allocator (`outside_allocator`)."""
+
+COLUMNS = (*TENSORS, *OTHER)
 
 OVERHEAD = (
-    "Over.: what torch's allocator holds beside the tensors, cuBLAS's workspaces (two of 32 MiB on Hopper, of 8.1 MiB "
-    "before) and rounding to its blocks. Sources: strategies/ledger/allocator.py."
+    "Allocator: what it holds beside the tensors, cuBLAS's workspaces (two of 32 MiB on Hopper, of 8.1 MiB "
+    "before) and rounding to its blocks. Source: strategies/ledger/allocator.py."
 )
 
 
@@ -92,12 +95,16 @@ class Estimate:
     host: dict[str, int]
     """In host memory just before the update, by category, where the engine's settings offload. It is not in the total.
     """
+    moments: dict[str, int]
+    """Moment → bytes that the rank holds then, all but activations and buffers alike at every moment."""
     spare: int
     traffic: list[Entry]
     volumes: dict[str, float]
     compute_s: float
     communication_s: float
     exposed_s: float
+    shares: Utilisation
+    """Of the peak rate: what `compute_s` assumes, and how far from it measured steps were."""
 
     @property
     def strategy(self) -> str:
@@ -112,8 +119,23 @@ class Estimate:
         return sum(self.memory.values())
 
     @property
+    def tight(self) -> bool:
+        """Whether it fits, and within the margin of the total might not."""
+        return self.fits and self.spare < MORE * self.total
+
+    @property
     def step_s(self) -> float:
         return self.compute_s + self.exposed_s
+
+    @property
+    def step_range_s(self) -> tuple[float, float]:
+        """The least and the most that a step takes, by what was measured of others."""
+        least, most = (self.shares.typical / share for share in (self.shares.most, self.shares.least))
+        return self.compute_s * least + self.exposed_s, self.compute_s * most + self.exposed_s
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.planned.stage.tokens_per_step / self.step_s
 
 
 def shaped(arguments: argparse.Namespace) -> bool:
@@ -160,7 +182,7 @@ def configure(arguments: argparse.Namespace) -> Config:
         stages = tuple(dataclasses.replace(stage, sequence_length=arguments.seq) for stage in stages)
     length = config.data.sequence_length if arguments.seq is None else arguments.seq
     check_ranges(dataclasses.replace(config.data, sequence_length=length), "data.")
-    lengths = (length, *(stage.sequence_length for stage in stages))
+    lengths = (length, config.data.eval_sequence_length or 0, *(stage.sequence_length for stage in stages))
     model = dataclasses.replace(
         model,
         checkpointing=arguments.checkpointing or model.checkpointing,
@@ -178,9 +200,30 @@ def configure(arguments: argparse.Namespace) -> Config:
     )
     check_ranges(config)
     config = with_fields(config, preset, arguments)
+    if (
+        "tokens" in said and "steps" not in said and config.tokens
+    ):  # the budget ends the run, and not the preset's steps
+        config = dataclasses.replace(config, steps=min(10**9, max(config.steps, config.tokens)))
     check_model(config.model)
     check_optimizer(config.optimizer)
     return config
+
+
+def inputs(config: Config, gpu: Gpu, arguments: argparse.Namespace) -> dict[str, Any]:
+    """All that a plan is of, for JSON; micro_batch and accumulation as they were asked for."""
+    return {
+        "preset": preset_of(arguments),
+        "config": dataclasses.asdict(config),
+        "optimizer": config.optimizer.name,
+        "checkpointing": config.model.checkpointing,
+        "world_size": arguments.world,
+        "precision": arguments.precision,
+        "micro_batch": arguments.micro_batch,
+        "accumulation": arguments.accumulation,
+        "accelerate_config": getattr(arguments, "config", None),
+        "gpu": dataclasses.asdict(gpu),
+        "tokens": config.tokens,
+    }
 
 
 def kernels_for(config: Config, gpu: Gpu, arguments: argparse.Namespace) -> Kernels:
@@ -238,12 +281,11 @@ def at_stage(config: Config, stage: Stage) -> Config:
 
 
 def parse_count(text: str) -> int:
-    """'124M' → 124000000. Raises ValueError for what is no count."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMBT]?)", text.upper())
-    count = float(match[1]) * {"": 1, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}[match[2]] if match else 0.0
-    if not 1e5 <= count <= 1e15:
+    """'124M' → 124000000. Raises ValueError for what is no size of a GPT."""
+    count = fields.parse_count(text, "--params", "size of a GPT", "350M, 7B or 1T")
+    if count < 1e5:
         raise UserError(f"--params {text!r} is no size of a GPT; write for example 350M, 7B or 1T.")
-    return round(count)
+    return count
 
 
 def shape_of(parameters: int) -> ModelConfig:
@@ -276,7 +318,10 @@ def memory_of(config: Config, books: Scenario, micro_batch: int, kernels: Kernel
     memory = dict(rank)
     memory["activations"] += memory.pop("other")
     memory["buffers"] = memory.pop("communication buffers")
-    return {**memory, "overhead": sum(forward.overhead(books).values())}
+    memory["overhead"] = sum(forward.overhead(books).values())
+    if kernels.cuda:
+        memory |= outside_allocator({entry.collective for entry in predict_traffic(books)}, books.world_size)
+    return memory
 
 
 def fullest(
@@ -309,29 +354,30 @@ def estimate(
     """Predict one strategy, in the stage of the run that needs most memory. engine: of an accelerate config."""
     planned, books, memory = fullest(stages, strategy, world_size, precision, engine)
     entries = predict_traffic(books, rank=0)
-    compute = flops(planned.config, planned.batches.rows) / (gpu.flops * MFU)
+    shares = utilisation(gpu, planned.config.model.width)
+    compute = flops(planned.config, planned.batches.rows) / (gpu.flops * shares.typical)
     total, exposed = communication(entries, books.strategy, compute, books.accumulation, gpu.link)
     return Estimate(
         planned=planned,
         books=books,
         memory=memory,
         host=host_memory(books),
+        moments=moments_of(planned, books, memory),
         spare=gpu.memory - sum(memory.values()),
         traffic=entries,
         volumes=paper_volumes(entries, books.parameters),
         compute_s=compute,
         communication_s=total,
         exposed_s=exposed,
+        shares=shares,
     )
 
 
-def say_not_predicted(books: Scenario) -> None:
-    """Name the settings that the figures do not follow, and the lines that they change."""
-    lines: dict[str, list[str]] = {}
-    for line, key in catalogue.books(books.strategy).not_predicted(books).items():
-        lines.setdefault(key, []).append(line)
-    for key, changed in lines.items():
-        wrapped("Not predicted:", f"{key}, which changes {', '.join(changed)}; the figures are those without it.")
+def moments_of(planned: Planned, books: Scenario, memory: dict[str, int]) -> dict[str, int]:
+    """Moment → bytes that the rank which holds most at the peak holds then. memory: its, at the peak."""
+    found = planned.forward_pass.moments(books)
+    other = sum(memory.get(category, 0) for category in OTHER)
+    return {**{moment: bytes + other for moment, bytes in found.items()}, "peak": sum(memory.values())}
 
 
 def kernels_line(planned: Planned) -> str:

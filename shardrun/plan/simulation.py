@@ -10,12 +10,13 @@ import dataclasses
 import time
 from typing import TYPE_CHECKING, Any
 
-from shardrun.plan.estimates import Planned, fullest, kernels_for, kernels_line, planned
-from shardrun.tables import mib, table, wrapped
+from shardrun.answers import as_json
+from shardrun.plan.estimates import Planned, fullest, inputs, kernels_for, kernels_line, planned
+from shardrun.tables import mib, paragraph, table, wrapped
 from speedrun.books.shapes import scenario_of
 from speedrun.config import Config, Kernels
 from speedrun.stages import number_of_steps
-from strategies import catalogue, strict_json
+from strategies import catalogue
 from strategies.errors import UserError
 from strategies.forecast.predict import predict_memory
 from strategies.ledger.hardware import Gpu, find_gpu
@@ -73,12 +74,29 @@ def run(config: Config, gpu: Gpu, arguments: argparse.Namespace) -> int:
     for name in names:
         stage, _, _ = fullest(stages, name, arguments.world, arguments.precision)
         simulated.append(simulate_one(stage, name, arguments.rank, arguments.world, arguments.precision))
+    said = advice(simulated, gpu)
     if arguments.json:
-        content = {"schema": 1, "rank": arguments.rank, "world_size": arguments.world, "not_simulated": NOT_SIMULATED}
-        print(strict_json.dumps({**content, "strategies": [_row(s) for s in simulated]}))
+        content = {"rank": arguments.rank, "world_size": arguments.world, "not_simulated": NOT_SIMULATED}
+        rows = [_row(s) for s in simulated]
+        told = {**inputs(config, gpu, arguments), "rank": arguments.rank}
+        print(as_json("plan", told, said, [NOT_SIMULATED], **content, strategies=rows))
         return 0
+    for line in said:
+        paragraph(line)
+    print()
     _print(simulated, gpu, arguments)
     return 0
+
+
+def advice(simulated: list[Simulated], gpu: Gpu) -> list[str]:
+    """Which fit, and which holds least."""
+    held = {s.strategy: s.allocated["peak"].allocated for s in simulated if s.replay and s.allocated}
+    if not held:
+        return ["Nothing was simulated."]
+    fitting = [name for name, size in held.items() if size <= gpu.memory]
+    least = min(held, key=held.__getitem__)
+    said = f"Of what torch allocates, {', '.join(fitting) or 'nothing'} fits; {least} holds least."
+    return [said]
 
 
 def simulate_one(planned: Planned, name: str, rank: int, world_size: int, precision: "Precision") -> Simulated:
@@ -150,12 +168,12 @@ def _row(simulated: Simulated) -> dict[str, Any]:
 
 
 def _print(simulated: list[Simulated], gpu: Gpu, arguments: argparse.Namespace) -> None:
-    print(
+    paragraph(
         f"Rank {arguments.rank} of {arguments.world}, simulated in {arguments.precision}: the engines' own code on "
         "tensors without data."
     )
     for line in dict.fromkeys(kernels_line(s.planned) for s in simulated):
-        print(line)
+        paragraph(line)
     print()
     rows = []
     for s in simulated:
@@ -172,10 +190,10 @@ def _print(simulated: list[Simulated], gpu: Gpu, arguments: argparse.Namespace) 
         if s.replay is None:
             wrapped(f"{s.strategy}:", s.refused)
             continue
-        print(f"{s.strategy}, {s.planned}")
-        print(f"At its peak: who allocated what was alive, in MiB (simulated in {s.seconds:.1f} s)")
+        paragraph(f"{s.strategy}, {s.planned}")
+        paragraph(f"At its peak: who allocated what was alive, in MiB (simulated in {s.seconds:.1f} s)")
         for what, size in s.replay.largest[: arguments.largest]:
-            print(f"  {mib(size, 1):>10}  {what[:86]}")
+            wrapped(f"{mib(size, 1):>10} ", what)
         sent = (f"{name} ×{calls} {mib(size, 1)} MiB" for name, (calls, size) in s.replay.collectives.items())
         wrapped("sends per step:", ", ".join(sent) or "nothing")
         print()

@@ -4,17 +4,18 @@ A strategy's books know what it holds, speedrun/books/activations.py what this G
 kernels that a run resolves to. A run's ledger, `shardrun plan` and `diff` all ask here.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from speedrun.books.activations import batch_bytes, loss_backward, predict_activations
+from speedrun.books.backward import backward_moments
 from speedrun.books.kernels import CPU, Kernels, attention_kinds
 from speedrun.books.log import PredictedActivations
 from speedrun.config import ModelConfig
 from strategies import catalogue
 from strategies.forecast.predict import predict_after_forward, predict_memory, predict_peak
 from strategies.ledger.allocator import block, workspaces
-from strategies.ledger.terms import ComputePrecision, Held, Scenario
+from strategies.ledger.terms import BackwardMoment, ComputePrecision, Held, Scenario
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,33 @@ class ForwardPass:
         kept = self.predict(run)
         passing = loss_backward(self.model, self.rows, self.sequence_length, self.kernels)
         forward = kept.peak - kept.total + self.batch
-        return predict_peak(run, kept.total, kept.by_part()["logits and loss"], passing, forward)
+        return predict_peak(run, kept.total, passing, forward, kept.in_blocks + self.batch, self.backward(run))
+
+    def backward(self, run: Scenario) -> list[BackwardMoment]:
+        """The moments of the backward pass, after the loss."""
+        kept, precision = self.predict(run), compute_precision(run)
+        whole = kept
+        if self.model.checkpointing != "none":
+            whole = _predict(replace(self, model=replace(self.model, checkpointing="none")), precision)
+        tokens = self.rows * self.sequence_length
+        return backward_moments(self.model, tokens, precision, run.shapes, kept, whole, self.batch)
+
+    def moments(self, run: Scenario) -> dict[str, int]:
+        """Moment → bytes of all tensors, of the rank that holds most at the peak: after the last forward pass, in the
+        backward pass of the first block, before the update and after it.
+        """
+        peaks = [sum(held.values()) for held in self.predict_peak(run)]
+        rank = peaks.index(max(peaks))
+        states, between = predict_memory(run)[rank], sum(predict_after_forward(run)[rank].values())
+        passes = self.backward(run)
+        later = catalogue.books(run.strategy).in_backward(run, passes)
+        first = 2 * self.model.layers - 1  # the head, then two moments a block, the last block first
+        return {
+            "after forward": between + self.predict(run).total,
+            "first block": between + sum(later[first].values()) + passes[first].activations + passes[first].passing,
+            "before step": sum(states["after backward"].values()),
+            "after step": sum(states["after step"].values()),
+        }
 
     def overhead(self, run: Scenario, peak: bool = True) -> Held:
         """What a GPU's allocator has allocated beside all categories, from the first step on.

@@ -28,6 +28,8 @@ class PredictedActivations:
     """Kept between forward and backward."""
     peak_lines: tuple[LiveTensor, ...]
     """Alive when most bytes are."""
+    in_blocks: int = 0
+    """The most bytes alive before the head."""
 
     @property
     def total(self) -> int:
@@ -113,12 +115,15 @@ class Log:
         self.log += [(False, tensor) for tensor in tensors if not tensor.kept]
 
     def replay(self) -> PredictedActivations:
-        total = peak = end = 0
+        total = peak = end = in_blocks = 0
+        at_head = False
         for i, (allocated, tensor) in enumerate(self.log):
             total += tensor.line.bytes if allocated else -tensor.line.bytes
+            at_head = at_head or tensor.module == "head"
             if total > peak:
                 peak, end = total, i + 1
-        return PredictedActivations(_alive(self.log), _alive(self.log[:end]))
+                in_blocks = in_blocks if at_head else total
+        return PredictedActivations(_alive(self.log), _alive(self.log[:end]), in_blocks)
 
     def view(self, layer: int) -> View:
         return view_of(self.config, layer, self.time)

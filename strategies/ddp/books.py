@@ -5,11 +5,13 @@ from collections.abc import Sequence
 from strategies.layout import on_rank
 from strategies.ledger.terms import (
     FP32,
+    BackwardMoment,
     ComputePrecision,
     Entry,
     Held,
     Modules,
     Moments,
+    Resolved,
     Scenario,
     StrategyBooks,
     entry,
@@ -32,6 +34,13 @@ class DDPBooks(StrategyBooks):
         "activations": "under autocast",
         "buffers": "none beside the gradients",
     }
+
+    def settings(self, scenario: Scenario) -> list[Resolved]:
+        whole = FP32 * scenario.elements([name for name in scenario.shapes if name not in self.owners(scenario)])
+        return [
+            Resolved("gradient_as_bucket_view", "True", "gradients are views of the buckets, and count once", False),
+            Resolved("bucket_cap_mb", "25", f"buckets of 25 MiB, {whole / 2**20:,.1f} MiB in all; they stay", False),
+        ]
 
     def states(self, scenario: Scenario) -> list[Moments]:
         """Gradients are views of DDP's buckets, so they count once; and the buckets, which hold the gradients of all
@@ -59,6 +68,14 @@ class DDPBooks(StrategyBooks):
         been there all the time, only when the last micro-batch's are reduced.
         """
         return {"gradients": moments["after backward"]["gradients"] + moments["after step"]["gradients"]}
+
+    def in_backward(self, scenario: Scenario, passes: Sequence[BackwardMoment]) -> list[Held]:
+        """New gradients lie in the buckets; only matrices that an owner transforms have gradients of their own."""
+        if scenario.accumulation > 1:
+            return [{} for _ in passes]
+        owners = self.owners(scenario)
+        apart = [[name for name in moment.made if name in owners] for moment in passes]
+        return [{"gradients": FP32 * elements} for elements in scenario.so_far(apart)]
 
     def traffic(self, scenario: Scenario, rank: int, modules: Modules | None) -> list[Entry]:
         """An all-reduce of all gradients that AdamW uses, in float32 (autocast casts weights, not gradients), at the

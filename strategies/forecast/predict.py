@@ -5,10 +5,11 @@ Plain Python, no torch: no weights, no process group, milliseconds for any size.
 say (strategies/*/books.py); here is what is alike for all.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from strategies import catalogue
-from strategies.ledger.terms import FP32, STATE_MOMENTS, Group, Held, Moments, Scenario
+from strategies.ledger.terms import FP32, STATE_MOMENTS, BackwardMoment, Group, Held, Moments, Scenario
 
 
 def predict_memory(scenario: Scenario) -> list[Moments]:
@@ -88,38 +89,54 @@ def _after_forward(scenario: Scenario, ranks: list[Moments]) -> list[Held]:
     return found
 
 
-def predict_peak(scenario: Scenario, kept: int, loss: int, passing: int, forward: int = 0) -> list[Held]:
+def predict_peak(
+    scenario: Scenario,
+    kept: int,
+    passing: int,
+    forward: int = 0,
+    in_blocks: int = 0,
+    backward: Sequence[BackwardMoment] = (),
+) -> list[Held]:
     """For every rank: category → bytes at the peak of the passes, activations and what passes ("other") among them.
 
-    kept: activations after the forward pass; loss: those of them that belong to the logits and the loss; passing: what
-    the backward pass of the loss allocates for itself; forward: what the forward pass holds at its own peak beside what
-    it keeps. All in bytes.
+    kept: activations after the forward pass; passing: what the backward pass of the loss allocates for itself; forward:
+    what the forward pass holds at its own peak beside what it keeps; in_blocks: the most that its blocks hold, kept or
+    not; backward: the moments after the loss. All in bytes.
 
-    The largest of three: at the end of the forward pass, where a fused loss has its own logits; in the backward pass of
-    the loss, where all activations are there and no new gradient yet: both are exact; and after it, where gradients
-    come and activations go: an estimate, which adds up what is there at one moment or another and leaves out what a
-    block's backward pass allocates for itself. strategies/forecast/simulate.py runs the engine itself and gives the
-    exact moment. A strategy may have a fourth, where all activations are gone (`StrategyBooks.at_the_end`).
+    The largest of these moments: at the end of the forward pass, where a fused loss has its own logits; in the backward
+    pass of the loss, where all activations are there and no new gradient yet: both are exact; and those after it, where
+    gradients come and activations go: within 3 % of what the engine does (benchmarks/plan_simulated.md), which
+    strategies/forecast/simulate.py runs itself. A strategy may have one more, where all activations are gone
+    (`StrategyBooks.at_the_end`).
     """
     books = catalogue.books(scenario.strategy)
-    extra, prefetched = sum(books.buffers(scenario).values()), books.prefetched(scenario)
-    copied, in_bucket = books.at_the_end(scenario)
+    prefetched, copied = books.prefetched(scenario), books.at_the_end(scenario)
+    later = books.in_backward(scenario, backward)
+    passes = [
+        {**held, "activations": moment.activations, "other": moment.passing}
+        for held, moment in zip(later, backward, strict=True)
+    ]
+    if copied and later:
+        passes.append({**later[-1], "activations": 0, "other": 0})
+        passes[-1]["communication buffers"] = passes[-1].get("communication buffers", 0) + copied
+    most = max(passes, key=lambda held: sum(held.values()), default={})  # on every rank the same moment
     ranks = predict_memory(scenario)
     peaks = []
     for moments, between in zip(ranks, _after_forward(scenario, ranks), strict=True):
         resting = moments["after step"]["parameters"]
-        gathered = between["parameters"] - resting + prefetched
-        at_loss = {**between, "parameters": resting, "activations": kept, "other": passing}
-        at_loss["communication buffers"] += gathered
+        gathered = between["parameters"] - resting
+        between = {**between, "parameters": resting, "activations": 0, "other": 0}
+        between["communication buffers"] += gathered
+        at_loss = _plus(between, {"activations": kept, "other": passing, "communication buffers": prefetched})
         at_forward = {**at_loss, "other": forward}
         if scenario.world_size == 1:  # else the last all-gather's output is still there, as large as what comes next
             at_forward["communication buffers"] -= prefetched
-        later = {**moments["after backward"], "activations": kept - loss, "other": 0}
-        later["communication buffers"] += extra
-        later["gradients"] = between["gradients"] if in_bucket else max(later["gradients"], between["gradients"])
-        candidates = [at_loss, at_forward, later]
-        if copied:
-            buffers = {"communication buffers": between["communication buffers"] + extra + copied}
-            candidates.append({**between, **buffers, "activations": 0, "other": 0})
+        unpacked = {"activations": in_blocks, "communication buffers": books.unpacked(scenario)}
+        candidates = [at_loss, at_forward, _plus(between, unpacked), _plus(between, most)]
         peaks.append(max(candidates, key=lambda held: sum(held.values())))
     return peaks
+
+
+def _plus(held: Held, more: Held) -> Held:
+    """Both together, by category."""
+    return {category: bytes + more.get(category, 0) for category, bytes in held.items()}

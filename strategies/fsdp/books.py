@@ -4,6 +4,7 @@
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,11 +13,13 @@ from strategies.layout import row_blocks
 from strategies.ledger.exchange import exchange, owners_of
 from strategies.ledger.terms import (
     FP32,
+    BackwardMoment,
     Entry,
     Held,
     Modules,
     Moments,
     Names,
+    Resolved,
     Scenario,
     StrategyBooks,
     entry,
@@ -53,6 +56,24 @@ class FSDPBooks(StrategyBooks):
                         f"{path} too, and both must be in one unit; leave out {' and '.join(classes)}."
                     )
         return ""
+
+    def settings(self, scenario: Scenario) -> list[Resolved]:
+        engine, parts, width = scenario.engine, units(scenario), scenario.compute_bytes
+        largest = max((scenario.elements(names) for unit, names in parts.items() if unit), default=0)
+        root, mib = scenario.elements(parts.get("", [])), 2**20
+        size = resharded_to(engine, scenario.world_size)
+        between = {1: "whole", scenario.world_size: "cut over all ranks"}.get(size, f"cut over {size} ranks")
+        gathered = f"gathered as one: {width * largest / mib:,.1f} MiB at most, and the root's "
+        return [
+            Resolved("wrap", ", ".join(engine.get("wrap") or ["(none)"]), gathered + f"{width * root / mib:,.1f} MiB",
+                     "wrap" in engine),
+            Resolved("reshard_after_forward", str(engine.get("reshard_after_forward", True)),
+                     f"between the passes a unit's parameters are {between}", "reshard_after_forward" in engine),
+            Resolved("param_dtype", scenario.precision, "of what is gathered, and of gradients as they come", False),
+            Resolved("reduce_dtype", "fp32", f"a unit's gradients once more, {FP32 * largest / mib:,.1f} MiB", False),
+            Resolved("offload_params", str(_offloads(scenario)), "true: shards, gradients and states are on the host",
+                     "offload" in engine),
+        ]  # fmt: skip
 
     def states(self, scenario: Scenario) -> list[Moments]:
         """float32 under bf16 and fp16 too (which exist gathered only). Parameters and gradients are padded to the
@@ -104,36 +125,51 @@ class FSDPBooks(StrategyBooks):
         return {"gradients": FP32 * scenario.parameters}
 
     def kept_gathered(self, scenario: Scenario) -> int:
-        """What no wrapped module holds; and of the others what is not let go: all, or a smaller group's share."""
-        parts, size = units(scenario), resharded_to(scenario.engine, scenario.world_size)
-        kept = _padded(scenario, parts.pop("", []))
-        if not _reshards(scenario) or size < scenario.world_size:
-            kept += sum(_padded(scenario, names) for names in parts.values()) // size
-        return scenario.compute_bytes * kept
+        return _kept_gathered(scenario)
 
     def prefetched(self, scenario: Scenario) -> int:
         """The last unit, whose parameters are gathered again at the very start of the backward pass."""
         wrapped = [names for unit, names in units(scenario).items() if unit]
         return scenario.compute_bytes * _padded(scenario, wrapped[-1]) if wrapped and _reshards(scenario) else 0
 
-    def buffers(self, scenario: Scenario) -> dict[str, int]:
-        if scenario.world_size == 1:
-            return {}
-        sizes = {unit: scenario.elements(names) for unit, names in units(scenario).items()}
-        root = sizes.pop("", 0)
-        if not sizes:
-            gathered, largest = root, root
-        else:
-            largest = max(sizes.values())
-            gathered = root + (2 * largest if _reshards(scenario) else sum(sizes.values()))
-        width = scenario.compute_bytes
-        rows = {"a block's rows, on their way from the host": FP32 * largest // scenario.world_size}
-        return {
-            **(rows if _offloads(scenario) else {}),
-            "gathered parameters (root, block, next block)": width * gathered,
-            "a block's gradients before the reduce-scatter": width * largest,
-            "reduce-scatter input, float32": FP32 * largest,
-        }
+    def in_backward(self, scenario: Scenario, passes: Sequence[BackwardMoment]) -> list[Held]:
+        """A unit is gathered and the next one fetched while its gradients come, in the compute dtype. The last of them
+        lets it go; then they lie once more in the reduce-scatter's input, in float32, till the next unit's do
+        (`FSDPParamGroup.post_backward`). What waited is in float32 and goes with its unit. The root is the last.
+        """
+        parts, width, ranks = units(scenario), scenario.compute_bytes, scenario.world_size
+        unit_of = {name: unit for unit, names in parts.items() for name in names}
+        left = {unit: set(names) for unit, names in parts.items()}
+        order = [unit for unit in reversed(parts) if unit]
+        following = dict(zip(order, order[1:], strict=False))
+        numel = {unit: scenario.elements(names) for unit, names in parts.items()}
+        waits, reshards, several = scenario.accumulation > 1, _reshards(scenario), ranks > 1
+        kept = _kept_gathered(scenario)
+        reducing = own = reduced = 0
+        held = []
+        for moment in passes:
+            names = moment.made
+            touched = dict.fromkeys(unit_of[name] for name in moment.at_work if unit_of[name])
+            done = [unit for unit in dict.fromkeys(unit_of[name] for name in names) if left[unit] <= set(names)]
+            for name in names:
+                left[unit_of[name]].discard(name)
+            own += width * scenario.elements(names)
+            if done:
+                reducing = FP32 * numel[done[-1]]
+            gathered = 0
+            for unit in touched if reshards else ():
+                there = [*([] if unit in done else [unit]), *([following[unit]] if unit in following else [])]
+                gathered += width * sum(_padded(scenario, parts[each]) for each in there)
+            buffers = gathered + (reducing if several else 0)
+            shards = FP32 * reduced // ranks - (FP32 * reduced if waits else 0)
+            if "" in done:
+                buffers -= min(kept, width * _padded(scenario, parts[""]))
+            held.append({"gradients": own + shards, "communication buffers": buffers})
+            for unit in done:
+                own, reduced = own - width * numel[unit], reduced + numel[unit]
+                if not reshards and unit:
+                    kept -= width * numel[unit]
+        return held
 
     def traffic(self, scenario: Scenario, rank: int, modules: Modules | None) -> list[Entry]:
         """One all-gather per unit, of blocks of ceil(rows / N) rows: rows that do not divide make the gathered tensor
@@ -211,13 +247,13 @@ class HSDPBooks(FSDPBooks):
         return super().owners(self._one(scenario))
 
     def kept_gathered(self, scenario: Scenario) -> int:
-        return super().kept_gathered(self._one(scenario))
+        return _kept_gathered(self._one(scenario))
 
     def prefetched(self, scenario: Scenario) -> int:
         return super().prefetched(self._one(scenario))
 
-    def buffers(self, scenario: Scenario) -> dict[str, int]:
-        return super().buffers(self._one(scenario))
+    def in_backward(self, scenario: Scenario, passes: Sequence[BackwardMoment]) -> list[Held]:
+        return super().in_backward(self._one(scenario), passes)
 
     def traffic(self, scenario: Scenario, rank: int, modules: Modules | None) -> list[Entry]:
         """As FSDP's along the axis "shard", and one all-reduce per unit of what a rank then holds of the gradients,
@@ -267,6 +303,15 @@ def _unit(scenario: Scenario, path: str) -> str:
     while path and not is_wrapped(path):
         path = path.rpartition(".")[0]
     return path
+
+
+def _kept_gathered(scenario: Scenario) -> int:
+    """What no wrapped module holds; and of the others what is not let go: all, or a smaller group's share."""
+    parts, size = units(scenario), resharded_to(scenario.engine, scenario.world_size)
+    kept = _padded(scenario, parts.pop("", []))
+    if not _reshards(scenario) or size < scenario.world_size:
+        kept += sum(_padded(scenario, names) for names in parts.values()) // size
+    return scenario.compute_bytes * kept
 
 
 def _reshards(scenario: Scenario) -> bool:

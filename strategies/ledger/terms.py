@@ -3,11 +3,12 @@
 Every strategy's `books.py` is a class `Books` below; strategies/forecast asks it.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from strategies.layout import Shape
 
@@ -88,6 +89,10 @@ class Scenario:
         """Of these parameters together."""
         return sum(self.numel(name) for name in names)
 
+    def so_far(self, made: Sequence[Names]) -> list[int]:
+        """Elements of these parameters and of all before them, for each of the moments."""
+        return list(itertools.accumulate(self.elements(names) for names in made))
+
     @cached_property
     def parameters(self) -> int:
         """Ψ: elements of the model."""
@@ -102,6 +107,20 @@ class Scenario:
     def matrix_groups(self) -> list[Group]:
         """Those of Muon."""
         return [group for group in self.groups if group.whole_matrix]
+
+
+@dataclass(frozen=True)
+class BackwardMoment:
+    """A moment of the backward pass at which a model may hold most, whatever the strategy. Bytes."""
+
+    made: tuple[str, ...]
+    """Parameters whose gradients have come since the moment before."""
+    at_work: tuple[str, ...]
+    """Those of the part that the pass is in."""
+    activations: int
+    """What is still kept, and what gradient checkpointing has computed again."""
+    passing: int
+    """Gradients of activations, and a weight's that has not been handed over yet."""
 
 
 @dataclass(frozen=True)
@@ -166,6 +185,16 @@ def host_moments(resting: Held, gradients: int, states: int) -> Moments:
     return {"after prepare": resting, "after forward": between, "after backward": full, "after step": dict(between)}
 
 
+class Resolved(NamedTuple):
+    """A setting of an engine that decides memory, as it is in the end."""
+
+    key: str
+    value: str
+    effect: str
+    said: bool
+    """Whether the config file says it; else it is a default, the engine's or ours."""
+
+
 class StrategyBooks:
     """What a strategy's `books.py` says of a scenario. What stands here is true where nothing is said.
 
@@ -192,6 +221,10 @@ class StrategyBooks:
     def default_engine(self, world_size: int) -> dict[str, Any]:
         """The engine's settings of the shipped config, for plans without one."""
         return {}
+
+    def settings(self, scenario: Scenario) -> list[Resolved]:
+        """Those of the engine that decide memory, defaults among them."""
+        return []
 
     def replicas(self, scenario: Scenario) -> int:
         """Groups of ranks, each of which holds everything once."""
@@ -226,17 +259,22 @@ class StrategyBooks:
         """What is gathered at the very start of the backward pass."""
         return 0
 
-    def buffers(self, scenario: Scenario) -> dict[str, int]:
-        """What for → communication buffers at the peak of backward, beside those that stay. Estimates in closed form.
+    def in_backward(self, scenario: Scenario, passes: Sequence[BackwardMoment]) -> list[Held]:
+        """For every moment of the backward pass: category → bytes more (or less) than after the forward pass.
 
-        They are upper bounds of what lives at the same time; strategies/forecast/simulate.py runs the engine itself
-        and gives the exact moment.
+        Here gradients lie where they are made, in float32.
         """
-        return {}
+        if scenario.accumulation > 1:
+            return [{} for _ in passes]
+        return [{"gradients": FP32 * elements} for elements in scenario.so_far([moment.made for moment in passes])]
 
-    def at_the_end(self, scenario: Scenario) -> tuple[int, bool]:
-        """What is copied where the activations are gone, and whether all new gradients lie in a buffer till then."""
-        return 0, False
+    def unpacked(self, scenario: Scenario) -> int:
+        """What is gathered in one buffer and copied out of it while the blocks' forward pass runs."""
+        return 0
+
+    def at_the_end(self, scenario: Scenario) -> int:
+        """What is copied where the activations are gone."""
+        return 0
 
     def traffic(self, scenario: Scenario, rank: int, modules: Modules | None) -> list[Entry]:
         """What a rank of several sends in one step."""

@@ -4,10 +4,23 @@ Plain Python, no torch. The places named are those in DeepSpeed 0.19.8.
 """
 
 import functools
+from collections.abc import Sequence
 
 from strategies.layout import Intervals, flat_partition, flat_partition_size, flat_starts
 from strategies.ledger.exchange import exchange, owners_of
-from strategies.ledger.terms import FP32, Entry, Group, Held, Modules, Moments, Scenario, entry, host_moments, moments
+from strategies.ledger.terms import (
+    FP32,
+    BackwardMoment,
+    Entry,
+    Group,
+    Held,
+    Modules,
+    Moments,
+    Scenario,
+    entry,
+    host_moments,
+    moments,
+)
 from strategies.zero.common import (
     ZeroBooks,
     closed_buckets,
@@ -129,8 +142,21 @@ class FlatBooks(ZeroBooks):
         resting = moments["after step"]["communication buffers"]
         return {"gradients": width * scenario.parameters, "communication buffers": resting + self._bucket(scenario)}
 
-    def buffers(self, scenario: Scenario) -> dict[str, int]:
-        return {"reduce bucket": self._bucket(scenario)} if scenario.world_size > 1 else {}
+    def in_backward(self, scenario: Scenario, passes: Sequence[BackwardMoment]) -> list[Held]:
+        """ZeRO-1 keeps whole gradients till all are there. ZeRO-2 copies them into its bucket, and what its slice needs
+        of a full bucket stays: here that of the rank whose slice comes first.
+        """
+        bucket, made = self._bucket(scenario) if scenario.world_size > 1 else 0, [moment.made for moment in passes]
+        beside, width = {"communication buffers": bucket}, scenario.compute_bytes
+        if self._is_bf16_optimizer(scenario):
+            beside = {}
+        elif scenario.accumulation > 1 or self._accumulates_float32(scenario) or offloads_optimizer(scenario.engine):
+            return [beside if self.stage == 2 or scenario.accumulation == 1 else {} for _ in passes]
+        elif self.stage == 2 and bucket:
+            limit, part = reduce_bucket(scenario), sum(self._slices(scenario))
+            kept = [min(max(0, elements - limit), part) for elements in scenario.so_far(made)]
+            return [{**beside, "gradients": width * elements} for elements in kept]
+        return [{**beside, "gradients": width * elements} for elements in scenario.so_far(made)]
 
     def _bucket(self, scenario: Scenario) -> int:
         if not setting(scenario, "contiguous_gradients"):
@@ -143,16 +169,13 @@ class FlatBooks(ZeroBooks):
         beside = self.stage == 1 and self._accumulates_float32(scenario) and not self._is_bf16_optimizer(scenario)
         return FP32 if beside else scenario.compute_bytes
 
-    def at_the_end(self, scenario: Scenario) -> tuple[int, bool]:
-        """ZeRO-2: what is sent is a copy of the bucket, its slices end to end (`allreduce_bucket` in stage_1_and_2.py).
-        Exact where the bucket holds the whole model.
-        """
+    def at_the_end(self, scenario: Scenario) -> int:
+        """ZeRO-2 sends a copy of its bucket, slices end to end (`allreduce_bucket` in stage_1_and_2.py)."""
         if self.stage == 1 or scenario.world_size == 1 or not setting(scenario, "reduce_scatter"):
-            return 0, False
+            return 0
         if self._accumulates_float32(scenario):
-            return 0, False  # it adds slices to a partition of its own
-        bucket = reduce_bucket(scenario)
-        return scenario.compute_bytes * bucket, bucket >= scenario.parameters
+            return 0  # it adds slices to a partition of its own
+        return scenario.compute_bytes * reduce_bucket(scenario)
 
     def traffic(self, scenario: Scenario, rank: int, modules: Modules | None) -> list[Entry]:
         """Gradients reduced whole, parameters gathered once a step.

@@ -12,8 +12,10 @@ from strategies.ledger.exchange import exchange, owners_of
 from strategies.ledger.terms import (
     FP32,
     STATE_MOMENTS,
+    BackwardMoment,
     Entry,
     Group,
+    Held,
     Modules,
     Moments,
     Scenario,
@@ -139,9 +141,30 @@ class PartitionedBooks(ZeroBooks):
                 lines = {**dict.fromkeys(("parameters", "all_gather", "all_reduce"), ZERO + limits[0]), **lines}
         return lines
 
-    def buffers(self, scenario: Scenario) -> dict[str, int]:
-        width = scenario.compute_bytes
-        return {"gathered parameters": width * most_gathered(scenario) if scenario.world_size > 1 else 0}
+    def in_backward(self, scenario: Scenario, passes: Sequence[BackwardMoment]) -> list[Held]:
+        """Parameters that stayed since the forward pass are let go as their gradients come; the others are gathered
+        again, as many ahead as the prefetch bucket holds. Gradients go by the bucket, which stays.
+        """
+        kept, width = self.kept_gathered(scenario), scenario.compute_bytes
+        stayed = {name for call in _gathers(scenario, None) for name in call.kept}
+        ahead = min(2 * int(setting(scenario, "stage3_prefetch_bucket_size")), most_gathered(scenario))
+        held, let_go = [], 0
+        for moment in passes:
+            again = 0
+            if scenario.world_size > 1 and not set(moment.at_work) <= stayed:
+                again = width * (ahead + scenario.elements(moment.at_work))
+            held.append({"communication buffers": again - min(let_go, kept)})
+            let_go += width * scenario.elements([name for name in moment.made if name in stayed])
+        return held
+
+    def unpacked(self, scenario: Scenario) -> int:
+        """The output of a call that gathers several parameters, out of which they are copied one by one as they are
+        waited for (`AllGatherCoalescedHandle.wait`).
+        """
+        if scenario.world_size == 1:
+            return 0
+        several = [call.parameters for call in _gathers(scenario, None) if len(call.parameters) > 1]
+        return scenario.compute_bytes * max((_padded(scenario, names) for names in several), default=0)
 
     def traffic(self, scenario: Scenario, rank: int, modules: Modules | None) -> list[Entry]:
         """Every gather and every reduction is of equal cuts, so of ceil(elements / N) · N elements per parameter.

@@ -6,7 +6,7 @@ The places named are those in DeepSpeed 0.19.8.
 from collections.abc import Sequence
 from typing import Any
 
-from strategies.ledger.terms import Scenario, StrategyBooks
+from strategies.ledger.terms import Resolved, Scenario, StrategyBooks
 from strategies.zero.defaults import DEFAULTS, WIDTHS, replaced_defaults
 from strategies.zero.settings import unpredicted
 
@@ -23,8 +23,49 @@ class ZeroBooks(StrategyBooks):
     def default_engine(self, world_size: int) -> dict[str, Any]:
         return {"zero_optimization": {"stage": self.stage}}
 
+    def settings(self, scenario: Scenario) -> list[Resolved]:
+        said = scenario.engine.get("zero_optimization", {})
+        keys = BUCKETS | (STAGE_3 if self.stage == 3 else FLAT)
+        lines = []
+        for key, effect in keys.items():
+            value, given = setting(scenario, key), said.get(key, "auto") not in ("auto", None)
+            if key.endswith("bucket_size"):
+                effect += f", {reduce_width(scenario) * int(value) / 2**20:,.1f} MiB"
+                effect += "" if given or value < scenario.parameters else " (ours: at most the model's size)"
+            shown = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+            lines.append(Resolved(key, "no limit" if value == 2**63 - 1 else shown, effect, given))
+        for part in ("offload_optimizer", "offload_param"):
+            device = (said.get(part) or {}).get("device", "none")
+            lines.append(Resolved(f"{part}.device", device, "none: it stays on the GPU", part in said))
+        return lines
+
     def not_predicted(self, scenario: Scenario) -> dict[str, str]:
         return unpredicted(self.stage, scenario.precision, scenario.engine)
+
+
+BUCKETS = {
+    "reduce_bucket_size": "elements of the bucket that gradients are reduced in",
+    "contiguous_gradients": "true: gradients are copied into that bucket",
+    "reduce_scatter": "true: a rank gets what its slice needs, out of one more copy of the bucket",
+    "overlap_comm": "true: a second bucket is filled while the first is reduced",
+}
+"""Setting of `zero_optimization` → what it decides."""
+
+FLAT = {
+    "round_robin_gradients": "true: parameters are dealt out over the slices",
+    "parameter_alignment": "true: every parameter begins at a multiple of 16 bytes",
+}
+"""The same of ZeRO-1 and -2 alone."""
+
+STAGE_3 = {
+    "stage3_prefetch_bucket_size": "elements gathered ahead of their use",
+    "stage3_max_live_parameters": "elements that are gathered at once at most",
+    "stage3_max_reuse_distance": "elements: what is used again within so many stays gathered",
+    "stage3_param_persistence_threshold": "elements: smaller parameters stay whole (ours: 0)",
+    "stage3_model_persistence_threshold": "elements of those together at most",
+    "sub_group_size": "elements that the optimizer updates at once",
+}
+"""The same of ZeRO-3 alone."""
 
 
 def deepspeed_live(stage: int, psi: int, largest_layer: int, ranks: int) -> dict[str, int]:

@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from shardrun.compare import _print_books
 from shardrun.compare import read as read_run
-from shardrun.plan import _print_memory
+from shardrun.plan import show
 from shardrun.plan.estimates import Estimate, estimate, kernels_for, planned
 from speedrun.config import Config
 from speedrun.presets import PRESETS
@@ -86,5 +86,5 @@ def test_a_plan_fits_by_what_the_gpu_holds(name: str, engine: dict[str, Any]) ->
     for shown, column in (([stays], False), ([stays, goes], True)):
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
-            _print_memory(shown, find_gpu("h100"))
+            show.memory(shown)
         assert ("host" in printed.getvalue()) == column

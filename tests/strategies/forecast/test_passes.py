@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from shardrun.certify.equivalence import Case
-from speedrun.books.activations import predict_activations
+from speedrun.books.activations import batch_bytes, predict_activations
+from speedrun.books.backward import backward_moments
 from speedrun.books.shapes import ledger_groups, shapes_from
 from speedrun.config import Config
 from strategies.forecast.predict import predict_after_forward, predict_peak
@@ -34,7 +35,7 @@ def test_at_the_loss_the_closed_form_is_exact(name: str, accumulation: int) -> N
     rows, time = BATCH
     kept = predict_activations(WORDY.model, rows, time, "fp32")
     passing = 2 * 4 * rows * time * WORDY.model.vocab_size + 2 * 8 * rows * time
-    peak = predict_peak(run, kept.total, kept.by_part()["logits and loss"], passing)[rank]
+    peak = predict_peak(run, kept.total, passing)[rank]
     for category in {*peak, *replay.peak}:
         assert abs(peak.get(category, 0) - replay.peak.get(category, 0)) <= 64, (category, peak, replay.peak)
 
@@ -48,7 +49,9 @@ def test_at_the_end_zero2_holds_its_bucket_and_the_copy_that_is_sent(accumulatio
     replay = simulated("zero2", 0, 2, MODEL, (rows, time), engine=settings, **options)
     run = Scenario("zero2", shapes_from(MODEL.model), ledger_groups(MODEL), 2, "fp32", accumulation, settings)
     kept = predict_activations(MODEL.model, rows, time, "fp32")
-    peak = predict_peak(run, kept.total, kept.by_part()["logits and loss"], 8 * rows * time * 257)[0]
+    batch = batch_bytes(rows, time)
+    moments = backward_moments(MODEL.model, rows * time, "fp32", run.shapes, kept, kept, batch)
+    peak = predict_peak(run, kept.total, 8 * rows * time * 257, backward=moments)[0]
     assert peak["communication buffers"] == (3 if overlap else 2) * 4 * run.parameters
     for category in {*peak, *replay.peak}:
         assert abs(peak.get(category, 0) - replay.peak.get(category, 0)) <= 512, (category, peak, replay.peak)

@@ -40,8 +40,6 @@ class _Words(argparse.Action):
     """Collects what was said, as the trainer's parser wants it."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option: str | None = None) -> None:
-        if option == "--tokens":
-            values = [str(parse_count(value, "--tokens", "number of tokens", "2500M, 10B or 1T")) for value in values]
         namespace.fields = [*namespace.fields, option, *values]
 
 
@@ -93,9 +91,12 @@ def with_fields(config: Config, preset: str, arguments: argparse.Namespace) -> C
 
     Raises UserError where the trainer does not take them, a verb's own option says the same, or no figure follows them.
     """
-    words = arguments.fields
+    words = list(arguments.fields)
     if not words:
         return config
+    for i, word in enumerate(words[:-1]):
+        if word == "--tokens":
+            words[i + 1] = str(parse_count(words[i + 1], "--tokens", "number of tokens", "2500M, 10B or 1T"))
     said = options_said(words)
     for option, field in OURS.items():
         if getattr(arguments, option, None) is not None and field in said:

@@ -1,6 +1,8 @@
 """A plan that one can act on: near its simulation, as wide as the terminal, in JSON; what fits and what it costs."""
 
 import argparse
+import contextlib
+import io
 import json
 import os
 import pty
@@ -15,7 +17,7 @@ from typing import Any
 import pytest
 
 from benchmarks import plan_simulated, plan_times
-from shardrun import plan, prices
+from shardrun import compare, plan, prices
 from shardrun.plan import fit, show
 from shardrun.plan.estimates import OTHER, configure, fullest, kernels_for, planned
 from shardrun.plan.simulation import simulate_one
@@ -23,6 +25,7 @@ from speedrun.books.shapes import scenario_of
 from speedrun.presets import PRESETS
 from strategies import catalogue
 from strategies.ledger.hardware import LESS, MORE, UTILISATION, find_gpu
+from strategies.ledger.terms import CATEGORIES
 from tests.shardrun.test_plan import shardrun
 
 ROOT = Path(__file__).parents[2]
@@ -206,6 +209,38 @@ def test_json_is_as_the_schema_says(command: tuple[str, ...]) -> None:
     assert problems(answer, SCHEMA) == []
     answer.pop("advice")
     assert problems(answer, SCHEMA) == [".advice is missing"]
+
+
+def test_compare_fits_the_terminal_and_the_schema(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of runs as large as one of 7B; that they are read rightly is another test's (tests/speedrun/test_offload.py)."""
+    entry = {"predicted": 26_594_000_896, "measured": 26_594_000_896, "remainder": 0}
+    sent = {
+        "collective": "reduce_scatter",
+        "purpose": "payload",
+        "axis": "replicate",
+        "calls": 12345,
+        "ring_bytes": 1.5,
+    }
+    (tmp_path / "hsdp").mkdir()
+    run = compare.ComparedRun(
+        strategy="hsdp", folder=tmp_path / "hsdp", losses=[1.0], val_loss=10.8258, step_ms=19_844.0,
+        memory=dict.fromkeys(CATEGORIES, entry), host={"optimizer states": entry}, activations=entry, peak=entry,
+        predicted_for={"device": "GPU of compute capability 9.0", "torch": "2.13"},
+        traffic=[{**sent, **entry, "ring_bytes": 1.5}], remainders=[],
+    )  # fmt: skip
+    arguments = argparse.Namespace(
+        processes=8, preset="gpt2", config=PRESETS["gpt2"][1], steps=30, configs="cpu", trainer=[]
+    )
+    assert problems(json.loads(compare._write([run], arguments)), SCHEMA) == []
+    printed = {}
+    for columns in ("80", "100"):
+        monkeypatch.setenv("COLUMNS", columns)
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            compare._print_books([run, run], 8, why=True)
+        printed[columns] = out.getvalue()
+        assert max(map(len, printed[columns].splitlines())) <= int(columns)
+    assert words(printed["80"]) == words(printed["100"])
 
 
 def test_plan_and_diff_take_the_same_model_and_mean_the_same_run() -> None:

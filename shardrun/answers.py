@@ -7,7 +7,7 @@ from strategies import strict_json
 SCHEMA = 3
 
 
-def as_json(verb: str, inputs: dict[str, Any], advice: list[str], notes: list[str], **found: Any) -> str:
+def json_answer(verb: str, inputs: dict[str, Any], advice: list[str], notes: list[str], **found: Any) -> str:
     """inputs: all that the figures are of; advice, notes: sentences; found: what the verb has to say beside them."""
     head = {"schema": SCHEMA, "verb": verb, "inputs": inputs, "advice": advice, "notes": notes}
     return strict_json.dumps({**head, **found}, indent=2)

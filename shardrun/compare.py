@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shardrun.answers import as_json
+from shardrun.answers import json_answer
 from shardrun.colours import COLOURS
 from shardrun.launch import launch, shipped_config, shown, what_went_wrong
 from shardrun.output import write_whole
@@ -302,7 +302,7 @@ def _write(runs: list[ComparedRun], arguments: argparse.Namespace) -> str:
         "configs": arguments.configs,
         "trainer": arguments.trainer,
     }
-    text = as_json("compare", inputs, advice(runs), _notes(runs), ranks=processes, runs=content)
+    text = json_answer("compare", inputs, advice(runs), _notes(runs), ranks=processes, runs=content)
     write_whole(folder / "compare.json", text + "\n")
     try:
         from shardrun.picture import draw_comparison

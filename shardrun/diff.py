@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from shardrun.answers import as_json
+from shardrun.answers import json_answer
 from shardrun.configs import resolve_config
 from shardrun.fields import add_fields
 from shardrun.launch import find_config
@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
     sides = [_side(each, arguments) for each in asked]
     said, notes = advice(sides), _notes(sides)
     if arguments.json:
-        print(as_json("diff", _inputs(sides, arguments), said, notes, sides=[_as_dict(side) for side in sides]))
+        print(json_answer("diff", _inputs(sides, arguments), said, notes, sides=[_as_dict(side) for side in sides]))
         return 0
     for line in said:
         paragraph(line)

@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from shardrun.answers import as_json
+from shardrun.answers import json_answer
 from shardrun.configs import resolve_config
 from shardrun.launch import find_config, shipped_names, shown
 from shardrun.tables import fill, paragraph
@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
         content["settings"] = [each._asdict() for each in decisive]
         inputs = {"accelerate_config": str(path), "preset": arguments.preset}
         inputs["config"] = dataclasses.asdict(PRESETS[arguments.preset][1])
-        print(as_json("explain", inputs, said, [], path=str(path), **content))
+        print(json_answer("explain", inputs, said, [], path=str(path), **content))
         return 0
     where = "CPU, gloo" if found.cpu else "GPU, NCCL"
     ranks = f"{found.world_size} rank{'s' if found.world_size > 1 else ''}"

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from shardrun.answers import as_json
+from shardrun.answers import json_answer
 from shardrun.configs import resolve_config
 from shardrun.fields import add_fields
 from shardrun.launch import find_config
@@ -91,7 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         rows = [_row(e) | each.as_dict() for e, each in zip(estimates, trainings, strict=True)]
         print(
-            as_json(
+            json_answer(
                 "plan",
                 {**inputs(config, gpu, arguments), **cost.as_dict()},
                 said,
@@ -178,7 +178,7 @@ def _sweep(config: Config, gpu: Gpu, arguments: argparse.Namespace) -> int:
         said = [f"Advice: {first} rank{'s' * (first > 1)} are the fewest that fit, under {least}."]
     if arguments.json:
         told = {**inputs(config, gpu, arguments), "world_size": list(totals)}
-        print(as_json("plan", told, said, [], totals=totals, refused=refused or None))
+        print(json_answer("plan", told, said, [], totals=totals, refused=refused or None))
         return 0
     for line in said:
         paragraph(line)

@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 
-from shardrun.answers import as_json
+from shardrun.answers import json_answer
 from shardrun.plan.estimates import inputs
 from shardrun.tables import paragraph, table, wrapped
 from speedrun.books.shapes import ledger_groups, shapes_from
@@ -33,7 +33,7 @@ def hold_court(config: Config, arguments: argparse.Namespace) -> int:
         )
     if arguments.json:
         told, heard = inputs(config, find_gpu(arguments.gpu), arguments), [dataclasses.asdict(t) for t in testimonies]
-        print(as_json("plan", told, [ADVICE], [], testimonies=heard))
+        print(json_answer("plan", told, [ADVICE], [], testimonies=heard))
         return 0
     paragraph(ADVICE)
     print()

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from shardrun.answers import as_json
+from shardrun.answers import json_answer
 from shardrun.plan import money, show
 from shardrun.plan.estimates import Estimate, Planned, estimate, fullest, inputs, kernels_for, planned, shaped
-from shardrun.plan.money import Cost, Training
+from shardrun.plan.money import Cost, WholeRun
 from shardrun.tables import gib, paragraph, table, wrapped
 from speedrun.books.kernels import Kernels
 from speedrun.config import Config
@@ -39,7 +39,7 @@ class Fit:
     checkpointing: Way
     world_size: int
     estimate: Estimate | None
-    training: Training | None
+    training: WholeRun | None
     checked: str = ""
     """What a simulation said."""
 
@@ -126,7 +126,7 @@ def run(config: Config, gpu: Gpu, arguments: argparse.Namespace, cost: Cost) -> 
         ways = list(dict.fromkeys(fit.checkpointing for fit in found))
         told = {**inputs(config, gpu, arguments), **cost.as_dict(), "checkpointing": ways}
         notes = [money.price_in_words(cost)]
-        print(as_json("plan", told, said, notes, fits=[row(fit) for fit in [*found, *fewer]]))
+        print(json_answer("plan", told, said, notes, fits=[row(fit) for fit in [*found, *fewer]]))
         return 0
     for line in said:
         paragraph(line)

@@ -23,7 +23,7 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Training:
+class WholeRun:
     """Of one strategy. Seconds with the least and the most that measured rows allow; money in the price's currency."""
 
     tokens: int
@@ -55,7 +55,7 @@ def asked(gpu: Gpu, arguments: argparse.Namespace) -> Cost:
     return Cost(price)
 
 
-def training(stages: list[Planned], e: Estimate, gpu: Gpu, cost: Cost, budget: int | None = None) -> Training:
+def training(stages: list[Planned], e: Estimate, gpu: Gpu, cost: Cost, budget: int | None = None) -> WholeRun:
     """All stages of the run under the strategy of an estimate: the preset's steps, or those of --steps or --tokens.
 
     budget: tokens in their place, in the stages' proportions.
@@ -72,10 +72,10 @@ def training(stages: list[Planned], e: Estimate, gpu: Gpu, cost: Cost, budget: i
         tokens, steps = tokens + count * planned.stage.tokens_per_step, steps + count
     factor = budget / tokens if budget else 1.0
     expected, least, most = (factor * each for each in seconds)
-    return Training(budget or tokens, round(factor * steps), (expected, least, most), cost.price, e.books.world_size)
+    return WholeRun(budget or tokens, round(factor * steps), (expected, least, most), cost.price, e.books.world_size)
 
 
-def show(cost: Cost, estimates: list[Estimate], trainings: list[Training]) -> None:
+def show(cost: Cost, estimates: list[Estimate], trainings: list[WholeRun]) -> None:
     """Hours and money of each strategy that fits."""
     rows = []
     for e, each in zip(estimates, trainings, strict=True):

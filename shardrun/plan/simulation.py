@@ -10,7 +10,7 @@ import dataclasses
 import time
 from typing import TYPE_CHECKING, Any
 
-from shardrun.answers import as_json
+from shardrun.answers import json_answer
 from shardrun.plan.estimates import Planned, fullest, inputs, kernels_for, kernels_line, planned
 from shardrun.tables import mib, paragraph, table, wrapped
 from speedrun.books.shapes import scenario_of
@@ -79,7 +79,7 @@ def run(config: Config, gpu: Gpu, arguments: argparse.Namespace) -> int:
         content = {"rank": arguments.rank, "world_size": arguments.world, "not_simulated": NOT_SIMULATED}
         rows = [_row(s) for s in simulated]
         told = {**inputs(config, gpu, arguments), "rank": arguments.rank}
-        print(as_json("plan", told, said, [NOT_SIMULATED], **content, strategies=rows))
+        print(json_answer("plan", told, said, [NOT_SIMULATED], **content, strategies=rows))
         return 0
     for line in said:
         paragraph(line)

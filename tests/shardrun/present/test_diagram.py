@@ -143,6 +143,7 @@ def test_a_label_that_is_long_has_a_number_and_stands_below() -> None:
     assert flow is not None
     text = shown(lay_out(flow, 60))
     assert "─short─▶" in text and f"{NUMBERS[0]} a label that is much longer than that" in text
+    assert f"─{NUMBERS[0]}─▶" in text, "the number stands on the arrow too"
 
 
 def test_boxes_have_the_colour_of_what_the_books_call_them() -> None:

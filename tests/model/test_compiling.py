@@ -9,7 +9,7 @@ import torch
 
 from speedrun.config import ModelConfig
 from speedrun.model import GPT
-from speedrun.model.compiling import compile_blocks
+from speedrun.model.compiling import compile_blocks, without_spaces
 from speedrun.run.checks import check
 from tests.speedrun.runs import launch_of, small
 
@@ -28,7 +28,13 @@ MODEL = ModelConfig(
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
-def test_a_compiled_model_has_the_same_loss_and_gradients() -> None:
+def test_a_compiled_model_has_the_same_loss_and_gradients(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With a space in the paths of temporary files, which torch's C++ compilation on a CPU cannot handle by itself."""
+    (tmp_path / "a b").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "a b"))
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    monkeypatch.setattr("tempfile.tempdir", None)
+    without_spaces()
     tokens = torch.randint(1, 257, (2, 17), generator=torch.Generator().manual_seed(0))
     results = []
     for compiled in (False, True):

@@ -150,9 +150,9 @@ def test_an_interrupted_tokenize_leaves_nothing(tmp_path: Path, tokenizer_file: 
     """Sent to all of its processes, as a terminal does it, while shards are being written; no traceback, no process."""
     (tmp_path / "text").mkdir()
     for name in range(8):
-        (tmp_path / "text" / f"{name}.txt").write_text(f"document {name} " * 200_000)
+        (tmp_path / "text" / f"{name}.txt").write_text(f"document {name} " * 50_000)
     command = [sys.executable, "-m", "shardrun", "data", "tokenize", str(tmp_path / "text"), "--processes", "2"]
-    command += ["--tokenizer", str(tokenizer_file), "--out", str(tmp_path / "a/out"), "--shard-tokens", "100000"]
+    command += ["--tokenizer", str(tokenizer_file), "--out", str(tmp_path / "a/out"), "--shard-tokens", "25000"]
     process = subprocess.Popen(
         command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, cwd=Path(__file__).parents[2]
     )

@@ -24,8 +24,6 @@ FILES = ("README.md", "demo.py", "exercise.py", "solution.py", "check.py", "wron
 SECTIONS = ("Goal", "Mental model", "Terms", "Run it", "What to look at", "Exercises", "Questions", "Sources")
 WRONG_ATTEMPTS = 5
 """So many per exercise at least."""
-FEWER: set[int] = set()
-"""Lessons that have two for the time being."""
 MUTANTS = 2
 """So many of an exercise's are tried; all of them by benchmarks/lesson_mutants.py."""
 EXERCISES = 3
@@ -104,7 +102,6 @@ def _exercises(lesson: Lesson) -> tuple[int, list[str]]:
     judged, problems = 0, []
     wrong = wrong_attempts(lesson.folder / "wrong.py")
     right = right_attempts(lesson.folder / "right.py")
-    least = 2 if lesson.number in FEWER else WRONG_ATTEMPTS
     solution = lesson.folder / "solution.py"
     for exercise in lesson.exercises:
         first = judge(lesson, exercise, lesson.folder / "exercise.py")
@@ -114,10 +111,10 @@ def _exercises(lesson: Lesson) -> tuple[int, list[str]]:
         if not solved.passed:
             problems.append(f"{exercise.name}: its solution is {solved.status}: {solved.message}")
         attempts = wrong.get(exercise.name, [])
-        if len(attempts) < least:
-            problems.append(f"{exercise.name} has {len(attempts)} wrong attempts, not {least}")
+        if len(attempts) < WRONG_ATTEMPTS:
+            problems.append(f"{exercise.name} has {len(attempts)} wrong attempts, not {WRONG_ATTEMPTS}")
         others = right.get(exercise.name, [])
-        if not others and not exercise.accounting and lesson.number not in FEWER:
+        if not others and not exercise.accounting:
             problems.append(f"{exercise.name} has no second right solution in right.py")
         for name in others:
             outcome = judge(lesson, exercise, solution, name, "right.py")
@@ -126,10 +123,9 @@ def _exercises(lesson: Lesson) -> tuple[int, list[str]]:
         for name, says in attempts:
             problems += _told(exercise, name, says, judge(lesson, exercise, solution, name))
         judged += 2 + len(attempts) + len(others)
-        if lesson.number not in FEWER:
-            some = sample(mutants(solution, exercise.name), MUTANTS)
-            problems += [f"{exercise.name}: the mutant {each} passes" for each in survivors(lesson, exercise, some)]
-            judged += len(some)
+        some = sample(mutants(solution, exercise.name), MUTANTS)
+        problems += [f"{exercise.name}: the mutant {each} passes" for each in survivors(lesson, exercise, some)]
+        judged += len(some)
     return judged, problems
 
 

@@ -8,6 +8,9 @@ from collections.abc import Iterator
 # cores; SHARDRUN_TEST_THREADS is for a check that results do not hang on the number (tests/README.md).
 os.environ["OMP_NUM_THREADS"] = os.environ.get("SHARDRUN_TEST_THREADS", "1")
 
+# What a verb prints is as wide in every test, whoever runs it; those in a pseudo-terminal have its width.
+os.environ["COLUMNS"] = "100"
+
 import pytest
 import torch
 

@@ -26,7 +26,7 @@ def test_relu_and_its_square_are_as_much_as_lesson_10_says() -> None:
     demo = load_beside(str(find_lesson(10).folder / "demo.py"), "demo")
     kept = predict_activations(demo.MODEL.model, 8, demo.MODEL.data.sequence_length, "fp32")
     parts = kept.by_part()
-    assert "ReLU's output and its square are kept, 4 times as wide as the stream, and are two fifths" in readme(10)
+    assert "ReLU's output and its square are kept, 4 times as wide as the stream. They are two fifths" in readme(10)
     assert abs((parts["activation"] + parts["mlp down"]) / kept.total - 2 / 5) < 0.02, parts
 
 

@@ -13,7 +13,7 @@ from shardrun.configs import resolve_config
 from shardrun.fields import add_fields
 from shardrun.launch import find_config
 from shardrun.plan import fit, money, show
-from shardrun.plan.estimates import Estimate, configure, estimate, inputs, kernels_for, planned
+from shardrun.plan.estimates import Estimate, configure, estimate, fullest, inputs, kernels_for, planned
 from shardrun.plan.options import add_shape
 from shardrun.tables import gib, paragraph, table, wrapped
 from speedrun.books.forward_pass import compute_precision
@@ -168,9 +168,8 @@ def _sweep(config: Config, gpu: Gpu, arguments: argparse.Namespace) -> int:
         except ValueError as error:
             refused = str(error)
             break
-        names = catalogue.spread(world)
-        estimates = [estimate(stages, name, world, arguments.precision, gpu) for name in names]
-        totals[world] = {e.strategy: e.total for e in estimates}
+        held = {name: fullest(stages, name, world, arguments.precision)[2] for name in catalogue.spread(world)}
+        totals[world] = {name: sum(memory.values()) for name, memory in held.items()}
     first = next((world for world, held in totals.items() if any(size <= gpu.memory for size in held.values())), None)
     said = ["Nothing fits on any number of ranks: try a smaller --micro-batch, or --checkpointing block."]
     if first is not None:

@@ -41,7 +41,9 @@ def backward_moments(
     stream_size = 2 if precision in ("bf16", "fp16") else 4
     size = 4 if precision == "fp32" else 2
     stream, width, hidden = stream_size * tokens * model.width, model.width, model.mlp_width or 4 * model.width
-    names = {at: [name for name in shapes if _place(name, model.layers) == at] for at in range(-1, model.layers + 1)}
+    names: dict[int, list[str]] = {at: [] for at in range(-1, model.layers + 1)}
+    for name in shapes:
+        names[_place(name, model.layers)].append(name)
     numel = {name: _numel(shape) for name, shape in shapes.items()}
     tied = (stream_size * numel["embed.weight"]) if model.tied_head else 0
     skips = (stream if model.embedding_skip else 0) + (stream if skip_sources(model) else 0)

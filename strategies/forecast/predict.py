@@ -120,6 +120,7 @@ def predict_peak(
         passes.append({**later[-1], "activations": 0, "other": 0})
         passes[-1]["communication buffers"] = passes[-1].get("communication buffers", 0) + copied
     most = max(passes, key=lambda held: sum(held.values()), default={})  # on every rank the same moment
+    unpacked = {"activations": in_blocks, "communication buffers": books.unpacked(scenario)}
     ranks = predict_memory(scenario)
     peaks = []
     for moments, between in zip(ranks, _after_forward(scenario, ranks), strict=True):
@@ -131,7 +132,6 @@ def predict_peak(
         at_forward = {**at_loss, "other": forward}
         if scenario.world_size == 1:  # else the last all-gather's output is still there, as large as what comes next
             at_forward["communication buffers"] -= prefetched
-        unpacked = {"activations": in_blocks, "communication buffers": books.unpacked(scenario)}
         candidates = [at_loss, at_forward, _plus(between, unpacked), _plus(between, most)]
         peaks.append(max(candidates, key=lambda held: sum(held.values())))
     return peaks

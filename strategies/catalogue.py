@@ -32,6 +32,10 @@ FOLDERS = {
     "zero3": "strategies.zero",
 }
 """Name → package, in the order of tables. Asked from the last to the first, the first that claims a config has it."""
+WHOLE = "ddp"
+"""Every rank holds everything: what the others are shown beside."""
+ALIKE = ("zero1", "zero2")
+"""The two that hold the same at the peak of a step of one micro-batch."""
 
 
 def names() -> tuple[str, ...]:

@@ -89,7 +89,8 @@ def moments(estimates: list[Estimate]) -> None:
     title = "When it holds how much (GiB). First block: in its backward pass, which comes last"
     table(title, ["strategy", *MOMENTS.values()], rows)
     found = {e.strategy: e for e in estimates}
-    if "zero1" in found and "zero2" in found and (said := alike(found["zero1"], found["zero2"])):
+    pair = [found[name] for name in catalogue.ALIKE if name in found]
+    if len(pair) == 2 and (said := alike(*pair)):
         wrapped("", said)
         print()
 

@@ -59,7 +59,7 @@ class Training:
         elif event["kind"] == "books":
             self.books = event
             self.counted.add(event["step"])
-        elif event["kind"] == "ddp":
+        elif event["kind"] == "whole":
             self.ddp = event["memory"]
 
     @property

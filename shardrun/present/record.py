@@ -4,7 +4,7 @@
     {"kind": "output", "command": …, "text": …, "figures": …}  what demo.py printed; its pictures lie beside this file
     {"kind": "guess", "guess": …}                              where one was typed, before the output
     {"kind": "run",  "at": …, "command": …, "strategy": …}     the training run, where there is one
-    {"kind": "ddp",  "at": …, "memory": {…}}                   what DDP would hold, where the run is of another strategy
+    {"kind": "whole", "at": …, "memory": {…}}                  what DDP would hold, where the run is of another strategy
     {"kind": "step", "at": …, "step": …, "train_loss": …}      a line of its metrics.jsonl
     {"kind": "books", "at": …, "step": …, "ranks": […]}        its ledger.json, whenever that was written
     {"kind": "end"}                                            last; without it the recording was cut off

@@ -9,6 +9,7 @@ from speedrun.books.forward_pass import ForwardPass
 from speedrun.books.shapes import scenario_of
 from speedrun.config import Config, DataConfig, ModelConfig, OptimizerConfig
 from speedrun.stages import resolve_stages
+from strategies.catalogue import WHOLE
 from strategies.forecast.predict import predict_after_forward, predict_memory
 
 
@@ -18,12 +19,12 @@ def under_ddp(config: dict[str, Any]) -> dict[str, dict[str, int]]:
     That is on one rank, under DDP itself, and for a run in stages, whose batch is not that of the config's fields.
     """
     launch, run = config["launch"], config["run"]
-    if launch["world_size"] == 1 or launch["strategy"] == "ddp" or run["schedule"]["stages"]:
+    if launch["world_size"] == 1 or launch["strategy"] == WHOLE or run["schedule"]["stages"]:
         return {}
     model = ModelConfig(**_tuples(run["model"]))
     ours = Config(model, OptimizerConfig(**_tuples(run["optimizer"])), data=DataConfig(**run["data"]))
     [stage] = resolve_stages(ours, run["steps"], launch["world_size"])
-    scenario = scenario_of(ours, "ddp", launch["world_size"], launch["precision"], stage.batches.accumulation, {})
+    scenario = scenario_of(ours, WHOLE, launch["world_size"], launch["precision"], stage.batches.accumulation, {})
     forward = ForwardPass(model, stage.batches.micro_batch, stage.sequence_length)
     after_forward = {**predict_after_forward(scenario)[0], "activations": forward.predict(scenario).total}
     return {

@@ -345,7 +345,7 @@ class Replayed(Show):
         super().__init__(lesson, screen, folder)
         self.recorded = events
         self.guessed = next((event["guess"] for event in events if event["kind"] == "guess"), None)
-        self._left = [event for event in events if event["kind"] in ("run", "ddp", "step", "books")]
+        self._left = [event for event in events if event["kind"] in ("run", "whole", "step", "books")]
 
     def get_output(self, heading: Heading) -> Event | Wish:
         return next(event for event in self.recorded if event["kind"] == "output")

@@ -173,7 +173,7 @@ class Follower:
             steps = config["run"]["steps"]
             found.append({"kind": "run", **launch, "steps": steps, "parameters": config["parameters"]})
             if ddp := under_ddp(config):
-                found.append({"kind": "ddp", "memory": ddp})
+                found.append({"kind": "whole", "memory": ddp})
         lines = self._lines()  # before the books, which then are at least as new
         ledger = self.run / book.NAME
         if self._begun and ledger.is_file() and (books := self._new_books(ledger)):

@@ -1,8 +1,8 @@
 """The capstone of lesson 4: DDP, written by you, in the real trainer.
 
-    shardrun lesson check 4 my_ddp      how far it is: right, right bytes, overlapped, and with Muon
-    shardrun lesson hint 4 my_ddp       the next hint for the level that you are at
-    shardrun compare --with learning/04_ddp/my_ddp.py       trained beside torch's DDP and the others
+    shardrun lesson check 4 my_ddp  # how far it is: right, right bytes, overlapped, and with Muon
+    shardrun lesson hint 4 my_ddp  # the next hint for the level that you are at
+    shardrun compare --with learning/04_ddp/my_ddp.py  # trained beside torch's DDP and the others
 
 This is what the trainer does with it in a step; all ranks do the same, each with rows of its own:
 

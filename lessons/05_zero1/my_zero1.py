@@ -1,8 +1,8 @@
 """The capstone of lesson 5: ZeRO-1, written by you, in the real trainer.
 
-    shardrun lesson check 5 my_zero1      how far it is: right, right bytes, overlapped, and with Muon
-    shardrun lesson hint 5 my_zero1       the next hint for the level that you are at
-    shardrun compare --with learning/05_zero1/my_zero1.py       trained beside DeepSpeed's ZeRO-1 and the others
+    shardrun lesson check 5 my_zero1  # how far it is: right, right bytes, overlapped, and with Muon
+    shardrun lesson hint 5 my_zero1  # the next hint for the level that you are at
+    shardrun compare --with learning/05_zero1/my_zero1.py  # trained beside DeepSpeed's ZeRO-1 and the others
 
 This is what the trainer does with it in a step; all ranks do the same, each with rows of its own:
 

@@ -1,8 +1,8 @@
 """The capstone of lesson 6: ZeRO-2, written by you, in the real trainer.
 
-    shardrun lesson check 6 my_zero2      how far it is: right, right bytes, overlapped, and with Muon
-    shardrun lesson hint 6 my_zero2       the next hint for the level that you are at
-    shardrun compare --with learning/06_zero2/my_zero2.py       trained beside DeepSpeed's ZeRO-2 and the others
+    shardrun lesson check 6 my_zero2  # how far it is: right, right bytes, overlapped, and with Muon
+    shardrun lesson hint 6 my_zero2  # the next hint for the level that you are at
+    shardrun compare --with learning/06_zero2/my_zero2.py  # trained beside DeepSpeed's ZeRO-2 and the others
 
 This is what the trainer does with it in a step; all ranks do the same, each with rows of its own:
 

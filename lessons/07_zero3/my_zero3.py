@@ -1,8 +1,8 @@
 """The capstone of lesson 7: ZeRO-3, written by you, in the real trainer.
 
-    shardrun lesson check 7 my_zero3      how far it is: right, right bytes, overlapped, and with Muon
-    shardrun lesson hint 7 my_zero3       the next hint for the level that you are at
-    shardrun compare --with learning/07_zero3/my_zero3.py       trained beside DeepSpeed's ZeRO-3 and the others
+    shardrun lesson check 7 my_zero3  # how far it is: right, right bytes, overlapped, and with Muon
+    shardrun lesson hint 7 my_zero3  # the next hint for the level that you are at
+    shardrun compare --with learning/07_zero3/my_zero3.py  # trained beside DeepSpeed's ZeRO-3 and the others
 
 This is what the trainer does with it in a step; all ranks do the same, each with rows of its own:
 

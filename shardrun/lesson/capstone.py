@@ -1,4 +1,4 @@
-"""`shardrun lesson check N my_ddp` and its like: a lesson's capstone, level by level, up to the first that fails."""
+"""`shardrun lesson check 4 my_ddp` and its like: a lesson's capstone, level by level, up to the first that fails."""
 
 import time
 from pathlib import Path

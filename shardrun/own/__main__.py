@@ -1,4 +1,4 @@
-"""`accelerate launch … -m shardrun.own FILE [PRESET] [--section.field value …]`: the trainer, under FILE's strategy."""
+"""`-m shardrun.own FILE`, and then what speedrun.train takes: the trainer, under FILE's strategy."""
 
 import sys
 from dataclasses import replace

@@ -9,13 +9,15 @@ a kill at any moment leaves what the next start completes: history.json is writt
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from speedrun.run.checkpoints import Resumed
 from strategies import strict_json
 from strategies.checkpoint.disk import replace_synced
 from strategies.checkpoint.folder import ASIDE, arrange, checkpoints, name_of, of_history
 from strategies.checkpoint.history import History, Moving, history_of, new_id, read_history, write_history
+
+if TYPE_CHECKING:  # it needs torch, and what only reads a run's folder does not
+    from speedrun.run.checkpoints import Resumed
 
 METRICS = "metrics.jsonl"
 OF_ONE_HISTORY = ("ledger.json", "record.txt", "curves.png")
@@ -30,7 +32,7 @@ def holds_run(folder: Path) -> bool:
     return (folder / METRICS).exists() or bool(checkpoints(folder / "checkpoints"))
 
 
-def history_of_start(folder: Path, resumed: Resumed | None) -> History:
+def history_of_start(folder: Path, resumed: "Resumed | None") -> History:
     """The history that a start goes on with or begins. Changes nothing.
 
     folder: the run's; resumed: what was asked for, None for a run from the beginning.
@@ -49,7 +51,7 @@ def history_of_start(folder: Path, resumed: Resumed | None) -> History:
     return History(new_id(), {"id": saved["id"], "step": step}, ancestors, Moving(now.id, step))
 
 
-def _parent(resumed: Resumed | None) -> dict[str, Any] | None:
+def _parent(resumed: "Resumed | None") -> dict[str, Any] | None:
     """Of a run that begins with another folder's checkpoint."""
     if resumed is None or resumed.folder is None or resumed.index is None:
         return None

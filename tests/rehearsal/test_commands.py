@@ -124,6 +124,9 @@ def test_a_verb_takes_its_arguments_and_knows_what_they_name(
         assert set((ideas or "").split(",")) - {""} <= set(IDEAS)
     if parsed.get("number"):
         lesson = find_lesson(parsed["number"])
-        assert not parsed.get("exercise") or parsed["exercise"] in {e.name for e in lesson.exercises}
+        names = {exercise.name for exercise in lesson.exercises}
+        if lesson.capstone:
+            names.add(Path(lesson.capstone.file).stem)
+        assert not parsed.get("exercise") or parsed["exercise"] in names
     if parsed.get("trainer"):
         parse([parsed["preset"], *parsed["trainer"]])

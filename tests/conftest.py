@@ -8,8 +8,10 @@ from collections.abc import Iterator
 # cores; SHARDRUN_TEST_THREADS is for a check that results do not hang on the number (tests/README.md).
 os.environ["OMP_NUM_THREADS"] = os.environ.get("SHARDRUN_TEST_THREADS", "1")
 
-# What a verb prints is as wide in every test, whoever runs it; those in a pseudo-terminal have its width.
+# What a verb prints is as wide in every test, whoever runs it (a worker of pytest-xdist has 80 columns); those in a
+# pseudo-terminal take its size.
 os.environ["COLUMNS"] = "100"
+os.environ.pop("LINES", None)
 
 import pytest
 import torch

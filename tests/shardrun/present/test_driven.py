@@ -58,8 +58,9 @@ def test_a_replay_from_its_goal_to_its_page(recorded: Recorded, tmp_path: Path, 
             if part >= 10:
                 break
             wait_for(lambda: terminal.shows("? note"), 60, "the end of what runs")  # no key brings it sooner
+            before = terminal.screen[0]
             terminal.press("n")
-            wait_for(lambda before=terminal.screen[0]: terminal.screen[0] != before, 60, "another frame")
+            wait_for(lambda before=before: terminal.screen[0] != before, 60, "another frame")
         assert seen == {5, 6, 7, 8, 9, 10}
         written = terminal.read()
         assert "Your guess: 8 bytes per parameter, 2 times as much." in written

@@ -261,8 +261,10 @@ def test_the_offline_store_holds_two_parts_of_one_run_and_another(
     for step in (2, 4):
         save(tmp_path / "run", opened, step)
     opened.finish("interrupted")
+    time.sleep(1.1)  # wandb names a part's folder by its id and second
     go_on(tmp_path, 4, 7).finish("interrupted")
-    go_on(tmp_path, 2, 3).finish("finished")
+    back = go_on(tmp_path, 2, 3)
+    back.finish("finished")
     stored = []
     for file in sorted(tmp_path.glob("wandb/offline-run-*/run-*.wandb")):
         content = records(file)
@@ -277,10 +279,8 @@ def test_the_offline_store_holds_two_parts_of_one_run_and_another(
         ]
         stored.append((run.run_id, parent, steps))
         assert values == [STEP["val_loss"]] * len(steps)
-    first = stored[0][0]
-    assert sorted(stored, key=lambda part: (part[0] != first, part[2])) == [
-        (first, None, [0, 1, 2, 3, 4, 5]),
-        (first, None, [6, 7]),
-        (stored[-1][0], {"id": first, "step": 2}, [3]),
-    ]
-    assert first != stored[-1][0]
+    # Not by the names of the files: two runs that begin in one second are named in the order of their ids.
+    parts = {tuple(steps): (run_id, parent) for run_id, parent, steps in stored}
+    first, forked = opened.history.id, {"id": opened.history.id, "step": 2}
+    assert parts == {(0, 1, 2, 3, 4, 5): (first, None), (6, 7): (first, None), (3,): (back.history.id, forked)}
+    assert len(stored) == 3 and first != back.history.id

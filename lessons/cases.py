@@ -23,6 +23,7 @@ from hypothesis.errors import Flaky
 from hypothesis.strategies import SearchStrategy
 
 from lessons.checking import expect_number, expect_numbers
+from lessons.worlds import all_agree
 from shardrun.lesson import called
 from shardrun.lesson.wrong import Unsolved, Wrong
 
@@ -134,10 +135,7 @@ class _Search:
                 raise _Stop(error) from None
             raise
         if self.ranks > 1:
-            together: list[str] = [""] * self.ranks
-            dist.all_gather_object(together, said)
-            if any(together):
-                raise Wrong(next(f"On rank {rank}: {words}" for rank, words in enumerate(together) if words))
+            all_agree(said)
 
 
 def formula(

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from shardrun.lesson.arguments import tensors
 from shardrun.lesson.wrong import Wrong
 
 
@@ -47,9 +48,9 @@ class Largest(TorchDispatchMode):
         self._storages: dict[int, int] = {}
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        older = {part.untyped_storage().data_ptr() for part in _tensors((args, kwargs))}
+        older = {part.untyped_storage().data_ptr() for part in tensors((args, kwargs))}
         result = function(*args, **(kwargs or {}))
-        for tensor in _tensors(result):
+        for tensor in tensors(result):
             self.dtypes.add(tensor.dtype)
             storage = tensor.untyped_storage()
             if storage.data_ptr() in older or storage.data_ptr() in self._storages:
@@ -64,14 +65,6 @@ class Largest(TorchDispatchMode):
 
     def _gone(self, address: int) -> None:
         self.alive -= self._storages.pop(address, 0)
-
-
-def _tensors(parts: Any) -> list[Tensor]:
-    if isinstance(parts, Tensor):
-        return [parts]
-    if isinstance(parts, dict):
-        parts = list(parts.values())
-    return [each for part in parts for each in _tensors(part)] if isinstance(parts, (list, tuple)) else []
 
 
 def kept(run: Callable[[], Any]) -> tuple[Any, list[Tensor]]:

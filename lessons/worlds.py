@@ -1,11 +1,28 @@
-"""Fewer ranks than there are: who has written 3 where the number of ranks was meant is found out on two."""
+"""What all ranks of a check find, and fewer ranks than there are: who has written 3 where their number was meant is
+found out on two.
+"""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
 from shardrun.lesson.wrong import Wrong
+
+
+def of_all(value: Any) -> list[Any]:
+    """Every rank's, in order. Collective."""
+    every = [value] * dist.get_world_size()
+    dist.all_gather_object(every, value)
+    return every
+
+
+def all_agree(words: str) -> None:
+    """Raise Wrong on all ranks with what the first of them has found; nothing where none has. Collective."""
+    every = of_all(words)
+    if any(every):
+        raise Wrong(next(f"On rank {rank}: {words}" for rank, words in enumerate(every) if words))
 
 
 def on_two_ranks(run: Callable[[], None]) -> None:

@@ -115,7 +115,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         runs, agree = _run_all(arguments)
         _write(runs, arguments)  # before anything that printing could go wrong with
-        _print_books(runs, arguments.processes, vars(arguments).get("why", False))
+        _print_books(runs, arguments.processes, arguments.why)
         print(f"Records, outputs and compare.json: {runs[0].folder.parent}")
     return 0 if agree and not any(run.remainders for run in runs) else 1
 

@@ -6,7 +6,7 @@ import torch.distributed as dist
 from lessons.cases import formula, generated, st
 from lessons.checking import Wrong, expect, expect_number, expect_own, expect_tensor
 from lessons.meters import Requests, sent_bytes
-from lessons.worlds import on_two_ranks
+from lessons.worlds import of_all, on_two_ranks
 from strategies.ledger.wire import Meter
 
 LENGTH = 4
@@ -80,13 +80,6 @@ def _counted(theirs, *arguments):
     return result, sent_bytes(meter)
 
 
-def _every_rank(value):
-    """value of all ranks, by rank."""
-    values = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
-
-
 def _expect_sent(sent, right, what):
     """Compare bytes, in words."""
     if sent <= right:
@@ -108,7 +101,7 @@ def broadcast(theirs):
         tensor = _tensor(rank, LENGTH)
         result, sent = _counted(theirs, tensor, root)
         expect(result is None, "broadcast works in place and returns nothing.")
-        if root and all(other == _tensor(0, LENGTH).tolist() for other in _every_rank(tensor.tolist())):
+        if root and all(other == _tensor(0, LENGTH).tolist() for other in of_all(tensor.tolist())):
             raise Wrong(f"With root {root}, every rank has rank 0's tensor. Is `root` used?")
         if not torch.equal(tensor, _tensor(root, LENGTH)):
             if torch.equal(tensor, _tensor(rank, LENGTH)):
@@ -117,13 +110,13 @@ def broadcast(theirs):
                 if torch.equal(tensor, _tensor(other, LENGTH)):
                     raise Wrong(f"With root {root}, this rank has rank {other}'s tensor.")
             raise Wrong(f"With root {root}, this rank has {tensor.tolist()}.")
-        most = max(_every_rank(sent))
+        most = max(of_all(sent))
         expect(
             most <= 4 * LENGTH,
             f"A rank sends {most} bytes, {most / (4 * LENGTH):g} times the tensor: the root serves everybody. In a "
             "chain every rank passes the tensor on once.",
         )
-        messages = sum(_every_rank(sent)) // (4 * LENGTH)
+        messages = sum(of_all(sent)) // (4 * LENGTH)
         expect(
             messages < world_size,
             f"Right, but the tensor is sent {messages} times: {world_size - 1} do, the last rank need not pass it on.",
@@ -151,7 +144,7 @@ def _given_to_all(theirs, root, shape, dtype):
     expect(torch.equal(tensor, right), f"{where}this rank has {tensor.tolist()}; it should be {right.tolist()}.")
     expect(around[0] == around[-1] == 99, f"{where}numbers beside the view have changed.")
     expect(sent <= mine.nbytes, f"{where}this rank sends {sent} bytes; the tensor has {mine.nbytes}.")
-    together, due = sum(_every_rank(sent)), mine.nbytes * (dist.get_world_size() - 1)
+    together, due = sum(of_all(sent)), mine.nbytes * (dist.get_world_size() - 1)
     expect(together <= due, f"{where}all ranks together send {together} bytes; N − 1 times the tensor are {due}.")
 
 

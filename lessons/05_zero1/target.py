@@ -1,6 +1,7 @@
 """What the capstone of lesson 5 should hold and send."""
 
-from strategies.ledger.terms import FP32, Entry, Modules, Scenario, entry
+from lessons.capstone.targets import WHY, momentum_gathered
+from strategies.ledger.terms import Entry, Modules, Scenario
 from strategies.zero.books_flat import FlatBooks
 
 
@@ -13,14 +14,10 @@ class Books(FlatBooks):
         super().__init__(1)
 
     def traffic(self, scenario: Scenario, rank: int, modules: Modules | None) -> list[Entry]:
-        usual = [e for e in super().traffic(scenario, rank, modules) if e.purpose != "updates"]
-        for group in scenario.matrix_groups:
-            numel = scenario.elements(group.parameters)
-            usual += entry(scenario.world_size, "all_gather", "updates", 1, numel, FP32 * numel)
-        return usual
+        return momentum_gathered(super().traffic(scenario, rank, modules), scenario)
 
     def why_remainder(self, moment: str, category: str) -> str:
-        return "yours, against what the lesson asks for"
+        return WHY
 
 
 MESSAGES = ("all_reduce", "reduce_scatter", "reduce")

@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 
-from strategies.ledger.terms import FP32, Entry, Modules, Scenario, entry
+from lessons.capstone.targets import WHY, momentum_gathered
+from strategies.ledger.terms import FP32, Entry, Modules, Scenario
 from strategies.zero.books_flat import FlatBooks
 
 TO_OWNERS = {"zero_optimization": {"stage": 2, "use_multi_rank_bucket_allreduce": False}}
@@ -19,14 +20,10 @@ class Books(FlatBooks):
 
     def traffic(self, scenario: Scenario, rank: int, modules: Modules | None) -> list[Entry]:
         asked = replace(scenario, engine=TO_OWNERS)
-        usual = [e for e in super().traffic(asked, rank, modules) if e.purpose != "updates"]
-        for group in scenario.matrix_groups:
-            numel = scenario.elements(group.parameters)
-            usual += entry(scenario.world_size, "all_gather", "updates", 1, numel, FP32 * numel)
-        return usual
+        return momentum_gathered(super().traffic(asked, rank, modules), scenario)
 
     def why_remainder(self, moment: str, category: str) -> str:
-        return "yours, against what the lesson asks for"
+        return WHY
 
 
 MESSAGES = ("all_reduce", "reduce_scatter", "reduce")

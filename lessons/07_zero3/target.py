@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 
-from strategies.ledger.terms import FP32, Entry, Modules, Moments, Scenario, entry
+from lessons.capstone.targets import WHY, momentum_gathered
+from strategies.ledger.terms import FP32, Entry, Modules, Moments, Scenario
 from strategies.zero.books_partitioned import PartitionedBooks
 
 LET_GO = {"zero_optimization": {"stage": 3, "stage3_max_live_parameters": 0, "stage3_max_reuse_distance": 0}}
@@ -25,14 +26,10 @@ class Books(PartitionedBooks):
 
     def traffic(self, scenario: Scenario, rank: int, modules: Modules | None) -> list[Entry]:
         asked = replace(scenario, engine=LET_GO)
-        usual = [e for e in super().traffic(asked, rank, modules) if e.purpose != "updates"]
-        for group in scenario.matrix_groups:
-            numel = scenario.elements(group.parameters)
-            usual += entry(scenario.world_size, "all_gather", "updates", 1, numel, FP32 * numel)
-        return usual
+        return momentum_gathered(super().traffic(asked, rank, modules), scenario)
 
     def why_remainder(self, moment: str, category: str) -> str:
-        return "yours, against what the lesson asks for"
+        return WHY
 
 
 MESSAGES = ("all_gather", "reduce_scatter", "all_reduce", "reduce", "broadcast")
@@ -41,7 +38,7 @@ MESSAGES = ("all_gather", "reduce_scatter", "all_reduce", "reduce", "broadcast")
 
 def most(scenario: Scenario) -> dict[str, int]:
     """Bytes alive at once while backward runs: the rank's cuts, and whole parameters of most of a small model."""
-    own = max(rank["after backward"]["parameters"] for rank in Books().states(scenario))
-    gradients = max(rank["after backward"]["gradients"] for rank in Books().states(scenario))
+    ends = [rank["after backward"] for rank in Books().states(scenario)]
+    own, gradients = max(end["parameters"] for end in ends), max(end["gradients"] for end in ends)
     largest = FP32 * max(map(scenario.numel, scenario.shapes))
     return {"parameters": own + FP32 * scenario.parameters * 3 // 4, "gradients": gradients + 2 * largest}

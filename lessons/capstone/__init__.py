@@ -4,4 +4,5 @@ levels.py    the levels: right, frugal, overlapped, muon
 watched.py   the strategy as the trainer runs it, and what is looked at around each of its calls
 reasons.py   from what it computed to the mistake that gives just that
 events.py    what was sent while what was computed
+targets.py   what the books of several capstones have in common
 """

@@ -23,6 +23,7 @@ from torch import nn
 from lessons.capstone.events import Events, recorded, watch, watch_modules
 from lessons.capstone.reasons import earliest
 from lessons.capstone.watched import Kept, Watched, all_notes, here, under
+from lessons.worlds import all_agree
 from shardrun.certify.equivalence import Case, run_reference, run_strategy
 from shardrun.lesson.wrong import Wrong
 from shardrun.own import Own, target_of
@@ -126,7 +127,7 @@ def _books(own: Own, optimizer: str, steps: int) -> None:
         with under(Kept) as made, contextlib.redirect_stdout(io.StringIO()):
             train("tiny", config, _launch(own.name, place.rank, place.world_size))
         scenario = scenario_of(config, own.name, place.world_size, "fp32", accumulation=2)
-        _all_agree(_grown(made[0]) or _unnamed(made[0]) or _too_much_alive(own, made[0], scenario))
+        all_agree(_grown(made[0]) or _unnamed(made[0]) or _too_much_alive(own, made[0], scenario))
         words = ""
         if place.rank == 0:
             ranks = book.read(Path(folder) / "own")["ranks"]
@@ -146,14 +147,6 @@ def _scratch() -> Iterator[str]:
         dist.broadcast_object_list(said, 0)
         yield said[0]
         dist.barrier()
-
-
-def _all_agree(words: str) -> None:
-    """Raise what any rank has found, on all ranks. Collective."""
-    every: list[Any] = [""] * dist.get_world_size()
-    dist.all_gather_object(every, words)
-    if any(every):
-        raise Wrong(next(f"On rank {rank}: {words}" for rank, words in enumerate(every) if words))
 
 
 def _launch(strategy: str, rank: int, world_size: int) -> Launch:
@@ -216,9 +209,10 @@ def _padding(scenario: Scenario) -> int:
 
 
 def _held(ranks: list[dict[str, Any]], scenario: Scenario) -> str:
+    memory, after_forward = predict_memory(scenario), predict_after_forward(scenario)
     for rank in ranks:
         for moment in ("after prepare", "after forward", "after backward", "after step"):
-            due = predict_memory(scenario)[rank["rank"]].get(moment) or predict_after_forward(scenario)[rank["rank"]]
+            due = memory[rank["rank"]].get(moment) or after_forward[rank["rank"]]
             for category in CATEGORIES:
                 found, most = rank["memory"][moment][category]["measured"], due.get(category, 0)
                 if moment == "after prepare" and category == "optimizer states":
@@ -309,7 +303,7 @@ def overlapped(own: Own) -> str:
 
         strategy.micro_batch = from_the_third  # type: ignore[method-assign]
         run_strategy(case, strategy, place.rank, place.world_size)
-    _all_agree(_exposed(strategy.kept, target))
+    all_agree(_exposed(strategy.kept, target))
     return _beside(own) if place.world_size == 2 else ""
 
 

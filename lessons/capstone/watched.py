@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from lessons.worlds import of_all
 from shardrun.own import Own
 from shardrun.own.engine import OwnStrategy
 from strategies.base import Settings
@@ -66,7 +67,7 @@ class Watched(OwnStrategy):
             self._same_everywhere(phase)
             parts = [part.gradient for part in self.own.parts() if part.gradient is not None]
             share = torch.stack([part.square().sum() for part in parts]).sum().sqrt() if parts else torch.zeros(())
-            self.shares.append(_of_all(float(share)))
+            self.shares.append(of_all(float(share)))
         super()._observe(phase)
 
     def _same_everywhere(self, phase: str) -> None:
@@ -88,7 +89,7 @@ class Watched(OwnStrategy):
     def step(self, update: bool = True) -> float:
         before = {id(p): p.detach().clone() for p in self.model.parameters() if _is_there(p)}
         norm = super().step(update)
-        self.norms.append(_of_all(norm))
+        self.norms.append(of_all(norm))
         if max(self.norms[-1]) > 1.00001 * min(self.norms[-1]):
             said = ", ".join(f"{each:.6g} on rank {rank}" for rank, each in enumerate(self.norms[-1]))
             self.notes.append(Note(self.now, "norm", f"norm() is {said}: the ranks would clip by different factors."))
@@ -188,17 +189,9 @@ def _is_there(p: Tensor) -> bool:
     return p.numel() > 0 and p.untyped_storage().nbytes() > 0
 
 
-def _of_all(value: float) -> list[float]:
-    every: list[Any] = [value] * dist.get_world_size()
-    dist.all_gather_object(every, value)
-    return every
-
-
 def all_notes(strategy: Watched) -> list[Note]:
     """Of all ranks, the earliest first. Collective."""
-    every: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(every, strategy.notes)
-    return sorted((note for notes in every for note in notes), key=lambda note: note.when)
+    return sorted((note for notes in of_all(strategy.notes) for note in notes), key=lambda note: note.when)
 
 
 def extent(off: Tensor) -> str:

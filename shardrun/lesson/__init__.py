@@ -4,13 +4,12 @@ The learner works in a folder, `learning` by default, in which `start` puts copi
 """
 
 import argparse
-import time
 from pathlib import Path
 
 from shardrun.help import add_parser
 from shardrun.lesson import capstone, show
 from shardrun.lesson.course import Exercise, Lesson, course, find_lesson
-from shardrun.lesson.folder import Folder, open_folder, reset, start
+from shardrun.lesson.folder import Folder, each_save, open_folder, reset, start
 from shardrun.lesson.source import function_source
 from strategies import strict_json
 from strategies.errors import UserError
@@ -75,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
         return _watch(folder, lesson, arguments.exercise)
     exercise = _one(folder, lesson, arguments.exercise)
     if arguments.action == "hint":
-        _hint(folder, lesson, exercise)
+        show.hints(exercise, folder.next_hint(lesson, exercise))
     else:
         _solution(folder, lesson, exercise)
     return 0
@@ -130,26 +129,11 @@ def _check(folder: Folder, lesson: Lesson, exercises: list[Exercise]) -> bool:
 
 
 def _watch(folder: Folder, lesson: Lesson, name: str | None) -> int:
-    attempt = folder.attempt(lesson)
-    seen = 0.0
-    while True:
-        changed = attempt.stat().st_mtime if attempt.exists() else seen  # some editors replace a file when saving
-        if changed != seen:
-            seen = changed
-            print("\033[2J\033[H" if show.is_terminal() else "", end="")
-            if _check(folder, lesson, _exercises(lesson, name)):
-                return 0
-            print(f"Waiting for {attempt} to be saved; Ctrl-C ends this.", flush=True)
-        time.sleep(0.3)
-
-
-def _hint(folder: Folder, lesson: Lesson, exercise: Exercise) -> None:
-    key = f"{lesson.name}/{exercise.name}"
-    shown = min(folder.hints.get(key, 0) + 1, len(exercise.hints))
-    show.hints(exercise, shown)
-    folder.hints[key] = shown
-    if folder.exists:
-        folder.save()
+    for _ in each_save(folder.attempt(lesson)):
+        print("\033[2J\033[H" if show.is_terminal() else "", end="")
+        if _check(folder, lesson, _exercises(lesson, name)):
+            break
+    return 0
 
 
 def _solution(folder: Folder, lesson: Lesson, exercise: Exercise) -> None:

@@ -1,12 +1,11 @@
 """`shardrun lesson check 4 my_ddp` and its like: a lesson's capstone, level by level, up to the first that fails."""
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shardrun.lesson import show
 from shardrun.lesson.course import Capstone, Exercise, Lesson
-from shardrun.lesson.folder import Folder
+from shardrun.lesson.folder import Folder, each_save
 from strategies.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,11 +34,7 @@ def run(action: str, folder: Folder, lesson: Lesson) -> int:
     elif not left:
         raise UserError(f"all levels of {lesson.capstone.name} are solved: there is nothing left to hint at.")
     else:
-        key = f"{lesson.name}/{left[0].name}"
-        folder.hints[key] = min(folder.hints.get(key, 0) + 1, len(left[0].hints))
-        show.hints(left[0], folder.hints[key])
-        if folder.exists:
-            folder.save()
+        show.hints(left[0], folder.next_hint(lesson, left[0]))
     return 0
 
 
@@ -89,12 +84,7 @@ def judged(lesson: Lesson, level: Exercise, attempt: Path) -> "Outcome":
 
 
 def _watch(folder: Folder, lesson: Lesson, capstone: Capstone) -> int:
-    attempt, seen = folder.capstone(lesson), 0.0
-    while True:
-        changed = attempt.stat().st_mtime if attempt.exists() else seen
-        if changed != seen:
-            seen = changed
-            if check(folder, lesson, capstone):
-                return 0
-            print(f"Waiting for {attempt} to be saved; Ctrl-C ends this.", flush=True)
-        time.sleep(0.3)
+    for _ in each_save(folder.capstone(lesson)):
+        if check(folder, lesson, capstone):
+            break
+    return 0

@@ -5,6 +5,8 @@ Nothing in here is ever overwritten or deleted: what exists is left alone, and `
 
 import datetime
 import json
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -88,6 +90,14 @@ class Folder:
         if not passed and exercise.name in names and key not in self.failing:
             self.failing.append(key)
 
+    def next_hint(self, lesson: Lesson, exercise: Exercise) -> int:
+        """How many hints the learner has seen, with the one that is due now; kept where the folder exists."""
+        key = f"{lesson.name}/{exercise.name}"
+        self.hints[key] = min(self.hints.get(key, 0) + 1, len(exercise.hints))
+        if self.exists:
+            self.save()
+        return self.hints[key]
+
     def save(self) -> None:
         content = {key: value for key, value in vars(self).items() if key != "path"}
         text = strict_json.dumps({"schema": SCHEMA, **content}, indent=2) + "\n"
@@ -127,6 +137,18 @@ def start(folder: Folder, lesson: Lesson) -> list[Path]:
     folder.current = lesson.number
     folder.save()
     return made
+
+
+def each_save(attempt: Path) -> Iterator[None]:
+    """At once, where the file is there, and whenever it is saved; without end."""
+    seen = 0.0
+    while True:
+        changed = attempt.stat().st_mtime if attempt.exists() else seen  # some editors replace a file when saving
+        if changed != seen:
+            seen = changed
+            yield
+            print(f"Waiting for {attempt} to be saved; Ctrl-C ends this.", flush=True)
+        time.sleep(0.3)
 
 
 def _copy(source: Path, target: Path) -> list[Path]:

@@ -24,7 +24,7 @@ KEPT = Path("runs/guesses.jsonl")
 PATIENCE = 120.0
 """Seconds that an answer is waited for; other ranks wait too, and a process group would give up."""
 SHOWN = re.compile(r"^The number: ([-+0-9.,e]+) ", re.M)
-"""What `tell` prints; a presentation looks for it in a demo's output."""
+"""What `tell` prints."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,12 @@ def written(number: float) -> str:
     if number == round(number) or abs(number) >= 1000:
         return f"{number:,.0f}"
     return f"{number:.4g}"
+
+
+def shown_in(output: str) -> float | None:
+    """The number that a demo's output tells, where it does."""
+    found = SHOWN.search(output)
+    return float(found[1].replace(",", "")) if found else None
 
 
 def compared(guess: float, shown: float, unit: str) -> str:

@@ -1,7 +1,6 @@
 """The process in which an exercise is checked: one per rank, started by shardrun/lesson/judge.py."""
 
 import faulthandler
-import importlib.util
 import linecache
 import os
 import signal
@@ -14,7 +13,8 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import ModuleType
+
+from shardrun.by_path import import_file
 
 LINES, BYTES = 100, 10_000
 """Of what an attempt prints, so much is shown of each rank."""
@@ -136,16 +136,16 @@ def _answer(job: Job) -> tuple[str, str]:
     if job.capstone:
         return _answer_level(job)
     try:
-        learner = _load("exercise", job.attempt)
+        learner = import_file(job.attempt, "exercise")
         if job.other:
-            setattr(learner, job.exercise, getattr(_load("other", job.check.with_name(job.others)), job.other))
+            setattr(learner, job.exercise, getattr(import_file(job.check.with_name(job.others), "other"), job.other))
     except BaseException as error:
         return UNREADABLE, _unreadable(error, job)
     if not hasattr(learner, job.exercise):
         return WRONG, f"There is no function {job.exercise} in {job.attempt.name} any more; its name must stay."
     function = called.watched(getattr(learner, job.exercise), job.parameters, job.changes)
     try:
-        getattr(_load("check", job.check), job.exercise)(function)
+        getattr(import_file(job.check, "check"), job.exercise)(function)
     except Unsolved:
         return UNSOLVED, ""
     except Wrong as wrong:
@@ -174,7 +174,7 @@ def _answer_level(job: Job) -> tuple[str, str]:
     except BaseException as error:
         return UNREADABLE, _unreadable(error, job)
     try:
-        return PASSED, getattr(_load("check", job.check), job.exercise)(own) or ""
+        return PASSED, getattr(import_file(job.check, "check"), job.exercise)(own) or ""
     except (Wrong, UserError) as wrong:
         return WRONG, str(wrong)
     except BaseException as error:
@@ -189,16 +189,6 @@ def _unreadable(error: BaseException, job: Job) -> str:
         line = f": `{error.text.strip()}`" if error.text else ""
         return f"{Path(error.filename or '').name}, line {error.lineno}{line}: {error.msg}."
     return _described(error, job)
-
-
-def _load(name: str, path: Path) -> ModuleType:
-    """Import a file by its path: lesson folders begin with a digit and so are no packages."""
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def _words(error: BaseException) -> str:

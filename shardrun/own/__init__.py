@@ -6,15 +6,14 @@ What the class promises stands in its file as a lesson gives it (lessons/04_ddp/
 the strategy of the catalogue that it takes the place of, and with which its bytes are compared.
 """
 
-import importlib.util
 import inspect
-import sys
 import tomllib
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from shardrun.by_path import import_file
 from strategies import catalogue
 from strategies.errors import UserError
 
@@ -66,7 +65,7 @@ def register(path: Path) -> Own:
     if path.stem in catalogue.FOLDERS and path.stem not in OWN:
         raise UserError(f"{path}: a strategy is named after its file, and {path.stem} is one of the catalogue's.")
     like, lesson = capstone_of(path)
-    module = import_file(path)
+    module = import_file(path, path.stem)
     found = [each for each in vars(module).values() if inspect.isclass(each) and each.__module__ == module.__name__]
     found = [each for each in found if all(hasattr(each, method) for method in METHODS)]
     if len(found) != 1:
@@ -95,17 +94,7 @@ def capstone_of(path: Path) -> tuple[str, Path]:
 
 def target_of(own: Own) -> Any:
     """What its lesson asks for: the module target.py."""
-    return import_file(own.lesson / "target.py")
-
-
-def import_file(path: Path) -> Any:
-    """A file as a module, by its path: it is in no package."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    return module
+    return import_file(own.lesson / "target.py", "target")
 
 
 def new_state(rule: Any, weight: "Tensor") -> "dict[str, Tensor]":

@@ -80,20 +80,20 @@ def run(arguments: argparse.Namespace) -> int:
         return simulation.run(config, gpu, arguments)
     if arguments.sweep:
         return _sweep(config, gpu, arguments)
-    cost = money.asked(gpu, arguments)
+    price = money.asked(gpu, arguments)
     if arguments.fit:
-        return fit.run(config, gpu, arguments, cost)
+        return fit.run(config, gpu, arguments, price)
     stages = planned(config, arguments, arguments.world, kernels_for(config, gpu, arguments))
     names = names or catalogue.spread(arguments.world)
     estimates = [estimate(stages, name, arguments.world, arguments.precision, gpu, engine) for name in names]
-    trainings = [money.training(stages, e, gpu, cost) for e in estimates]
+    trainings = [money.training(stages, e, gpu, price) for e in estimates]
     said = advice(estimates)
     if arguments.json:
         rows = [_row(e) | each.as_dict() for e, each in zip(estimates, trainings, strict=True)]
         print(
             json_answer(
                 "plan",
-                {**inputs(config, gpu, arguments), **cost.as_dict()},
+                {**inputs(config, gpu, arguments), **money.as_input(price)},
                 said,
                 show.notes(estimates),
                 estimates=rows,
@@ -107,7 +107,7 @@ def run(arguments: argparse.Namespace) -> int:
     show.memory(estimates)
     show.moments(estimates)
     show.traffic(estimates)
-    money.show(cost, estimates, trainings)
+    money.show(price, estimates, trainings)
     show.beside(estimates)
     for found in estimates:
         show.say_not_predicted(found.books)

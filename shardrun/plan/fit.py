@@ -14,7 +14,8 @@ from typing import Any, Literal
 from shardrun.answers import json_answer
 from shardrun.plan import money, show
 from shardrun.plan.estimates import Estimate, Planned, estimate, fullest, inputs, kernels_for, planned, shaped
-from shardrun.plan.money import Cost, WholeRun
+from shardrun.plan.money import WholeRun
+from shardrun.prices import Price
 from shardrun.tables import gib, paragraph, table, wrapped
 from speedrun.books.kernels import Kernels
 from speedrun.config import Config
@@ -49,13 +50,13 @@ class Fit:
         return self.estimate.tokens_per_s
 
     @property
-    def rank(self) -> tuple[int, int]:
+    def preference(self) -> tuple[int, int]:
         """Of equals the one comes first that computes least again, and then the one that leaves most room."""
         assert self.estimate
         return WAYS.index(self.checkpointing), self.estimate.total
 
     @property
-    def dollars(self) -> float:
+    def spent(self) -> float:
         """Money of the whole training; without a price its seconds on all GPUs."""
         assert self.training
         return self.training.money[0] if self.training.money else self.training.seconds[0] * self.world_size
@@ -118,14 +119,14 @@ class Search:
         return sizes[at] if 0 <= at < len(sizes) else 0
 
 
-def run(config: Config, gpu: Gpu, arguments: argparse.Namespace, cost: Cost) -> int:
-    found = list(fits(config, gpu, arguments, cost))
-    fewer = list(on_fewer_ranks(config, gpu, arguments, cost, found))
+def run(config: Config, gpu: Gpu, arguments: argparse.Namespace, price: Price | None) -> int:
+    found = list(fits(config, gpu, arguments, price))
+    fewer = list(on_fewer_ranks(config, gpu, arguments, price, found))
     said = advice(found, fewer, arguments.world)
     if arguments.json:
         ways = list(dict.fromkeys(fit.checkpointing for fit in found))
-        told = {**inputs(config, gpu, arguments), **cost.as_dict(), "checkpointing": ways}
-        notes = [money.price_in_words(cost)]
+        told = {**inputs(config, gpu, arguments), **money.as_input(price), "checkpointing": ways}
+        notes = [money.price_in_words(price)]
         print(json_answer("plan", told, said, notes, fits=[row(fit) for fit in [*found, *fewer]]))
         return 0
     for line in said:
@@ -133,10 +134,10 @@ def run(config: Config, gpu: Gpu, arguments: argparse.Namespace, cost: Cost) -> 
     print()
     paragraph(f"{arguments.world} × {gpu.name}, {gib(gpu.memory)} GiB each, {arguments.precision}")
     headings = ["strategy", "checkpointing", "micro", "×", "total", "tokens/s", "hours", "from", "to"]
-    currency = [cost.price.currency] if cost.price else []
+    currency = [price.currency] if price else []
     rows = [cells(fit, bool(currency)) for fit in found]
     table("The largest micro-batch that fits (rows; GiB of the fullest GPU)", [*headings, *currency], rows)
-    wrapped("Price:", money.price_in_words(cost))
+    wrapped("Price:", money.price_in_words(price))
     for fit in found:
         if fit.checked:
             wrapped(f"{fit.strategy}, {fit.checkpointing}:", fit.checked)
@@ -145,7 +146,7 @@ def run(config: Config, gpu: Gpu, arguments: argparse.Namespace, cost: Cost) -> 
     return 0
 
 
-def fits(config: Config, gpu: Gpu, arguments: argparse.Namespace, cost: Cost) -> Iterator[Fit]:
+def fits(config: Config, gpu: Gpu, arguments: argparse.Namespace, price: Price | None) -> Iterator[Fit]:
     """Of every strategy and checkpointing; of those that are asked for, where any is."""
     ways: tuple[Way, ...] = (arguments.checkpointing,) if arguments.checkpointing else WAYS
     there_are = catalogue.spread(arguments.world) or ("single",)
@@ -157,10 +158,12 @@ def fits(config: Config, gpu: Gpu, arguments: argparse.Namespace, cost: Cost) ->
             )
     for name in names:
         for way in ways:
-            yield one(config, gpu, arguments, cost, name, way, arguments.world)
+            yield one(config, gpu, arguments, price, name, way, arguments.world)
 
 
-def one(config: Config, gpu: Gpu, arguments: argparse.Namespace, cost: Cost, name: str, way: Way, world: int) -> Fit:
+def one(
+    config: Config, gpu: Gpu, arguments: argparse.Namespace, price: Price | None, name: str, way: Way, world: int
+) -> Fit:
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, checkpointing=way))
     search = Search(config, gpu, arguments, kernels_for(config, gpu, arguments), world)
     rows, checked = search.largest(name), ""
@@ -170,7 +173,7 @@ def one(config: Config, gpu: Gpu, arguments: argparse.Namespace, cost: Cost, nam
         return Fit(name, way, world, None, None, checked)
     found = search.of(name, rows)
     tokens = None if config.tokens else search.tokens
-    return Fit(name, way, world, found, money.training(search.stages(rows), found, gpu, cost, tokens), checked)
+    return Fit(name, way, world, found, money.training(search.stages(rows), found, gpu, price, tokens), checked)
 
 
 def simulated(search: Search, name: str, rows: int) -> tuple[int, str]:
@@ -196,7 +199,7 @@ def holds(search: Search, name: str, rows: int) -> bool:
 
 
 def on_fewer_ranks(
-    config: Config, gpu: Gpu, arguments: argparse.Namespace, cost: Cost, found: list[Fit]
+    config: Config, gpu: Gpu, arguments: argparse.Namespace, price: Price | None, found: list[Fit]
 ) -> Iterator[Fit]:
     """With the fastest's checkpointing on 1, 2, 4 … ranks below those asked for, where it may be cheaper; without a
     simulation.
@@ -208,7 +211,7 @@ def on_fewer_ranks(
         for name in catalogue.spread(world) if world > 1 else ("single",):
             for way in ways:
                 try:
-                    fit = one(config, gpu, plain, cost, name, way, world)
+                    fit = one(config, gpu, plain, price, name, way, world)
                 except UserError:  # the batch does not divide over so many ranks
                     continue
                 if fit.estimate:
@@ -218,7 +221,7 @@ def on_fewer_ranks(
 
 def fastest(found: list[Fit]) -> Fit:
     """Of those that fit."""
-    return min((fit for fit in found if fit.estimate), key=lambda fit: (-round(fit.tokens_per_s), fit.rank))
+    return min((fit for fit in found if fit.estimate), key=lambda fit: (-round(fit.tokens_per_s), fit.preference))
 
 
 def advice(found: list[Fit], fewer: list[Fit], world: int) -> list[str]:
@@ -229,7 +232,7 @@ def advice(found: list[Fit], fewer: list[Fit], world: int) -> list[str]:
             f"Nothing fits on {world} rank{'s' * (world > 1)}, not even a micro-batch of one row.",
             "Try more ranks, a larger --gpu or a smaller model.",
         ]
-    cheapest = min([*fitting, *fewer], key=lambda fit: (round(fit.dollars, 2), -fit.world_size, fit.rank))
+    cheapest = min([*fitting, *fewer], key=lambda fit: (round(fit.spent, 2), -fit.world_size, fit.preference))
     return [f"Fastest: {in_words(fastest(found))}.", f"Cheapest: {in_words(cheapest)}."]
 
 

@@ -12,17 +12,6 @@ from strategies.ledger.hardware import Gpu
 
 
 @dataclass(frozen=True)
-class Cost:
-    """What is asked for. price: None for a GPU that the table lacks."""
-
-    price: Price | None
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {"price": dataclasses.asdict(self.price) if self.price else None}
-
-
-@dataclass(frozen=True)
 class WholeRun:
     """Of one strategy. Seconds with the least and the most that measured rows allow; money in the price's currency."""
 
@@ -49,13 +38,17 @@ class WholeRun:
         return {"training": said}
 
 
-def asked(gpu: Gpu, arguments: argparse.Namespace) -> Cost:
-    """Raises UserError for a price that is none."""
-    price = parse_price(arguments.price) if arguments.price is not None else price_of(gpu)
-    return Cost(price)
+def asked(gpu: Gpu, arguments: argparse.Namespace) -> Price | None:
+    """The price asked for, or the table's; None for a GPU that it lacks. Raises UserError for a price that is none."""
+    return parse_price(arguments.price) if arguments.price is not None else price_of(gpu)
 
 
-def training(stages: list[Planned], e: Estimate, gpu: Gpu, cost: Cost, budget: int | None = None) -> WholeRun:
+def as_input(price: Price | None) -> dict[str, Any]:
+    """For JSON."""
+    return {"price": dataclasses.asdict(price) if price else None}
+
+
+def training(stages: list[Planned], e: Estimate, gpu: Gpu, price: Price | None, budget: int | None = None) -> WholeRun:
     """All stages of the run under the strategy of an estimate: the preset's steps, or those of --steps or --tokens.
 
     budget: tokens in their place, in the stages' proportions.
@@ -72,10 +65,10 @@ def training(stages: list[Planned], e: Estimate, gpu: Gpu, cost: Cost, budget: i
         tokens, steps = tokens + count * planned.stage.tokens_per_step, steps + count
     factor = budget / tokens if budget else 1.0
     expected, least, most = (factor * each for each in seconds)
-    return WholeRun(budget or tokens, round(factor * steps), (expected, least, most), cost.price, e.books.world_size)
+    return WholeRun(budget or tokens, round(factor * steps), (expected, least, most), price, e.books.world_size)
 
 
-def show(cost: Cost, estimates: list[Estimate], trainings: list[WholeRun]) -> None:
+def show(price: Price | None, estimates: list[Estimate], trainings: list[WholeRun]) -> None:
     """Hours and money of each strategy that fits."""
     rows = []
     for e, each in zip(estimates, trainings, strict=True):
@@ -85,14 +78,14 @@ def show(cost: Cost, estimates: list[Estimate], trainings: list[WholeRun]) -> No
     if rows:
         first = trainings[0]
         what = f"{first.tokens / 1e9:,.3f} billion tokens, {first.steps:,} steps"
-        money = [cost.price.currency, "from", "to"] if cost.price else []
+        money = [price.currency, "from", "to"] if price else []
         table(f"The whole training of {what}, where it fits", ["strategy", "hours", "from", "to", *money], rows)
-    wrapped("Price:", price_in_words(cost))
+    wrapped("Price:", price_in_words(price))
 
 
-def price_in_words(cost: Cost) -> str:
+def price_in_words(price: Price | None) -> str:
     """Which price, and where from."""
-    return f"{cost.price}." if cost.price else "the table has none for this GPU; give one with --price 2.49."
+    return f"{price}." if price else "the table has none for this GPU; give one with --price 2.49."
 
 
 def hours(seconds: float) -> str:

@@ -74,20 +74,14 @@ def memory(estimates: list[Estimate]) -> None:
     print()
 
 
-MOMENTS = {
-    "after forward": "after forward",
-    "first block": "first block",
-    "before step": "before step",
-    "after step": "after step",
-    "peak": "peak",
-}
-"""Moment of `Estimate.moments` → heading. First block: the last one of the backward pass."""
+MOMENTS = ("after forward", "first block", "before step", "after step", "peak")
+"""Of `Estimate.moments`. First block: the last one of the backward pass."""
 
 
 def moments(estimates: list[Estimate]) -> None:
     rows = [[e.strategy, *(gib(e.moments[moment]) for moment in MOMENTS)] for e in estimates]
     title = "When it holds how much (GiB). First block: in its backward pass, which comes last"
-    table(title, ["strategy", *MOMENTS.values()], rows)
+    table(title, ["strategy", *MOMENTS], rows)
     found = {e.strategy: e for e in estimates}
     pair = [found[name] for name in catalogue.ALIKE if name in found]
     if len(pair) == 2 and (said := alike(*pair)):
@@ -108,7 +102,7 @@ def alike(one: Estimate, two: Estimate) -> str:
     if gib(one.moments[moment]) == gib(two.moments[moment]):
         return f"{why}; here that is less than 0.01 GiB at every moment."
     return (
-        f"{why}: at the moment “{MOMENTS[moment]}” zero1 holds {gib(abs(apart[moment]))} GiB "
+        f"{why}: at the moment “{moment}” zero1 holds {gib(abs(apart[moment]))} GiB "
         f"{'more' if apart[moment] > 0 else 'less'}. With --accumulation 2 zero1 keeps them between micro-batches too."
     )
 

@@ -159,7 +159,7 @@ class Screen:
         while True:
             self._draw(heading, content, note, top, left)
             key = self._wait(partial(self._draw, heading, content, note, top, left))
-            more_down, more_right = self._more(content, note, top, left)
+            more_down, more_right = self._more(self._rendered(content), note, top, left)
             if key in DOWN:
                 top += min(more_down, 3)
             elif key in UP:
@@ -249,15 +249,14 @@ class Screen:
             options = options.update_width(max([self.width, *(line.cell_len for line in content.lines)]))
         return self.console.render_lines(content, options, pad=False)
 
-    def _more(self, content: RenderableType, note: str, top: int, left: int) -> tuple[int, int]:
+    def _more(self, lines: list[list[Segment]], note: str, top: int, left: int) -> tuple[int, int]:
         """Lines below, and columns to the right of, what is seen from there."""
-        lines = self._rendered(content)
         wide = max((Segment.get_line_length(line) for line in lines), default=0)
         return max(0, len(lines) - top - self._room(note)), max(0, wide - left - self.width)
 
     def _windows(self, content: RenderableType) -> list[tuple[int, int]]:
         """Top and left of each screenful, where nobody can scroll: all that is there is seen, one after another."""
-        down, right = self._more(content, "", 0, 0)
+        down, right = self._more(self._rendered(content), "", 0, 0)
         tops = [*range(0, down, max(1, self._room("") - 2)), down] if down else [0]
         return [(top, left) for top in dict.fromkeys(tops) for left in ([0, right] if right else [0])]
 
@@ -314,7 +313,7 @@ class Screen:
         """Head, what is seen of the content from there, a note, and foot: as many lines as the screen has."""
         room, noted = self._room(note), self._noted(note)
         lines = self._rendered(content)
-        down, right = self._more(content, note, top, left)
+        down, right = self._more(lines, note, top, left)
         seen = [_columns(line, left, self.width) for line in lines[top : top + room]]
         seen += [[] for _ in range(room - len(seen))]
         seen += [[Segment(line)] for line in noted]

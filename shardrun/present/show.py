@@ -11,7 +11,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from shardrun.lesson.course import Lesson
-from shardrun.lesson.guess import SHOWN, compared, keep, parsed, worded
+from shardrun.lesson.guess import compared, keep, parsed, shown_in, worded
 from shardrun.present.figures import Training
 from shardrun.present.frame import command, live, one_step, tables
 from shardrun.present.notes import note_of
@@ -183,10 +183,9 @@ class Show:
 
     def _comparison(self) -> list[Text]:
         """The guess beside the number that the demo found."""
-        found = SHOWN.search(self.output["text"])
-        if self.guessed is None or not found or not self.lesson.guess:
+        shown = shown_in(self.output["text"])
+        if self.guessed is None or shown is None or not self.lesson.guess:
             return []
-        shown = float(found[1].replace(",", ""))
         return [Text(compared(self.guessed, shown, self.lesson.guess.unit), "bold")]
 
     def _train(self, heading: Heading) -> Wish | None:
@@ -300,9 +299,8 @@ class Performance(Show):
             time.sleep(0.1)
         event = self.recorder.add(self.script.output())
         self.screen.say_lines(map(Text, event["text"].splitlines()[said:]))
-        found, guess = SHOWN.search(event["text"]), self.lesson.guess
-        if self.guessed is not None and found and guess:
-            shown = float(found[1].replace(",", ""))
+        shown, guess = shown_in(event["text"]), self.lesson.guess
+        if self.guessed is not None and shown is not None and guess:
             keep(self.lesson.number, worded(guess, self.ranks), self.guessed, shown, guess.unit)
         return event
 

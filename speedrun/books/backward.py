@@ -14,6 +14,7 @@ Every embedding is a moment too: its gradient is as large as it is, in the dtype
 has the head's beside it all the time. These are estimates: see strategies.forecast.predict.predict_peak.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -44,7 +45,7 @@ def backward_moments(
     names: dict[int, list[str]] = {at: [] for at in range(-1, model.layers + 1)}
     for name in shapes:
         names[_place(name, model.layers)].append(name)
-    numel = {name: _numel(shape) for name, shape in shapes.items()}
+    numel = {name: math.prod(shape) for name, shape in shapes.items()}
     tied = (stream_size * numel["embed.weight"]) if model.tied_head else 0
     skips = (stream if model.embedding_skip else 0) + (stream if skip_sources(model) else 0)
     between = batch + stream + tied + skips
@@ -82,10 +83,3 @@ def _place(path: str, layers: int) -> int:
     if first == "blocks":
         return int(rest.partition(".")[0])
     return layers if first in ("norm", "head", "backout") else -1
-
-
-def _numel(shape: Shape) -> int:
-    numel = 1
-    for size in shape:
-        numel *= size
-    return numel

@@ -10,6 +10,7 @@ import pytest
 
 from lessons import checking
 from shardrun.__main__ import main
+from shardrun.by_path import import_file
 from shardrun.lesson import called, rank
 from shardrun.lesson.course import Exercise, Lesson, course, find_lesson
 from shardrun.lesson.folder import Folder, open_folder
@@ -158,10 +159,10 @@ def numbers_of(lesson: Lesson, exercise: Exercise, monkeypatch: pytest.MonkeyPat
         EXPECT_NUMBER(found, right, what, mistakes, ranks)
 
     monkeypatch.setattr(checking, "expect_number", listen)
-    solution = rank._load("exercise", lesson.folder / "solution.py")
+    solution = import_file(lesson.folder / "solution.py", "exercise")
     names = parameters(lesson.folder / "solution.py", exercise.name)
     function = called.watched(getattr(solution, exercise.name), names, exercise.changes)
-    getattr(rank._load("check", lesson.folder / "check.py"), exercise.name)(function)
+    getattr(import_file(lesson.folder / "check.py", "check"), exercise.name)(function)
     return asked
 
 

@@ -9,6 +9,8 @@ returns as soon as the copy in host memory is made (asynchronous: the stall that
 waited for outside of the clock. Which goes first alternates. The first pair is left out: it allocates the host memory
 that later ones use again, as in a run, and is shown on its own.
 
+Then pairs of synchronous saves, one of which does not look whether every value is finite: what that look costs.
+
 The last line is the other side: what a save in the background costs the steps that go on beside it. They are stood for
 by a fixed amount of matrix products, timed right after every asynchronous save and again when it is on the disk.
 """
@@ -18,7 +20,9 @@ import os
 import statistics
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from unittest import mock
 
 import torch
 
@@ -27,6 +31,7 @@ from speedrun.optim.policy import parameter_groups
 from speedrun.presets import PRESETS
 from strategies import catalogue
 from strategies.base import Settings
+from strategies.checkpoint import save as saving
 from strategies.checkpoint.save import Saver
 from strategies.mesh import Place
 
@@ -85,6 +90,13 @@ def measure(preset: str, pairs: int, folder: Path) -> str:
         print(lines[-1], flush=True)
         if pair:
             shares.append(share)
+    looks = []
+    for pair in range(pairs):
+        seconds = {}
+        for looking in (True, False) if pair % 2 else (False, True):
+            with nullcontext() if looking else mock.patch.object(saving, "first_not_finite", lambda _: None):
+                seconds[looking] = save(True)
+        looks.append((seconds[True], seconds[False], seconds[True] / seconds[False]))
     size = sum(path.stat().st_size for path in next(folder.glob("step_*")).iterdir())
     return "\n".join(
         [
@@ -97,6 +109,13 @@ def measure(preset: str, pairs: int, folder: Path) -> str:
             "",
             f"The stall is {100 * statistics.median(shares):.1f} % of the synchronous time (median of {pairs} pairs; "
             f"{100 * min(shares):.1f} to {100 * max(shares):.1f} %). Aim: at most 10 %.",
+            "",
+            "| pair, synchronous | looking for values that are not finite, s | not looking, s | ratio |",
+            "|---|---|---|---|",
+            *(f"| {i} | {a:.2f} | {b:.2f} | {ratio:.2f} |" for i, (a, b, ratio) in enumerate(looks, 1)),
+            "",
+            f"Looking takes {statistics.median(ratio for *_, ratio in looks):.2f} times as long (median; "
+            f"{min(ratio for *_, ratio in looks):.2f} to {max(ratio for *_, ratio in looks):.2f}).",
             "",
             f"Matrix products that take {statistics.median(alone):.2f} s alone took {statistics.median(beside):.2f} s "
             "beside a save in the background (medians).",

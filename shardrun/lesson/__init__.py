@@ -10,7 +10,6 @@ from shardrun.help import add_parser
 from shardrun.lesson import capstone, show
 from shardrun.lesson.course import Exercise, Lesson, course, find_lesson
 from shardrun.lesson.folder import Folder, each_save, open_folder, reset, start
-from shardrun.lesson.messages.shown import show_exercise
 from shardrun.lesson.source import function_source
 from strategies import strict_json
 from strategies.errors import UserError
@@ -131,6 +130,8 @@ def _check(folder: Folder, lesson: Lesson, exercises: list[Exercise], pictures: 
         failing = folder.fails_now(lesson, exercise)
         show.outcome(exercise, outcome, show.once_solved(lesson, exercise, folder) if failing else "")
         if pictures:
+            from shardrun.lesson.messages.shown import show_exercise
+
             show_exercise(lesson, exercise, attempt, outcome)
     folder.current = lesson.number
     folder.save()

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 from shardrun.lesson import show
 from shardrun.lesson.course import Capstone, Exercise, Lesson
 from shardrun.lesson.folder import Folder, each_save
-from shardrun.lesson.messages.shown import show_capstone
 from strategies.errors import UserError
 
 if TYPE_CHECKING:
@@ -64,6 +63,8 @@ def check(folder: Folder, lesson: Lesson, capstone: Capstone, picture: bool = Fa
     folder.current = lesson.number
     folder.save()
     if picture:
+        from shardrun.lesson.messages.shown import show_capstone
+
         show_capstone(lesson, capstone, attempt)
     print(f"\n{show.capstone_line(lesson, folder)}")
     if passed:

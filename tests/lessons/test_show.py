@@ -18,6 +18,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from shardrun.__main__ import main
 from shardrun.by_path import import_file
 from shardrun.lesson import called
 from shardrun.lesson.course import course, find_lesson
@@ -152,6 +153,41 @@ def test_exercises_that_send_nothing_get_a_sentence(capsys: pytest.CaptureFixtur
     printed = " ".join(capsys.readouterr().out.split())
     assert "my_rows runs in one process: it sends nothing" in printed and "average_gradients is not begun" in printed
     assert not list(tmp_path.iterdir())
+
+
+STEP = (WORK, sent(0), *WAIT, WORK)
+"""Of a capstone."""
+
+
+@pytest.mark.parametrize(
+    ("outcome", "says", "drawn"),
+    [
+        (Outcome("passed", "", (events(*STEP),) * 2), "of all, exposed (!)", True),
+        (
+            Outcome("error", "no", (events(*STEP, done=False), events(*STEP))),
+            "On rank 0 this did not come to its end",
+            True,
+        ),
+        (Outcome("error", "my_ddp.py, line 3", ("", "")), "did not come to its first step", False),
+        (Outcome("unsolved"), "my_ddp does not train yet", False),
+    ],
+)
+def test_a_capstone_is_drawn_whether_it_passes_or_not(
+    outcome: Outcome, says: str, drawn: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    right = Outcome("passed", "", (events(WORK, sent(0), WORK, *WAIT),) * 2)
+    monkeypatch.setattr("shardrun.lesson.judge.judge_level", lambda *_: Outcome("wrong", "Step 0, reduce: no."))
+    monkeypatch.setattr(
+        "shardrun.lesson.judge.record_step", lambda _, attempt, __: right if attempt.name == "by_hand.py" else outcome
+    )
+    for command in (["start", "4"], ["check", "4", "my_ddp", "--show"]):
+        with pytest.raises(SystemExit):
+            main(["lesson", *command])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "Step 0, reduce: no." in printed and says in printed
+    assert (tmp_path / "learning/04_ddp/my_ddp.messages.svg").exists() is drawn is ("Picture: " in printed)
 
 
 def recorded_calls(path: str, attempt: str, exercise: str) -> str:

@@ -10,7 +10,6 @@ An event is a line of JSON in the rank's file, in their order:
     {"done": true}                                   the call ends; without this line it raised, or never came back
 """
 
-import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from typing import Any
 import torch.distributed as dist
 from torch.distributed import ProcessGroup, Work
 
+from strategies import strict_json
 from strategies.ledger.wire import Meter
 
 SENDING = (
@@ -87,7 +87,7 @@ class MessageRecorder:
             self._note(**event)
 
     def _note(self, **event: Any) -> None:
-        self._file.write(json.dumps(event) + "\n")
+        self._file.write(strict_json.dumps(event) + "\n")
         self._file.flush()  # the process may be killed while it waits
 
     def _take(self, inside: bool = True, peer: int | None = None, received: int = 0) -> list[int]:

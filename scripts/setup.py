@@ -79,6 +79,11 @@ def other_python_asked_for() -> bool:
 
 def make_venv(clear: bool) -> None:
     """Create .venv with pip in it, unless a working one is there. `clear` empties it first."""
+    if clear and VENV.is_symlink():  # venv --clear would empty the folder that it leads to, which is another checkout's
+        raise SystemExit(
+            f"setup: .venv is a link to {VENV.resolve()}, which was made for another checkout or Python: "
+            "remove the link (`rm .venv`) and try again."
+        )
     if not clear and PYTHON.exists() and runs(PYTHON, "-m", "pip", "--version"):
         return
     oldest, newest, version = (".".join(map(str, pair)) for pair in (OLDEST, NEWEST, sys.version_info[:2]))

@@ -13,6 +13,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from shardrun.by_path import import_file
+
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 PACKAGES = [
@@ -107,3 +109,19 @@ def test_importing_the_packages_loads_no_heavy_library() -> None:
         "print(*sorted({'accelerate', 'deepspeed', 'matplotlib', 'triton', 'wandb'} & set(sys.modules)))"
     )
     assert python("-c", code, cwd=ROOT).split() == []
+
+
+def test_setup_does_not_empty_a_folder_that_dot_venv_is_a_link_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`make` in a checkout that borrows another one's environment emptied that one."""
+    setup = import_file(ROOT / "scripts" / "setup.py", "setup_script")
+    theirs, link = tmp_path / "theirs", tmp_path / "here" / ".venv"
+    for folder in (theirs, link.parent):
+        folder.mkdir()
+    (theirs / "kept").touch()
+    link.symlink_to(theirs)
+    monkeypatch.setattr(setup, "VENV", link)
+    with pytest.raises(SystemExit, match="is a link to .*remove the link"):
+        setup.make_venv(clear=True)
+    assert (theirs / "kept").exists()

@@ -110,26 +110,14 @@ def _wrapped(function: Callable[..., Any], events: Events, meter: Meter) -> Call
     return call
 
 
-def watch(events: Callable[[], Events | None], model: nn.Module) -> None:
+def watch(note: Callable[[str], None], model: nn.Module) -> None:
     """Note what is computed. To be called before the learner's hooks are there, so that ours come first."""
-
-    def note(what: str) -> None:
-        now = events()
-        if now is not None:
-            now.work.append((now.tick(), what))
-
     for name, p in model.named_parameters():
         p.register_post_accumulate_grad_hook(lambda _, name=name: note(f"gradient of {name}"))
 
 
-def watch_modules(events: Callable[[], Events | None], model: nn.Module) -> None:
+def watch_modules(note: Callable[[str], None], model: nn.Module) -> None:
     """To be called after the learner's hooks are there: a module runs once they have made it ready."""
-
-    def note(path: str) -> None:
-        now = events()
-        if now is not None:
-            now.work.append((now.tick(), f"{path} runs"))
-
     for path, module in model.named_modules():
         if list(module.parameters(recurse=False)):
-            module.register_forward_pre_hook(lambda _, __, path=path: note(path))
+            module.register_forward_pre_hook(lambda _, __, path=path: note(f"{path} runs"))

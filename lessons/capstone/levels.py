@@ -258,11 +258,15 @@ class _Recorded(OwnStrategy):
 
     def prepare(self, model: nn.Module, recipe: Recipe, clip: float, accumulation: int) -> None:
         self.steps, self.kept = 0, Events()
-        watch(lambda: self.events, model)
+        watch(self._computed, model)
         super().prepare(model, recipe, clip, accumulation)
-        watch_modules(lambda: self.events, model)
+        watch_modules(self._computed, model)
         for phase in ("backward", "wait", "norm", "update", "clear"):
             setattr(self.own, phase, self._noted(phase, getattr(self.own, phase)))
+
+    def _computed(self, what: str) -> None:
+        if self.events is not None:
+            self.events.work.append((self.events.tick(), what))
 
     def _noted(self, phase: str, function: Any) -> Any:
         def call(*arguments: Any) -> Any:

@@ -38,6 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ):
         parts = action(name, about)
         parts.add_argument("number", nargs="?", **{**number, "help": "the lesson's number (default: the current one)"})  # type: ignore[arg-type]
+        if name == "check":
+            parts.add_argument(
+                "--show",
+                action="store_true",
+                help="draw the messages that your code sends, rank by rank, beside the solution's; also as an SVG file",
+            )
         if name != "reset":
             parts.add_argument("exercise", nargs="?", help="one exercise of it, or its capstone (my_ddp)")
     verify = action("verify", "for CI: do the lessons themselves hold what they promise?")
@@ -67,9 +73,9 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"The exercises of lesson {lesson.number} are unsolved again; yours are in {reset(folder, lesson)}.")
         return 0
     if lesson.capstone and (arguments.exercise or "").partition(".")[0] == lesson.capstone.name:
-        return capstone.run(arguments.action, folder, lesson)
+        return capstone.run(arguments.action, folder, lesson, getattr(arguments, "show", False))
     if arguments.action == "check":
-        return 0 if _check(folder, lesson, _exercises(lesson, arguments.exercise)) else 1
+        return 0 if _check(folder, lesson, _exercises(lesson, arguments.exercise), arguments.show) else 1
     if arguments.action == "watch":
         return _watch(folder, lesson, arguments.exercise)
     exercise = _one(folder, lesson, arguments.exercise)
@@ -104,8 +110,8 @@ def _one(folder: Folder, lesson: Lesson, name: str | None) -> Exercise:
     raise UserError(f"all exercises of lesson {lesson.number} are solved; name the one you mean: {names}.")
 
 
-def _check(folder: Folder, lesson: Lesson, exercises: list[Exercise]) -> bool:
-    """Check, tell and note; whether all that was checked passed."""
+def _check(folder: Folder, lesson: Lesson, exercises: list[Exercise], pictures: bool = False) -> bool:
+    """Check, tell and note; whether all that was checked passed. pictures: of what each sends, too."""
     from shardrun.lesson.judge import judge
     from shardrun.lesson.rank import BROKEN, UNREADABLE
 
@@ -113,7 +119,8 @@ def _check(folder: Folder, lesson: Lesson, exercises: list[Exercise]) -> bool:
     passed = True
     print(f"Lesson {lesson.number}, {lesson.title}: {attempt}", flush=True)
     for exercise in exercises:
-        outcome = judge(lesson, exercise, attempt)
+        recorded = pictures and exercise.ranks > 1
+        outcome = judge(lesson, exercise, attempt, record=True) if recorded else judge(lesson, exercise, attempt)
         passed = passed and outcome.passed
         if outcome.status == UNREADABLE:
             show.unreadable(outcome)
@@ -122,6 +129,10 @@ def _check(folder: Folder, lesson: Lesson, exercises: list[Exercise]) -> bool:
             folder.mark(lesson, exercise, outcome.passed)
         failing = folder.fails_now(lesson, exercise)
         show.outcome(exercise, outcome, show.once_solved(lesson, exercise, folder) if failing else "")
+        if pictures:
+            from shardrun.lesson.messages.shown import show_exercise
+
+            show_exercise(lesson, exercise, attempt, outcome)
     folder.current = lesson.number
     folder.save()
     show.after_check(lesson, folder, course())

@@ -6,15 +6,18 @@ What it was given is compared before and after, and an error that it raises is k
 import functools
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from shardrun.lesson.arguments import Snapshot, in_few_words
 from shardrun.lesson.wrong import Unsolved, Wrong
+
+if TYPE_CHECKING:
+    from shardrun.lesson.messages.recorder import MessageRecorder
 
 
 @dataclass
@@ -33,6 +36,12 @@ class Calls:
     """What of the learner's runs outside of a call, such as a backward pass."""
     quick: bool = False
     """Whether generated cases that fail are not to be made smaller (Job.quick)."""
+    recorder: "MessageRecorder | None" = None
+    """What notes the messages of each call, where they are to be shown (Job.record)."""
+
+    def recorded(self) -> AbstractContextManager[None]:
+        """The call whose arguments are in `given`."""
+        return self.recorder.call(self.given) if self.recorder else nullcontext()
 
 
 CALLS = Calls()
@@ -57,7 +66,8 @@ def watched(
         CALLS.given = ", ".join(f"{name} = {in_few_words(value)}" for name, value in given.items())
         before, modes = Snapshot(given), _modes()
         try:
-            found = function(*arguments, **keywords)
+            with CALLS.recorded():
+                found = function(*arguments, **keywords)
         except NotImplementedError as error:
             if not_begun(error):
                 raise Unsolved from None

@@ -15,11 +15,14 @@ RANKS = (2, 3)
 """World sizes that a level is checked on: all that goes wrong with an odd one does with 3."""
 
 
-def run(action: str, folder: Folder, lesson: Lesson) -> int:
-    """action: check, watch, hint or solution. Returns the exit status. Raises UserError where it cannot be done yet."""
+def run(action: str, folder: Folder, lesson: Lesson, picture: bool = False) -> int:
+    """action: check, watch, hint or solution; picture: of a check, what a step sends. Returns the exit status.
+
+    Raises UserError where it cannot be done yet.
+    """
     assert lesson.capstone
     if action == "check":
-        return 0 if check(folder, lesson, lesson.capstone) else 1
+        return 0 if check(folder, lesson, lesson.capstone, picture) else 1
     if action == "watch":
         return _watch(folder, lesson, lesson.capstone)
     solved = folder.levels_solved(lesson)
@@ -38,7 +41,7 @@ def run(action: str, folder: Folder, lesson: Lesson) -> int:
     return 0
 
 
-def check(folder: Folder, lesson: Lesson, capstone: Capstone) -> bool:
+def check(folder: Folder, lesson: Lesson, capstone: Capstone, picture: bool = False) -> bool:
     """Check the levels in order, tell and note; whether all passed. What was solved on another day stays solved."""
     from shardrun.lesson.rank import BROKEN, UNREADABLE
 
@@ -59,6 +62,10 @@ def check(folder: Folder, lesson: Lesson, capstone: Capstone) -> bool:
             break
     folder.current = lesson.number
     folder.save()
+    if picture:
+        from shardrun.lesson.messages.shown import show_capstone
+
+        show_capstone(lesson, capstone, attempt)
     print(f"\n{show.capstone_line(lesson, folder)}")
     if passed:
         print(f"Ours: shardrun lesson solution {lesson.number} {capstone.name}")

@@ -11,7 +11,7 @@ import signal
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,18 @@ from typing import Any
 import psutil
 
 from shardrun.lesson.course import Exercise, Lesson
-from shardrun.lesson.rank import BROKEN, ERROR, PASSED, UNREADABLE, UNSOLVED, WRONG, Job, serve, source_line
+from shardrun.lesson.rank import (
+    BROKEN,
+    ERROR,
+    PASSED,
+    UNREADABLE,
+    UNSOLVED,
+    WRONG,
+    Job,
+    messages_of,
+    serve,
+    source_line,
+)  # fmt: skip
 from shardrun.lesson.source import parameters
 
 HUNG = "hung"
@@ -49,6 +60,8 @@ class Outcome:
 
     status: str
     message: str = ""
+    recorded: tuple[str, ...] = ()
+    """Per rank: its messages as they were noted, where that was asked for (shardrun/lesson/messages)."""
 
     @property
     def passed(self) -> bool:
@@ -62,14 +75,19 @@ def judge(
     other: str = "",
     others: str = "wrong.py",
     quick: bool = False,
+    record: bool = False,
 ) -> Outcome:
     """Check the function in the file `attempt` (or, for `verify`, the function `other` of wrong.py in its place).
 
     quick: only whether it passes is asked for, as of a mutant: no case is made smaller, and it ends after less time.
+    record: the messages that it sends are noted.
     """
     check = (lesson.folder / "check.py").resolve()
     names = parameters(lesson.folder / "solution.py", exercise.name)
-    job = Job(exercise.name, attempt.resolve(), check, exercise.ranks, other, others, names, exercise.changes, quick)
+    job = Job(
+        exercise.name, attempt.resolve(), check, exercise.ranks, other, others, names, exercise.changes, quick,
+        record=record,
+    )  # fmt: skip
     return _judged(job, MUTANT_SECONDS if quick else LONGEST)
 
 
@@ -79,16 +97,28 @@ def judge_level(lesson: Lesson, level: Exercise, attempt: Path, ranks: int) -> O
     return _judged(Job(level.name.partition(".")[2], attempt.resolve(), check, ranks, capstone=True), LONGEST)
 
 
+def record_step(lesson: Lesson, attempt: Path, ranks: int) -> Outcome:
+    """Note the messages of a step of the strategy in the file `attempt`. Passed: it came to its end."""
+    check = (lesson.folder.parent / "capstone" / "recorded_step.py").resolve()
+    return _judged(Job("step", attempt.resolve(), check, ranks, capstone=True, record=True), LONGEST)
+
+
 def _judged(job: Job, longest: float) -> Outcome:
     with tempfile.TemporaryDirectory() as folder:
         ranks = _start(job, Path(folder))
         try:
-            return _wait(job, ranks, Path(folder), longest)
+            outcome = _wait(job, ranks, Path(folder), longest)
+            return replace(outcome, recorded=_recorded(job, Path(folder))) if job.record else outcome
         finally:
             for process, pipe in ranks:
                 pipe.close()
                 process.kill()
                 process.join()
+
+
+def _recorded(job: Job, scratch: Path) -> tuple[str, ...]:
+    paths = [messages_of(scratch, rank) for rank in range(job.ranks)]
+    return tuple(path.read_text(encoding="utf-8") if path.exists() else "" for path in paths)
 
 
 def _start(job: Job, scratch: Path) -> list[tuple[Any, Connection]]:

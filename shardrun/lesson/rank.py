@@ -9,6 +9,8 @@ import textwrap
 import threading
 import traceback
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from multiprocessing.connection import Connection
@@ -49,11 +51,18 @@ class Job:
     """Nobody reads the message: a generated case that fails is not made smaller."""
     capstone: bool = False
     """`attempt` is a whole strategy (shardrun/own), and `check` lessons/capstone/levels.py, with its levels."""
+    record: bool = False
+    """Its messages are to be shown: they are noted in the scratch folder (`messages_of`)."""
 
     @property
     def files(self) -> tuple[str, ...]:
         """Whose lines are the learner's."""
         return str(self.attempt), str(self.check.with_name(self.others))
+
+
+def messages_of(scratch: Path, rank: int) -> Path:
+    """Where a rank notes its messages (shardrun/lesson/messages/recorder.py)."""
+    return scratch / f"messages{rank}"
 
 
 def serve(job: Job, rank: int, scratch: Path, pipe: Connection) -> None:
@@ -75,12 +84,25 @@ def serve(job: Job, rank: int, scratch: Path, pipe: Connection) -> None:
         _join(job.ranks, rank, scratch)
     try:
         pipe.send("ready")
-        with Bounded():
+        with Bounded(), _recording(job, messages_of(scratch, rank)):
             status, message = _answer(job)
         pipe.send((status, message if len(message) <= LONGEST else f"{message[:LONGEST]} …"))
         pipe.recv()  # the others may be in a collective with this rank: do not end before them
     except (EOFError, OSError):  # the judge has heard enough
         os._exit(0)
+
+
+@contextmanager
+def _recording(job: Job, path: Path) -> Iterator[None]:
+    """Where messages are to be shown, those of the learner's calls are noted."""
+    if not job.record:
+        yield
+        return
+    from shardrun.lesson import called
+    from shardrun.lesson.messages.recorder import MessageRecorder
+
+    with MessageRecorder(path) as called.CALLS.recorder:
+        yield
 
 
 class Bounded:

@@ -38,7 +38,7 @@ symmetric-memory kernels, and a backend's methods called directly.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -104,11 +104,12 @@ class SentLine:
 class Meter:
     """A context in which every collective of this process is noted, in `sent`, in order. See the module's docstring.
 
-    Contexts do not nest: raises RuntimeError where another one is open. Opens and closes in a few milliseconds and
-    costs some microseconds per collective.
+    Of several that are open each sees all calls. Opens and closes in a few milliseconds and costs some microseconds
+    per collective.
     """
 
-    _open = False
+    _open: ClassVar[list["Meter"]] = []
+    _kernels: ClassVar[Any] = None
 
     def __init__(self, axes: Mapping[str, str] | None = None) -> None:
         """axes: name of a process group → the axis of the mesh that it lies along; any other is of all ranks."""
@@ -116,26 +117,28 @@ class Meter:
         self.axes = axes or {}
 
     def __enter__(self) -> "Meter":
-        if Meter._open:
-            raise RuntimeError("A Meter is open already: close it first, two would not both see the calls.")
-        Meter._open = True
-        self._kernels = Library("c10d", "IMPL")
-        for name in _operators():
-            self._kernels.impl(name, self._kernel(name), "BackendSelect", with_keyset=True)
+        if not Meter._open:
+            Meter._kernels = Library("c10d", "IMPL")
+            for name in _operators():
+                Meter._kernels.impl(name, self._kernel(name), "BackendSelect", with_keyset=True)
+        Meter._open.append(self)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._kernels._destroy()
-        Meter._open = False
+        Meter._open.remove(self)
+        if not Meter._open:
+            Meter._kernels._destroy()
 
-    def _kernel(self, name: str) -> Callable[..., Any]:
+    @staticmethod
+    def _kernel(name: str) -> Callable[..., Any]:
         operator = getattr(torch.ops.c10d, name).default
         after = torch._C._dispatch_keyset_full_after(torch._C.DispatchKey.BackendSelect)
 
         def note_and_pass_on(keyset: Any, *arguments: Any, **options: Any) -> Any:
             sent = read_call(name, arguments)
             if sent.world_size > 1:
-                self.sent.append(sent)
+                for meter in Meter._open:
+                    meter.sent.append(sent)
             return operator.redispatch(keyset & after, *arguments, **options)
 
         return note_and_pass_on

@@ -6,6 +6,7 @@ The places named are those in DeepSpeed 0.19.8.
 from collections.abc import Sequence
 from typing import Any
 
+from strategies.errors import UserError
 from strategies.ledger.terms import Resolved, Scenario, StrategyBooks
 from strategies.zero.defaults import DEFAULTS, WIDTHS, replaced_defaults
 from strategies.zero.settings import unpredicted
@@ -70,10 +71,15 @@ STAGE_3 = {
 
 def deepspeed_live(stage: int, psi: int, largest_layer: int, ranks: int) -> dict[str, int]:
     """DeepSpeed's own estimator, called. Empty where DeepSpeed is not installed; it has none for stage 1."""
+    import torch
+
+    from strategies.zero.engine import import_deepspeed
+
     try:
+        import_deepspeed(torch.device("cpu"))  # quietly: it would write into what --json prints
         from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs as zero3
         from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs as zero2
-    except ImportError:
+    except (ImportError, UserError):
         return {}
     if stage == 2:
         return {"DeepSpeed": zero2(psi, num_gpus_per_node=ranks, cpu_offload=False)[1]}

@@ -200,15 +200,43 @@ def problems(value: Any, schema: dict[str, Any], where: str = "") -> list[str]:
             "512",
         ),
         ("explain", "zero3"),
+        ("plan", *TINY, "--world", "2", "--strategies", "fsdp,ddp", "--simulate"),
     ],
 )
 def test_json_is_as_the_schema_says(command: tuple[str, ...]) -> None:
+    if "--simulate" in command:
+        pytest.importorskip("triton")
     status, out, err = shardrun(*command, "--json")
     assert status == 0 and not err
     answer = json.loads(out)
     assert problems(answer, SCHEMA) == []
     answer.pop("advice")
     assert problems(answer, SCHEMA) == [".advice is missing"]
+
+
+def test_the_court_s_json_is_all_that_it_prints() -> None:
+    """In a process of its own: DeepSpeed, whose estimator is asked, prints a line where it is not told to be quiet."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("DS_", "DEEPSPEED_"))}
+    command = [sys.executable, "-m", "shardrun", "plan", *TINY, "--world", "2", "--court", "--json"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100)
+    answer = json.loads(done.stdout)
+    assert done.returncode == 0 and problems(answer, SCHEMA) == []
+    assert {"Shardrun", "accelerate", "ZeRO paper"} <= {each["who"] for each in answer["testimonies"]}
+    answer["testimonies"][0]["bytes"]["ddp"] = "much"
+    assert problems(answer, SCHEMA)
+
+
+def test_a_simulation_that_the_schema_would_not_take_is_seen() -> None:
+    row = {
+        "strategy": "ddp",
+        "stage": "data",
+        "micro_batch": 8,
+        "accumulation": 1,
+        "sequence_length": 8,
+        "seconds": 1.5,
+    }
+    assert problems({**row, "refused": "no"}, SCHEMA["$defs"]["simulated"]) == []
+    assert problems(row, SCHEMA["$defs"]["simulated"])
 
 
 def test_compare_fits_the_terminal_and_the_schema(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -186,16 +186,24 @@ def test_the_meter_agrees_with_deepspeeds_own_logger(ranks: RankPool, stage: int
         assert logged == metered and min(metered.values()) > 0
 
 
-def one_meter_at_a_time() -> None:
-    with Meter(), pytest.raises(RuntimeError, match="open already"), Meter():
-        pass
-    with Meter() as meter:
-        pass
-    assert meter.lines() == []
+def several_meters() -> list[list[int]]:
+    """On a rank: what three meters see, the second inside the first, the third begun in the second and ended after."""
+    outer, inner, later = Meter(), Meter(), Meter()
+    with outer:
+        dist.all_reduce(torch.zeros(1))
+        with inner:
+            dist.all_reduce(torch.zeros(2))
+            later.__enter__()
+        dist.all_reduce(torch.zeros(3))
+    dist.all_reduce(torch.zeros(4))
+    later.__exit__()
+    dist.all_reduce(torch.zeros(5))
+    return [[sent.payload_bytes for sent in meter.sent] for meter in (outer, inner, later)]
 
 
-def test_meters_do_not_nest() -> None:
-    one_meter_at_a_time()
+@pytest.mark.ranks
+def test_of_several_meters_each_sees_what_is_sent_while_it_is_open(ranks: RankPool) -> None:
+    assert ranks.run(2, several_meters) == 2 * [[[4, 8, 12], [8], [12, 16]]]
 
 
 def ddp_by_hand() -> list[SentLine]:

@@ -5,6 +5,7 @@ else it raises `Wrong` with sentences that name the mistake. In an exercise for 
 """
 
 import math
+import numbers
 import reprlib
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -17,13 +18,17 @@ from shardrun.lesson.wrong import Unsolved, Wrong
 
 __all__ = [
     "GB", "GIB", "MB", "MIB", "Unsolved", "Wrong", "expect", "expect_number", "expect_numbers", "expect_own",
-    "expect_raises", "expect_same", "expect_tensor", "on_behalf", "right_attempt", "wrong_attempt",
+    "expect_raises", "expect_tensor", "is_number", "is_whole", "on_behalf", "right_attempt",
+    "rounded_alike", "wrong_attempt",
 ]  # fmt: skip
 
 GB, GIB, MB, MIB = 10**9, 2**30, 10**6, 2**20
 
 LARGEST = 1e300
 """No number of a lesson is as large."""
+
+CLOSE = 1e-9
+"""Numbers that differ by no more than this share are the same: floats in another order, but no term that is small."""
 
 Attempt = TypeVar("Attempt", bound=Callable[..., Any])
 
@@ -60,7 +65,7 @@ def expect(condition: bool, message: str) -> None:
 def expect_number(
     found: Any, right: float, what: str, mistakes: dict[str, float] | None = None, ranks: int | None = None
 ) -> None:
-    """Compare a learner's number with the right one, to a millionth, and recognise the usual mistakes by their values.
+    """Compare a learner's number with the right one, to a billionth, and recognise the usual mistakes by their values.
 
     what: the number in words, with its case, for example "the gradients of 1000 parameters, in bytes"; mistakes:
     message → the value that this mistake gives; ranks: of the case, where the usual mistakes with their number are
@@ -69,9 +74,9 @@ def expect_number(
     """
     if found is None:
         raise Wrong(f"Your function returned nothing for {what}. Is the return missing?")
-    if isinstance(found, bool) or not isinstance(found, (int, float)):
+    if not is_number(found):
         raise Wrong(f"Your function returned {reprlib.repr(found)} for {what}; a plain number is asked for.")
-    if not abs(found) < LARGEST:  # nan is not
+    if not abs(found if is_whole(found) else float(found)) < LARGEST:  # nan is not
         what_it_is = "not a number (nan)" if found != found else "infinite, or as good as that"
         raise Wrong(
             f"Your function's result for {what} is {what_it_is}. Is something divided by zero, or overflows it?"
@@ -121,12 +126,22 @@ USUAL = {
 """Mistakes that can happen with any number of bytes: message → factor."""
 
 
+def is_number(found: Any) -> bool:
+    """A plain number: int, float, and numpy's like them; no truth value, no array, no tensor."""
+    return isinstance(found, numbers.Real) and not isinstance(found, bool)
+
+
+def is_whole(found: Any) -> bool:
+    """A whole number by its type: int, and numpy's like it."""
+    return isinstance(found, numbers.Integral) and not isinstance(found, bool)
+
+
 def _close(a: float, b: float) -> bool:
-    return math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-12)
+    return math.isclose(a, b, rel_tol=CLOSE, abs_tol=1e-15)
 
 
 def _shown(value: float) -> str:
-    return f"{value:,.0f}" if isinstance(value, int) or abs(value) >= 1e5 else f"{value:.6g}"
+    return f"{value:,.0f}" if is_whole(value) or abs(value) >= 1e5 else f"{value:.6g}"
 
 
 def expect_numbers(
@@ -158,29 +173,20 @@ def expect_tensor(found: Any, like: Tensor, where: str = "") -> None:
     expect(found.dtype == like.dtype, f"{where}Your result is in {got}; {name} is asked for.")
 
 
+def rounded_alike(found: Tensor, right: Tensor, size: float = 0.0, roundings: int = 16) -> bool:
+    """Whether two tensors differ by so many roundings at most, of numbers as large as `right`'s largest, or as `size`.
+
+    size: of what the result was computed from, where that may have cancelled.
+    """
+    largest = max([size, *right.detach().abs().flatten().tolist()])
+    off = (found.detach().double() - right.detach().double()).abs()
+    return bool((off <= roundings * torch.finfo(found.dtype).eps * largest).all())
+
+
 def expect_own(found: Tensor, argument: Tensor, what: str = "Your result", name: str = "its argument") -> None:
     """The result has memory of its own: writing into it must not change what it was made of."""
     shared = found.untyped_storage().data_ptr() == argument.untyped_storage().data_ptr() and found.numel() > 0
     expect(not shared, f"{what} is a view of {name}: who writes into the one changes the other. Copy it (clone).")
-
-
-def expect_same(found: Any, right: Any, where: str = "") -> None:
-    """The same value of the same type, element by element in lists, tuples and dictionaries; nan is nan."""
-    if type(found) is not type(right):
-        raise Wrong(f"{where}You return {_kind(found)}; {_kind(right)} is asked for.")
-    expect(_alike(found, right), f"{where}You return {found!r}; it should be {right!r}.")
-
-
-def _alike(a: Any, b: Any) -> bool:
-    if isinstance(a, float) and isinstance(b, (int, float)):
-        return math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-9) or (math.isnan(a) and math.isnan(b))
-    if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(_alike(a[key], b[key]) for key in a)
-    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
-        return len(a) == len(b) and all(map(_alike, a, b))
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return a.dtype == b.dtype and torch.equal(a, b)
-    return bool(a == b)
 
 
 def _kind(value: Any) -> str:

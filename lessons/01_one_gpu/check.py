@@ -1,11 +1,14 @@
 """Checks of lesson 1."""
 
+import math
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from lessons.cases import formula, generated, st
-from lessons.checking import GIB, Wrong, expect, expect_number, expect_numbers
+from lessons.checking import GIB, Wrong, expect, expect_number, expect_numbers, is_number
 
 
 def training_bytes(theirs):
@@ -147,7 +150,7 @@ def _held(theirs, rows, listed):
     right = sum((12 * rows, 40, 12 * rows)[number] for number in {number for number, _ in listed})
     what = ", ".join(f"{part} of {names[number]}".replace("of of", "of") for number, part in listed)
     found = theirs([PARTS[part](storages[number]) for number, part in listed])
-    if isinstance(found, (int, float)) and not isinstance(found, bool) and found != right:
+    if is_number(found) and found != right:
         how = "more than once" if found > right else "not at all, or in part"
         raise Wrong(f"You say {found} bytes for [{what}]: a storage is counted {how}.")
     expect_number(found, right, f"[{what}], in bytes")
@@ -171,16 +174,25 @@ def _tokens(rows, length, vocabulary, generator):
     return (torch.randint(vocabulary, (rows, length), generator=generator) for _ in range(2))
 
 
-def _train(step):
-    """Three steps with `step`, gradients of an earlier one there; returns losses, weights and the optimizer."""
-    model = _Model()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
+ADAMW = partial(torch.optim.AdamW, lr=0.05)
+
+
+def _train(step, sizes=(2, 5, 11), large=1.0, optimizer=ADAMW):
+    """Three steps with `step`, gradients of an earlier one there; returns losses, weights and the optimizer.
+
+    sizes: rows, length, vocabulary; large: what the first weights are multiplied by.
+    """
+    model = _Model(sizes[-1])
+    with torch.no_grad():
+        for p in model.parameters():
+            p *= large
+    optimizer = optimizer(model.parameters())
     generator = torch.Generator().manual_seed(1)
     losses = []
     for p in model.parameters():
         p.grad = torch.full_like(p, 0.1)
     for _ in range(3):
-        losses.append(step(model, optimizer, *_tokens(2, 5, 11, generator)))
+        losses.append(step(model, optimizer, *_tokens(*sizes, generator)))
     return losses, [p.detach().clone() for p in model.parameters()], optimizer, model.calls
 
 
@@ -253,6 +265,29 @@ def training_step(theirs):
         raise Wrong("Your loss is the sum over all 10 tokens; the mean is asked for.")
     close = all(abs(a - b) < 1e-5 for a, b in zip(losses, right, strict=True))
     expect(close, f"The weights are right, but the losses you return are {losses}, not the mean cross-entropy.")
+    _nothing_else(theirs)
+    for sizes in ((1, 3, 7), (3, 1, 2)):
+        _as_one_step_does(theirs, f"With {sizes[0]} rows of {sizes[1]} tokens and {sizes[2]} words: ", sizes=sizes)
+    steep = partial(torch.optim.SGD, lr=1e-3)  # AdamW divides by the gradient's size
+    _as_one_step_does(theirs, "With weights so large that gradients are: ", large=30.0, optimizer=steep)
+
+
+def _nothing_else(theirs):
+    """At a rate of zero nothing moves, not by a millionth either."""
+    still = partial(torch.optim.SGD, lr=0.0)
+    for mine, before in zip(_train(theirs, optimizer=still)[1], _Model().parameters(), strict=True):
+        expect(torch.equal(mine, before), "With a learning rate of zero the weights change: only the optimizer may.")
+
+
+def _as_one_step_does(theirs, where, **how):
+    """Losses and weights against those of the four lines."""
+    (losses, weights, _, _), (right, due, _, _) = _train(theirs, **how), _train(_variant(), **how)
+    for a, b in zip(weights, due, strict=True):
+        off = (a - b).abs().max().item()
+        expect(torch.allclose(a, b, rtol=1e-5, atol=1e-6), f"{where}the weights are up to {off:.2g} away. Is the "
+               "gradient that of the mean, and left as it is?")  # fmt: skip
+    expect(all(math.isclose(a, b, rel_tol=1e-5, abs_tol=1e-5) for a, b in zip(losses, right, strict=True)),
+           f"{where}you return the losses {losses}; they are {right}.")  # fmt: skip
     generated(
         lambda rows, length, vocabulary, stale: _one_step(theirs, rows, length, vocabulary, stale), most=25,
         rows=st.integers(1, 4), length=st.integers(1, 5), vocabulary=st.integers(1, 9), stale=st.booleans(),

@@ -1,7 +1,7 @@
 """Wrong attempts at lesson 1, and what their message must say."""
 
 import torch.nn.functional as F
-from torch import optim
+from torch import nn, optim
 
 from lessons.checking import wrong_attempt
 
@@ -212,4 +212,34 @@ def gradient_of_the_sum(model, optimizer, inputs, targets):
     optimizer.zero_grad()
     (loss * targets.numel()).backward()
     optimizer.step()
+    return loss.item()
+
+
+@wrong_attempt("training_step", says="is invalid for input of size")
+def a_vocabulary_of_eleven(model, optimizer, inputs, targets):
+    optimizer.zero_grad()
+    loss = F.cross_entropy(model(inputs).view(-1, 11), targets.view(-1))
+    loss.backward()
+    optimizer.step()
+    return loss.item()
+
+
+@wrong_attempt("training_step", says="With weights so large that gradients are")
+def clipped_at_five(model, optimizer, inputs, targets):
+    optimizer.zero_grad()
+    loss = _loss(model, inputs, targets)
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+    optimizer.step()
+    return loss.item()
+
+
+@wrong_attempt("training_step", says="With a learning rate of zero the weights change")
+def decayed_a_little(model, optimizer, inputs, targets):
+    optimizer.zero_grad()
+    loss = _loss(model, inputs, targets)
+    loss.backward()
+    optimizer.step()
+    for p in model.parameters():
+        p.data.mul_(1 - 1e-6)
     return loss.item()

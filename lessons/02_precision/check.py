@@ -237,6 +237,13 @@ def master_step(theirs):
         "The master is right, but the weight is not its bfloat16 copy: the model would go on computing with old "
         "weights.",
     )
+    gradient.zero_()
+    before = master.copy_(torch.tensor([1.1, -0.3, 7.0, 1e-3])).clone()
+    theirs(weight, master, gradient, 1.0)
+    expect(
+        torch.equal(master, before),
+        "With a gradient of zero the master moves: there is more in it than w − lr · gradient.",
+    )
     generated(
         lambda rows, columns, lr, steps: _descended(theirs, rows, columns, lr, steps), most=30,
         rows=st.integers(0, 4), columns=st.integers(1, 5), lr=st.sampled_from([1.0, 0.1, 1e-3, 1e-5]),

@@ -342,3 +342,9 @@ def still_in_the_graph(model):
     masters = {name: p.clone() for name, p in model.named_parameters()}
     model.bfloat16()
     return masters
+
+
+@wrong_attempt("master_step", says="With a gradient of zero the master moves")
+def decayed_a_little(weight, master, gradient, lr):
+    master.mul_(1 - 1e-6 * lr).sub_(lr * gradient.float())
+    weight.copy_(master)

@@ -253,7 +253,7 @@ def all_reduce(theirs):
         expect_own(found, mine, "Your result", "the tensor")
         chunk = -(-length // world_size)
         _expect_sent(sent, 4 * 2 * (world_size - 1) * chunk, "2 (N − 1) chunks")
-    on_two_ranks(lambda: _summed(theirs, 5))
+    on_two_ranks(lambda: _summed(theirs, 7))
     generated(lambda length: _summed(theirs, length), most=8, length=st.integers(1, 20))
 
 

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lessons.cases import formula, generated, st
-from lessons.checking import Wrong, expect, expect_number
+from lessons.checking import Wrong, expect, expect_number, is_whole
 from lessons.worlds import on_two_ranks
 from strategies.ledger.wire import Meter
 
@@ -42,9 +42,7 @@ def _counted(theirs, rows, local, ranks, mistakes):
         raise Wrong(f"You raise ValueError for {words}, which does divide.") from error
     right = next(a for a in range(rows + 1) if a * local * ranks == rows)
     expect_number(found, right, words, mistakes, ranks)
-    expect(
-        isinstance(found, int), f"You say {found!r} for {words}: a number of forward passes is an int. Divide with //."
-    )
+    expect(is_whole(found), f"You say {found!r} for {words}: a number of forward passes is an int. Divide with //.")
 
 
 def _refused(theirs, rows, local, ranks):
@@ -257,7 +255,7 @@ def _averaged(theirs, shapes, dtype, without):
             continue
         off = (p.grad.double() - due[number].view_as(p)).abs().max().item()
         expect(
-            off < (1e-5 if dtype == torch.float32 else 1e-12),
+            off <= 8 * torch.finfo(dtype).eps * max(flat.abs().max().item() for flat in flats),
             f"{where}the gradient of number {number} is up to {off:.2g} away from the ranks' mean.",
         )
     _sent_once(meter, size * dtype.itemsize, world_size)

@@ -6,8 +6,9 @@ import torch
 import torch.distributed as dist
 
 from lessons.cases import formula, generated, st
-from lessons.checking import Wrong, expect, expect_number
+from lessons.checking import Wrong, expect, expect_number, is_number, is_whole
 from lessons.meters import Counted, on_all_wires, unwritten_is_nan
+from lessons.worlds import on_two_ranks
 from strategies.ledger.wire import Meter
 
 PARAMETERS = st.integers(0, 10**10)
@@ -111,7 +112,7 @@ def _pieces(theirs, numels, world_size):
 
 def _told(found):
     right = isinstance(found, list) and all(
-        isinstance(piece, tuple) and len(piece) == 3 and all(type(number) is int for number in piece) for piece in found
+        isinstance(piece, tuple) and len(piece) == 3 and all(map(is_whole, piece)) for piece in found
     )
     expect(right, f"Your function returned {found!r}; a list of tuples of three integers is asked for.")
     return found
@@ -124,6 +125,7 @@ def _same(a, b):
 def clip_norm(theirs):
     world_size = dist.get_world_size()
     _norm(theirs, torch.arange(1.0, 4 * world_size + 1), "")
+    on_two_ranks(lambda: _norm(theirs, torch.arange(1.0, 11), ""))
     generated(
         lambda size, seed, scale: _norm(theirs, scale * _random(size * world_size, seed), f" (slices of {size})"),
         most=12, size=st.integers(1, 9), seed=st.integers(0, 99), scale=st.sampled_from([1.0, 0.0, 1e-3, 300.0]),
@@ -147,8 +149,7 @@ def _norm(theirs, whole, where):
     rank, world_size = dist.get_rank(), dist.get_world_size()
     slices = whole.chunk(world_size)
     found = theirs(slices[rank])
-    plain = isinstance(found, (int, float)) and not isinstance(found, bool)
-    expect(plain, f"Your function returned {found!r}; a plain number is asked for.")
+    expect(is_number(found), f"Your function returned {found!r}; a plain number is asked for.")
     right = whole.double().norm().item()
     norms = torch.stack([part.norm() for part in slices])
     if not math.isclose(found, right, rel_tol=1e-5, abs_tol=1e-9):
@@ -173,10 +174,12 @@ def sharded_step(theirs):
     start = torch.linspace(-1, 1, size)
     gradients = [_random(size, seed) for seed in range(world_size)]
     _first_step(theirs, start, gradients)
+    on_two_ranks(lambda: _steps(theirs, 6, 1, 2))
     generated(
         lambda part, seed, steps: _steps(theirs, part * world_size, seed, steps), most=10,
         part=st.integers(1, 7), seed=st.integers(0, 99), steps=st.integers(1, 3),
     )  # fmt: skip
+    _whole_numbers(theirs)
 
 
 def _first_step(theirs, start, gradients):
@@ -242,6 +245,19 @@ def _named(weights, start, right, gradients):
         expect(not _same(weights, start - 0.1 * local), message)
     expect(bool(weights.isfinite().all()), "Some weights are not numbers: memory that nobody has written was read.")
     raise Wrong(f"The weights are up to {(weights - right).abs().max().item():.2g} away from DDP's.")
+
+
+def _whole_numbers(theirs):
+    """Numbers that no order of sums and no division rounds: nothing may be off, not by a millionth either."""
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    every = [2 * world_size * (torch.arange(3 * world_size) % 4 - r).float() for r in range(world_size)]
+    start = torch.arange(3.0 * world_size) - 4
+    for times in (1, 0):
+        weights = start.clone()
+        theirs(weights, every[rank] * times, lambda some, gradient: some - gradient)
+        off = (weights - (start - times * torch.stack(every).mean(0))).abs().max().item()
+        what = "whole numbers" if times else "zero"
+        expect(off == 0, f"With gradients that are {what} the weights are {off:.2g} off: nothing else belongs to it.")
 
 
 def _steps(theirs, size, seed, steps):

@@ -261,3 +261,18 @@ def masters_of_the_first_call(weights, gradient, update):
     mine = _KEPT.setdefault(len(weights), weights.chunk(n)[rank].clone())
     mine.copy_(update(mine, _mean(gradient).chunk(n)[rank]))
     weights.copy_(_whole(mine, weights))
+
+
+@wrong_attempt("sharded_step", says="Right on 3 ranks, but on 2")
+def divided_by_three(weights, gradient, update):
+    mean = _mean(gradient) * dist.get_world_size() / 3
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    new = update(weights.chunk(world_size)[rank], mean.chunk(world_size)[rank])
+    weights.copy_(_whole(new, weights))
+
+
+@wrong_attempt("sharded_step", says="nothing else belongs to it")
+def with_a_little_decay(weights, gradient, update):
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    new = update(weights.chunk(world_size)[rank], _mean(gradient).chunk(world_size)[rank])
+    weights.copy_(_whole(new, weights)).mul_(1 - 1e-6)

@@ -230,3 +230,10 @@ def shortened(gradients, owner):
         dist.reduce(gradient, rank)
     pairs = zip(gradients, owner, strict=True)
     gradients[:] = [gradient / dist.get_world_size() for gradient, rank in pairs if rank == dist.get_rank()]
+
+
+@wrong_attempt("to_owners", says="Right on 3 ranks, but on 2")
+def divided_by_three(gradients, owner):
+    for i, rank in enumerate(owner):
+        dist.reduce(gradients[i], rank)
+        gradients[i] = gradients[i] / 3 if rank == dist.get_rank() else None

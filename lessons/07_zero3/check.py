@@ -6,8 +6,9 @@ import torch
 import torch.distributed as dist
 
 from lessons.cases import formula, generated, st
-from lessons.checking import Wrong, expect, expect_number, expect_own, expect_tensor
+from lessons.checking import Wrong, expect, expect_number, expect_own, expect_tensor, rounded_alike
 from lessons.meters import on_all_wires, unwritten_is_nan
+from lessons.worlds import on_two_ranks
 from strategies.ledger.wire import Meter
 
 PARAMETERS = st.integers(0, 10**10)
@@ -181,6 +182,7 @@ def whole(theirs):
         _whole(theirs, shape, dtype)
     _whole(theirs, (2, 5), "bfloat16")
     _whole(theirs, (4, 3), "float32", first=-5)  # with a zero, and another one than before
+    on_two_ranks(lambda: _whole(theirs, (3, 5), "float32"))
     with Meter() as meter:
         _whole(theirs, (10, 9), "float32")
     world_size = dist.get_world_size()
@@ -244,6 +246,8 @@ def linear_backward(theirs):
     )
     _backward(theirs, 1, (1, 2), 1)
     _backward(theirs, 6, (4, 5), 2)  # nothing is kept from the first call
+    on_two_ranks(lambda: _backward(theirs, 2, (3, 5), 3))
+    _backward(theirs, 2, (2, 3), 4, times=0.0)
     generated(
         lambda rows, outputs, inputs, seed: _backward(theirs, rows, (outputs, inputs), seed), most=8,
         rows=st.integers(1, 4), outputs=st.integers(1, 5), inputs=st.integers(1, 5), seed=st.integers(0, 99),
@@ -254,14 +258,17 @@ def _drawn(shape, seed):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def _backward(theirs, rows, shape, seed, apart=True):
-    """apart: whether the part must not hang on anything larger."""
+def _backward(theirs, rows, shape, seed, apart=True, times=1.0):
+    """apart: whether the part must not hang on anything larger; times: the gradient that comes in; of zero nothing is
+    left, however small.
+    """
     rank, world_size = dist.get_rank(), dist.get_world_size()
     outputs, inputs = shape
     where = f"With W {outputs} × {inputs} and {rows} rows: "
     weight = _drawn(shape, 1000 + seed)
     every = [
-        (_drawn((rows, inputs), 10 * seed + r), _drawn((rows, outputs), 500 + seed + r)) for r in range(world_size)
+        (_drawn((rows, inputs), 10 * seed + r), times * _drawn((rows, outputs), 500 + seed + r))
+        for r in range(world_size)
     ]
     x, upstream = every[rank]
     mine = _cut(weight, rank, world_size)
@@ -278,8 +285,9 @@ def _backward(theirs, rows, shape, seed, apart=True):
         of_x.shape == x.shape,
         where + f"The gradient of x has the shape {list(of_x.shape)}; x has {list(x.shape)}. It is upstream · W.",
     )
+    expect_tensor(of_x, x, where)
     expect(
-        torch.allclose(of_x, upstream @ weight, rtol=1e-4, atol=1e-4),
+        rounded_alike(of_x, upstream @ weight, (upstream.abs() @ weight.abs()).max().item()),
         where + "The gradient of x is wrong: it is upstream · W.",
     )
     gradients = torch.stack([up.T @ its for its, up in every])
@@ -291,7 +299,8 @@ def _backward(theirs, rows, shape, seed, apart=True):
         part.shape == right.shape,
         where + f"Your part of W's gradient is {list(part.shape)}; the part of W is {list(right.shape)}, with padding.",
     )
-    if not torch.allclose(part, right, rtol=1e-4, atol=1e-4):
+    expect_tensor(part, right, where)
+    if not rounded_alike(part, right, max((up.T.abs() @ its.abs()).max().item() for its, up in every)):
         _named_part(part, right, gradients, where)
     expect(
         not apart or part.untyped_storage().nbytes() <= 4 * part.numel(),
@@ -317,7 +326,8 @@ def _named_part(part, right, gradients, where):
             gradients.mean(0).T, rank, world_size
         ),
     }.items():
-        expect(not torch.allclose(part, value, rtol=1e-4, atol=1e-4), where + message)
+        near = [torch.allclose(each, value, rtol=1e-4, atol=1e-4) for each in (part, right)]
+        expect(near != [True, False], where + message)
     expect(
         bool(part.isfinite().all()), where + "Your part of W's gradient has nan: memory was read before it was filled."
     )

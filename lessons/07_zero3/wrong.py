@@ -261,3 +261,22 @@ def all_gathered_gradients(x, upstream, mine, shape):
     padded = pad((upstream.T @ x).flatten(), (0, size - math.prod(shape)))
     mean = _gathered(padded).view(dist.get_world_size(), -1).mean(0)
     return upstream @ weight, mean.chunk(dist.get_world_size())[dist.get_rank()].clone()
+
+
+@wrong_attempt("whole", says="invalid output tensor list")
+def of_three_parts(mine, shape):
+    parts = [torch.empty_like(mine) for _ in range(3)]
+    dist.all_gather(parts, mine)
+    return torch.cat(parts)[: math.prod(shape)].view(shape)
+
+
+@wrong_attempt("linear_backward", says="Right on 3 ranks, but on 2")
+def divided_by_three(x, upstream, mine, shape):
+    weight, _ = _weight(mine, shape)
+    return upstream @ weight, _scattered(upstream.T @ x, mine) * dist.get_world_size() / 3
+
+
+@wrong_attempt("linear_backward", says="away from the mean")
+def with_a_little_decay(x, upstream, mine, shape):
+    weight, _ = _weight(mine, shape)
+    return upstream @ weight, _scattered(upstream.T @ x, mine) + 1e-5 * mine

@@ -6,8 +6,9 @@ import torch
 import torch.distributed as dist
 
 from lessons.cases import formula, generated, st
-from lessons.checking import Wrong, expect, expect_number, expect_numbers, expect_tensor
+from lessons.checking import Wrong, expect, expect_number, expect_numbers, expect_tensor, rounded_alike
 from lessons.meters import on_all_wires, unwritten_is_nan
+from lessons.worlds import on_two_ranks
 from strategies.ledger.wire import Meter
 
 PARAMETERS = st.integers(0, 10**10)
@@ -205,6 +206,7 @@ def gather_block(theirs):
     )
     _gather(theirs, [(1, 2), (2, 1, 3)], 3, ", views of one buffer", flat=True)
     _gather(theirs, shapes, 1, ", with rows of zeros", zeros=True)
+    on_two_ranks(lambda: _gather(theirs, [(5, 2), (3,)], 2))
     shape = st.lists(st.integers(1, 5), min_size=1, max_size=3).map(tuple)
     generated(
         lambda shapes, seed: _gather(theirs, shapes, seed, f", {[list(shape) for shape in shapes]}"), most=8,
@@ -275,6 +277,8 @@ def reduce_rows(theirs):
     )
     _reduce(theirs, [torch.full((world_size, 1), 1.0 + r) for r in range(world_size)], " (a row a rank)")
     _reduce(theirs, every[::-1], " (other gradients of the same shape)")
+    _reduce(theirs, [torch.zeros(2 * world_size, 3)] * world_size, " (gradients of zero)")
+    on_two_ranks(lambda: _reduce(theirs, [_drawn((6, 2), r) for r in range(2)], ""))
     generated(
         lambda rows, columns, seed: _reduce(
             theirs, [_drawn((rows * world_size, columns), seed + r) for r in range(world_size)],
@@ -302,13 +306,14 @@ def _reduce(theirs, every, where):
         f"Your part has the shape {list(found.shape)}, and should be {list(right.shape)}{where}.",
     )
     expect(found.dtype == torch.float32, f"Your rows are in {found.dtype}; float32 is asked for.")
-    if _close(found, right):
+    if rounded_alike(found, right, max(gradient.abs().max().item() for gradient in every)):
         expect(
             found.untyped_storage().nbytes() <= 4 * found.numel(),
             "The rows are right, but they are a view of something larger, which stays in memory as long as they do. "
             "Copy them (clone).",
         )
         return
+    expect(bool(right.any()), f"Your mean of gradients that are zero is up to {found.abs().max():.2g}, and not zero.")
     if _close(found, right * world_size):
         raise Wrong(f"Your gradient is world_size ({world_size}) times too large: reduce_scatter sums.")
     if _close(found, right / world_size):

@@ -256,3 +256,16 @@ def own_rows(gradient):
 @wrong_attempt("reduce_rows", says="before the reduction, not after it")
 def divided_in_bf16(gradient):
     return _reduced((gradient / dist.get_world_size()).float())
+
+
+@wrong_attempt("gather_block", says="invalid output tensor list")
+def of_three_messages(mine, rows):
+    message = torch.cat([part.flatten() for part in mine])
+    messages = [torch.empty_like(message) for _ in range(3)]
+    dist.all_gather(messages, message)
+    return _sorted_out(torch.cat(messages), mine, rows)
+
+
+@wrong_attempt("reduce_rows", says="Right on 3 ranks, but on 2")
+def divided_by_three(gradient):
+    return _reduced(gradient.float()) / 3

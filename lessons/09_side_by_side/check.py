@@ -3,7 +3,7 @@
 import math
 
 from lessons.cases import formula, generated, st
-from lessons.checking import Wrong, expect, expect_numbers
+from lessons.checking import Wrong, expect, expect_numbers, is_number
 
 NAMES = ("ddp", "fsdp", "zero1", "zero2", "zero3")
 
@@ -173,14 +173,18 @@ def choose(theirs):
             raise Wrong(f"{where}, which sends {sent[found]}, more than {right}, which fits too: {why}.")
         raise Wrong(f"{where}, but {why}.")
     sizes = st.dictionaries(st.sampled_from(NAMES), st.tuples(st.integers(0, 5), st.integers(0, 3)), max_size=5)
-    generated(lambda both, room: _chosen(theirs, both, float(room)), both=sizes, room=st.integers(0, 6))
+    generated(
+        lambda both, room, apart: _chosen(theirs, both, room, apart),
+        both=sizes, room=st.integers(0, 6), apart=st.sampled_from([1.0, 0.25, 1e-3]),
+    )  # fmt: skip
 
 
-def _chosen(theirs, both, room):
-    """On small numbers, where many are equal. Any of the best will do."""
-    memory = {name: float(held) for name, (held, _) in both.items()}
+def _chosen(theirs, both, room, apart):
+    """On few numbers, where many are equal. apart: of what is sent, as bytes beside 10⁹. Any of the best will do."""
+    unit = 1.0 if apart == 1.0 else 1e9
+    room, memory = room * unit, {name: held * unit for name, (held, _) in both.items()}
     # in another order: the two belong together by name
-    sent = {name: float(bytes_) for name, (_, bytes_) in reversed(both.items())}
+    sent = {name: (0.0 if apart == 1.0 else 1e9) + bytes_ * apart for name, (_, bytes_) in reversed(both.items())}
     found = theirs(memory, sent, room)
     best = min(((sent[n], memory[n]) for n in memory if memory[n] <= room), default=None)
     where = f"Memory {memory}, sent {sent}, room {room}: you choose {found!r}"
@@ -237,9 +241,12 @@ def worst_difference(theirs):
         if found[:2] == (name, step):
             raise Wrong(where + "The place is right, its difference is not: |loss − reference| / reference.")
         raise Wrong(where + f"{name} at step {step} is {apart:g} of the loss away, which is more.")
+    some = st.sampled_from([1.0, 2.0, 4.0, nan, 1e-4, 0.5, 4.001])
     curves = st.integers(1, 4).flatmap(
         lambda n: st.dictionaries(
-            st.sampled_from(NAMES), st.lists(st.sampled_from([1.0, 2.0, 4.0, nan]), min_size=n, max_size=n), min_size=2
+            st.sampled_from(NAMES),
+            st.lists(some, min_size=n, max_size=n),
+            min_size=2,
         )
     )
     generated(lambda losses: _furthest(theirs, losses), losses=curves)
@@ -260,4 +267,4 @@ def _furthest(theirs, losses):
 
 
 def _close(found, right):
-    return isinstance(found, (int, float)) and math.isclose(found, right, rel_tol=1e-6)
+    return is_number(found) and math.isclose(found, right, rel_tol=1e-6)

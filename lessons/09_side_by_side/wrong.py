@@ -165,3 +165,15 @@ def takes_the_reference_out(losses):
     first = next(iter(losses))
     reference = losses.pop(first)
     return _apart({first: reference, **losses}, _difference)
+
+
+@wrong_attempt("choose", says="but another fits and sends")
+def nearly_the_same_is_the_same(memory, sent, room):
+    fitting = [name for name in memory if memory[name] <= room]
+    least = min((sent[name] for name in fitting), default=0)
+    return min((name for name in fitting if sent[name] <= 1.0001 * least), key=memory.get, default=None)
+
+
+@wrong_attempt("worst_difference", says="it is (")
+def divided_by_one_at_least(losses):
+    return _apart(losses, lambda loss, reference: _difference(loss, reference) * reference / max(reference, 1.0))

@@ -61,14 +61,17 @@ def self_ms(theirs):
     expect(len(found) == len(right), f"There are entries too many: {sorted(set(found) - set(right))}.")
     tree = st.recursive(st.just([]), lambda inner: st.lists(inner, min_size=1, max_size=3), max_leaves=8)
     generated(
-        lambda threads, gap, order, at: _traced(theirs, threads, gap, order, at),
+        lambda threads, gap, order, at, unit: _traced(theirs, threads, gap, order, at, unit),
         threads=st.lists(tree, max_size=2), gap=st.sampled_from([0, 1]), order=st.integers(0, 9),
-        at=st.sampled_from([0.0, 5e9]),
+        at=st.sampled_from([0.0, 5e9]), unit=st.sampled_from([1.0, 0.125]),
     )  # fmt: skip
 
 
-def _traced(theirs, threads, gap, order, at):
-    """Operators nested as in the trees; without a gap the first child starts with its caller, and the last ends so."""
+def _traced(theirs, threads, gap, order, at, unit):
+    """Operators nested as in the trees; without a gap the first child starts with its caller, and the last ends so.
+
+    unit: of all times, in microseconds.
+    """
     events, right, names = [], {}, ("a", "b", "c", "d")
 
     def lay(children, start, tid, depth):
@@ -79,9 +82,9 @@ def _traced(theirs, threads, gap, order, at):
         inner = end - start
         end += own * (gap or len(children) < 2)  # one child that is as long as its caller could be either
         name = names[(depth + len(children)) % 4]
-        events.append(_event(name, at + start, float(end - start), tid))
+        events.append(_event(name, at + start * unit, (end - start) * unit, tid))
         spent = sum(child_length for child_length in lengths.pop((tid, depth + 1), []))
-        right[name] = right.get(name, 0.0) + (end - start - spent) / 1e3
+        right[name] = right.get(name, 0.0) + (end - start - spent) * unit / 1e3
         lengths.setdefault((tid, depth), []).append(end - start)
         return end if inner >= 0 else start
 

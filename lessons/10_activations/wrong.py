@@ -370,3 +370,29 @@ def ends_with_its_caller(events):
 def sorts_the_callers_list(events):
     events.sort(key=lambda event: (event.get("ts", 0), -event.get("dur", 0)))
     return _by_stack(events, lambda event: 0)
+
+
+@wrong_attempt("fit_rows", says="you ")
+def in_whole_bytes(rows, per_row, rest, room):
+    for accumulation in range(1, rows + 1):
+        micro_batch = rows // accumulation
+        if micro_batch * accumulation == rows and int(rest) + micro_batch * int(per_row) <= int(room):
+            return micro_batch, accumulation
+    raise ValueError("not even one row fits")
+
+
+@wrong_attempt("chunked_loss", says="and logits of some hundreds")
+def without_the_largest(hidden, weight, targets, chunk):
+    def part(some, weight, wanted):
+        logits = some @ weight.T
+        return (logits.exp().sum(-1).log() - logits.gather(-1, wanted[:, None])[:, 0]).sum()
+
+    total = hidden.new_zeros(())
+    for some, wanted in zip(hidden.split(chunk), targets.split(chunk), strict=True):
+        total = total + torch.utils.checkpoint.checkpoint(part, some, weight, wanted, use_reentrant=False)
+    return total / len(targets)
+
+
+@wrong_attempt("self_ms", says="you say")
+def in_whole_microseconds(events):
+    return {name: round(ms, 3) for name, ms in _by_stack(events, lambda e: (e["ts"], -e["dur"])).items()}

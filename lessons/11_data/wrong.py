@@ -239,3 +239,21 @@ def upper_triangle(tokens, start):
 def never_shuffled(step, rank, world_size, global_batch, rows_per_epoch, shuffled):
     size = global_batch // world_size
     return [(step * global_batch + rank * size + i) % rows_per_epoch for i in range(size)]
+
+
+@wrong_attempt("read_tokens", says="raised ValueError")
+def five_thousand_tokens(path, first, last):
+    _checked(path)
+    return np.memmap(path, dtype="<u2", mode="r", offset=1024, shape=(5000,))[first:last]
+
+
+@wrong_attempt("document_mask", says="270 of them starts")
+def numbered_in_eight_bits(tokens, start):
+    document = (tokens == start).cumsum(-1, dtype=torch.uint8)
+    return (document[:, None] == document[None, :]).tril()
+
+
+@wrong_attempt("document_mask", says="may look at 0")
+def a_window_of_eight(tokens, start):
+    document = (tokens == start).cumsum(-1)
+    return (document[:, None] == document[None, :]).tril().triu(-8)

@@ -133,3 +133,22 @@ def elements(length, channels, layers):
 @wrong_attempt("table_bytes", says="half of it")
 def sixteen_bits(length, channels, layers):
     return {"shared": 4 * length * channels, "per layer": 2 * length * channels * layers}
+
+
+@wrong_attempt("tables", says="With 50 positions")
+def in_half_precision(length, channels, base):
+    return tuple(table.half().float() for table in _tables(length, channels, base))
+
+
+@wrong_attempt("rotate", says="signs and places change, no number")
+def a_little_longer(x, cos, sin):
+    return _rotate(x, cos, sin) * (1 + 1e-5)
+
+
+@wrong_attempt("rotations", says="of about 0.001")
+def not_far_from_it(q, q_rotated, cos, sin):
+    for times in range(3):
+        if torch.allclose(q, q_rotated, atol=1e-2):
+            return times
+        q = _rotate(q, cos, sin)
+    return 2

@@ -285,7 +285,30 @@ def everything_to_everybody(elements, world_size):
     return {"all_gather": shard * (world_size - 1), "all_to_all": 2 * shard * (world_size - 1)}
 
 
-@wrong_attempt("sharded_update", says="Those are rank 1's rows")
+@wrong_attempt("sharded_update", says="Those are rank 2's rows")
 def turned_round(shard, orthogonalize):
     whole = orthogonalize(torch.cat(_gathered(shard.contiguous())[::-1]))
     return whole.chunk(dist.get_world_size())[dist.get_world_size() - 1 - dist.get_rank()]
+
+
+@wrong_attempt("muon_step", says="is there another term, such as a weight decay?")
+def decayed_a_little(weight, gradient, buffer, lr, momentum, orthogonalize):
+    weight.mul_(1 - 1e-4 * lr)
+    _step(weight, gradient, buffer, lr, momentum, orthogonalize)
+
+
+@wrong_attempt("muon_step", says="The buffer is right; the weight is up to")
+def update_in_bfloat16(weight, gradient, buffer, lr, momentum, orthogonalize):
+    _step(weight, gradient, buffer, lr, momentum, lambda matrix: orthogonalize(matrix).bfloat16().float())
+
+
+@wrong_attempt("uses_muon", says="whatever its name and size")
+def weights_alone(name, shape):
+    return name.startswith("blocks.") and name.endswith("weight") and len(shape) == 2
+
+
+@wrong_attempt("sharded_update", says="Right on 3 ranks, but on 2")
+def cut_in_three(shard, orthogonalize):
+    whole = orthogonalize(torch.cat(_gathered(shard)))
+    rows = len(shard) * dist.get_world_size() // 3
+    return torch.cat([whole, whole])[dist.get_rank() * rows :][: len(shard)]

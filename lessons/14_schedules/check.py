@@ -3,17 +3,17 @@
 import math
 
 from lessons.cases import generated, st
-from lessons.checking import Wrong, expect, expect_numbers
+from lessons.checking import Wrong, expect, expect_numbers, is_number
 
 
 def _close(found, right):
-    return isinstance(found, (int, float)) and math.isclose(found, right, rel_tol=1e-6, abs_tol=1e-9)
+    return is_number(found) and math.isclose(found, right, rel_tol=1e-9, abs_tol=1e-12)
 
 
 def _curve(theirs, steps, *rest):
     found = [theirs(step, steps, *rest) for step in range(steps)]
     for value in found:
-        expect(isinstance(value, (int, float)), f"Your function returned {value!r}; a plain number is asked for.")
+        expect(is_number(value), f"Your function returned {value!r}; a plain number is asked for.")
     return found
 
 
@@ -27,6 +27,7 @@ def trapezoid(theirs):
         (11, 2, 0.33),
         (9, 1, 0.4),
         (10, 1, 0.25),
+        (3000, 5, 0.9),
     ):
         found = _curve(theirs, steps, warmup, decay)
         down = round(decay * steps)
@@ -102,7 +103,7 @@ def _first_difference(found, right, where):
 
 
 def cosine(theirs):
-    for steps, warmup, final in ((10, 0, 0.0), (20, 4, 0.1), (9, 3, 0.5)):
+    for steps, warmup, final in ((10, 0, 0.0), (20, 4, 0.1), (9, 3, 0.5), (3000, 5, 0.0)):
         _cosine(_curve(theirs, steps, warmup, final), steps, warmup, final)
     generated(
         lambda steps, share, final: _cosine(
@@ -264,7 +265,7 @@ def _compared(theirs, runs, turn):
     right = average, math.sqrt(max(0.0, squares) / (n * (n - 1)))
     found = theirs(baseline, other)
     same = isinstance(found, tuple) and len(found) == 2 and all(
-        math.isclose(a, b, rel_tol=1e-5, abs_tol=1e-6) for a, b in zip(found, right, strict=True)
+        math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-8) for a, b in zip(found, right, strict=True)
     )  # fmt: skip
     expect(same, f"For {baseline} and {other} you say {found}; it is {right}.")
 
@@ -284,6 +285,9 @@ def spikes(theirs):
         ("two spikes within a window", [*calm, 60.0, 2.84, 4.0, 2.8], [8, 10]),
         ("a loss that falls", [*calm, 1.0, 2.84], []),
         ("a nan, and a spike behind it", [*calm, nan, 2.84, 5.0], [8, 10]),
+        ("a spike of little more than 8 deviations, 3.195", [*calm, 3.25, 2.84], [8]),
+        ("a loss of little less than 8 deviations, 3.195", [*calm, 3.15, 2.84], []),
+        ("a loss that is infinite", [*calm, math.inf, 2.84], [8]),
         ("noise at the very start", [9.0, 3.0, 2.9, 3.02, 2.88, 2.95, 2.9, 2.86, 2.93], []),
     ]
     for what, losses, right in cases:
@@ -310,9 +314,12 @@ def spikes(theirs):
         raise Wrong(where.strip())
     generated(
         lambda losses, window, factor: _spiked(theirs, losses, window, factor), most=150,
-        losses=st.lists(st.sampled_from([1.0, 2.0, 3.0, 5.0, 9.0, math.nan]), max_size=9), window=st.integers(1, 5),
+        losses=st.lists(st.sampled_from(LOSSES), max_size=9), window=st.integers(1, 5),
         factor=st.sampled_from([0.5, 1.0, 2.0]),
     )  # fmt: skip
+
+
+LOSSES = [1.0, 1.5, 2.0, 2.0000001, 2.5, 3.0, 4.0, 5.0, 9.0, math.nan]
 
 
 def _middle(values):

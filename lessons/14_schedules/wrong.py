@@ -228,3 +228,13 @@ def repaired_in_place(losses, window, factor):
     for step in found:
         losses[step] = losses[step - 1]
     return found
+
+
+@wrong_attempt("trapezoid", says="With 3000 steps")
+def never_below_a_thousandth(step, steps, warmup, decay):
+    return max(1e-3, _down(step, steps, warmup, round(decay * steps)))
+
+
+@wrong_attempt("spikes", says="A spike of little more than 8 deviations")
+def deviation_as_of_a_normal_distribution(losses, window, factor):
+    return _spiking(losses, window, 1.4826 * factor, window)

@@ -109,7 +109,7 @@ def delayed_scales(theirs):
             )
     generated(
         lambda largest, headroom, bootstrap: _delayed(theirs, largest, headroom, bootstrap),
-        largest=st.lists(st.sampled_from([0.5, 1.0, 2.5, 7.0, 300.0]), max_size=6),
+        largest=st.lists(st.sampled_from([0.5, 1.0, 2.5, 7.0, 300.0, 1e-6]), max_size=6),
         headroom=st.sampled_from([1.0, 1.1, 2.0]), bootstrap=st.integers(0, 7),
     )  # fmt: skip
 
@@ -139,6 +139,7 @@ def fp8_linear(theirs):
         ("both all zeros", torch.zeros(4, 32), torch.zeros(8, 32)),
     ):
         _linear(theirs, name, x, weight)
+    _whole_numbers(theirs)
     generated(
         lambda rows, inputs, outputs: _linear(
             theirs, f"x of {rows} × {inputs} and weights of {outputs} × {inputs}, stored by columns",
@@ -146,6 +147,16 @@ def fp8_linear(theirs):
         ),
         most=20, rows=st.integers(1, 9), inputs=st.integers(1, 9), outputs=st.integers(1, 9),
     )  # fmt: skip
+
+
+def _whole_numbers(theirs):
+    """Numbers of e4m3 with 448 among them: both scales are one, nothing is rounded, nothing may be off."""
+    smallest = 2.0**-9
+    x = torch.tensor([[448.0, 3 * smallest, 0.5], [-448.0, smallest, -12.0]])
+    weight = torch.tensor([[0.0, 448.0, 0.25], [0.0, -2.0, 5 * smallest], [0.0, 1.0, 1.0], [0.0, 0.0, -16.0]])
+    off = (theirs(x, weight) - x @ weight.T).abs().max().item()
+    expect(off == 0, f"With e4m3's own numbers, of 448 at most, your result is {off:.3g} off: it should be exact. Does "
+           "the largest magnitude become 448, and nothing else?")  # fmt: skip
 
 
 def _scale(x, rows=False):
@@ -261,15 +272,17 @@ def product_kernel(theirs):
             "Triton is not installed here, so this kernel cannot be run (on Linux: pip install 'shardrun[kernels]'). "
             "The other exercises need none."
         )
-    shapes = ((32, 32, 32), (40, 50, 70), (16, 70, 20), (33, 1, 31))
+    shapes = ((32, 32, 32), (40, 50, 150), (16, 70, 20), (33, 1, 31))
     cases = []
     for around in (0.0, math.nan):
         for rows, columns, depth in shapes:
             a, b = _random(rows, depth).to(E4M3), _random(columns, depth, seed=1).to(E4M3)
             cases.append({"a": a, "b": b, "scale": 0.25, "block": 32, "around": around})
+        a, b = _random(70, 33).to(E4M3), _random(66, 33, seed=1).to(E4M3)
+        cases.append({"a": a, "b": b, "scale": -3.0, "block": 64, "around": around})
     found = _interpreted(theirs, cases)
-    for i, case in enumerate(cases[: len(shapes)]):
-        buffers, outside, undefined = zip(*found[i :: len(shapes)], strict=True)
+    for i, case in enumerate(cases[: len(shapes) + 1]):
+        buffers, outside, undefined = zip(*found[i :: len(shapes) + 1], strict=True)
         _compare(case, *buffers, read_beyond=max(outside), undefined=any(undefined))
 
 

@@ -305,3 +305,25 @@ def without_other(a, b, c, scale, rows, columns, depth, BLOCK: tl.constexpr):
         total = tl.dot(tile_a, tile_b, total)
     inside = (i[:, None] < rows) & (j[None, :] < columns)
     tl.store(c + i[:, None] * columns + j[None, :], total * scale, mask=inside)
+
+
+@wrong_attempt("fp8_linear", says="Does the largest magnitude become 448")
+def half_the_range(x, weight):
+    x_scale, w_scale = 2 * _current(x), 2 * _current(weight)
+    return _eight(x, x_scale) @ _eight(weight, w_scale).T * (x_scale * w_scale)
+
+
+@wrong_attempt("product_kernel", says="were never written")
+def tiles_of_thirty_two(a, b, c, scale, rows, columns, depth, BLOCK: tl.constexpr):
+    i = tl.program_id(0) * 32 + tl.arange(0, 32)
+    j = tl.program_id(1) * 32 + tl.arange(0, 32)
+    total = tl.zeros((32, 32), tl.float32)
+    for start in range(0, depth, 32):
+        k = start + tl.arange(0, 32)
+        mask_a = (i[:, None] < rows) & (k[None, :] < depth)
+        mask_b = (j[None, :] < columns) & (k[:, None] < depth)
+        tile_a = tl.load(a + i[:, None] * depth + k[None, :], mask=mask_a, other=0.0)
+        tile_b = tl.load(b + j[None, :] * depth + k[:, None], mask=mask_b, other=0.0)
+        total = tl.dot(tile_a, tile_b, total)
+    inside = (i[:, None] < rows) & (j[None, :] < columns)
+    tl.store(c + i[:, None] * columns + j[None, :], total * scale, mask=inside)

@@ -279,3 +279,15 @@ def returns_its_verdict(run):
 @wrong_attempt("step_bytes", says="bits in place of bytes")
 def in_bits(embedding, inner, ranks):
     return {name: 8 * size for name, size in _bytes(embedding + 2 * inner, embedding, inner, ranks).items()}
+
+
+@wrong_attempt("test_learns", says="whose loss ends at 1.2")
+def far_below_alone(run):
+    for report in run(steps=30):
+        assert report.losses[-1] < report.losses[0] - 0.5 and report.losses[-1] > 1.0, "the loss"
+
+
+@wrong_attempt("test_learns", says="kills a healthy trainer that learns more")
+def a_floor_of_its_own(run):
+    for report in run(steps=30):
+        assert report.losses[-1] < report.losses[0] - 0.5 and min(report.losses) > 1.6, "the loss"

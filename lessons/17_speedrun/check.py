@@ -4,7 +4,7 @@ import math
 import statistics
 
 from lessons.cases import formula, generated, st
-from lessons.checking import Wrong, expect, expect_number, expect_numbers
+from lessons.checking import Wrong, expect, expect_number, expect_numbers, is_number
 from shardrun.ablate.effects import T_975, effect, reached
 from speedrun.run.progress import describe
 
@@ -52,7 +52,7 @@ def read_record(theirs):
             extra = "" if bits else " Not every record has bits_per_byte."
             raise Wrong(f"You have found no validation where the record has {len(right)}.{extra}")
         for mine, entry in zip(right, found, strict=False):
-            if not all(isinstance(part, (int, float)) for part in entry):
+            if not all(map(is_number, entry)):
                 raise Wrong(f"Your entry {entry!r} has text in it; numbers are asked for.")
             if math.isclose(entry[2], 1000 * mine[2]) and mine[2]:
                 raise Wrong(f"At step {mine[0]} you say {entry[2]:g} seconds: train_time is in milliseconds.")
@@ -129,9 +129,7 @@ def _crossed(theirs, losses, target):
         if below <= target < above:
             right = b - (target - below) * (b - a) / (above - below)
     found = theirs(curve, target)
-    same = (
-        found is None if right is None else isinstance(found, (int, float)) and math.isclose(found, right, rel_tol=1e-6)
-    )
+    same = found is None if right is None else is_number(found) and math.isclose(found, right, rel_tol=1e-9)
     expect(same, f"For the target {target} on {curve} you say {found}; it is {right}.")
 
 

@@ -37,12 +37,14 @@ HUNG = "hung"
 
 QUIET_SECONDS = 5.0
 """No rank has used the processor for so long: they wait for each other."""
+MUTANT_QUIET_SECONDS = 2.0
+"""The same of a mutant."""
 QUIET_SHARE = 0.01
 """So little of a processor counts as none."""
 LONGEST = 90.0
 """Seconds of the processor after which an attempt that is still busy is ended; four times as many by the clock."""
 MUTANT_SECONDS = 10.0
-"""The same of a mutant."""
+"""The same of a mutant; twelve times as many by the clock, for a busy machine must not refuse one that passes."""
 IN_THE_CHECK = "has left your function and waits for the others in the check"
 
 PRELOADED = [
@@ -161,10 +163,10 @@ def _wait(job: Job, ranks: list[tuple[Any, Connection]], scratch: Path, longest:
             used, quiet_since = seconds, now
         if len(ready) < len(ranks):
             started, begun = now, seconds  # the clock is the attempt's, not that of imports
-        if failed_at and now - failed_at > GRACE:
+        if failed_at and now - failed_at > (0.0 if job.quick else GRACE):
             break
-        too_long = seconds - begun > longest * job.ranks or now - started > 4 * longest
-        if now - quiet_since > QUIET_SECONDS or too_long:
+        too_long = seconds - begun > longest * job.ranks or now - started > (12 if job.quick else 4) * longest
+        if now - quiet_since > (MUTANT_QUIET_SECONDS if job.quick else QUIET_SECONDS) or too_long:
             break
     waiting = _where(job, ranks, answers, scratch) if len(answers) < len(ranks) else []
     return _verdict(answers, waiting, job.ranks, longest if too_long else 0.0)
@@ -211,7 +213,7 @@ def _verdict(answers: dict[int, tuple[str, str]], waiting: list[str], ranks: int
 def _where(job: Job, ranks: list[tuple[Any, Connection]], answers: dict[int, Any], scratch: Path) -> list[str]:
     """For every rank without an answer: the collective that it waits in, and the learner's line that called it."""
     left = [rank for rank in range(len(ranks)) if rank not in answers]
-    if not hasattr(signal, "SIGUSR1"):
+    if job.quick or not hasattr(signal, "SIGUSR1"):
         return [f"rank {rank} is not done" for rank in left]
     for rank in left:
         if ranks[rank][0].is_alive():

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from lessons import checking
 from shardrun.__main__ import main
@@ -181,6 +183,30 @@ def test_every_mistake_that_gives_a_number_is_named(number: int, monkeypatch: py
                 with pytest.raises(Wrong) as told:
                     EXPECT_NUMBER(value, right, what, mistakes, ranks)
                 assert all(text in str(told.value) for text in due), (exercise.name, what, value, str(told.value))
+
+
+@pytest.mark.parametrize("found", [512, 512.0, np.int64(512), np.float32(512), 512 * (1 + 1e-12)], ids=repr)
+def test_a_number_is_a_number_whatever_its_type(found: Any) -> None:
+    checking.expect_number(found, 512.0, "a number")
+    assert checking.is_whole(found) == (type(found) in (int, np.int64))
+
+
+@pytest.mark.parametrize("found", [True, np.True_, "512", None, torch.tensor(512), [512]], ids=repr)
+def test_what_is_no_number(found: Any) -> None:
+    with pytest.raises(Wrong, match="a plain number is asked for|Is the return missing"):
+        checking.expect_number(found, 512.0, "a number")
+
+
+def test_no_term_is_too_small() -> None:
+    """AdamW's step counter beside gigabytes; a weight decay beside weights."""
+    with pytest.raises(Wrong):
+        checking.expect_number(8 * 10**8 + 4, 8 * 10**8, "a number")
+    right = torch.linspace(-3, 5, 40)
+    assert checking.rounded_alike(right / 3 * 3, right) and checking.rounded_alike(right.double(), right.double())
+    assert not checking.rounded_alike(right * (1 - 1e-5), right)
+    assert checking.rounded_alike(torch.full((2,), 1e-6), torch.zeros(2), size=1.0)
+    assert not checking.rounded_alike(torch.full((2,), 1e-9), torch.zeros(2))
+    assert not checking.rounded_alike(right * float("nan"), right) and checking.rounded_alike(right[:0], right[:0])
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 4, 6, 8, 16, 64])

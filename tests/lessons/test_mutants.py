@@ -47,6 +47,13 @@ def test_every_site_is_changed_and_nothing_else(tmp_path: Path) -> None:
     assert not any("// 2" in m.change for m in mutants(path, "second"))
 
 
+def test_the_number_of_ranks_is_written_down(tmp_path: Path) -> None:
+    path = tmp_path / "solution.py"
+    path.write_text("def mine(rows):\n    return rows.chunk(dist.get_world_size())[dist.get_rank()]\n")
+    found = {mutant.change for mutant in mutants(path, "mine")}
+    assert found >= {f"dist.get_world_size() → {n}" for n in (2, 3)} | {"dist.get_rank() → 0"}
+
+
 def test_every_site_has_its_turn(tmp_path: Path) -> None:
     path = tmp_path / "solution.py"
     path.write_text(SOLUTION)

@@ -275,10 +275,12 @@ def _why_weight(step: int, name: str, found: Tensor, off: Tensor, reference: Tra
         fresh = updated(group.rule, group.options, before, gradient, new_state(group.rule, before)).flatten()
         if _alike(found[off] - before.flatten()[off], fresh[off] - before.flatten()[off]):
             return "It is what the rule makes of it with a state of zeros: the state of the step before was not kept."
-        return "Its gradient is right and so was the update before: the rule's state is not what that one left."
+        if not group.rule.whole_matrix:
+            return "Its gradient is right and so was the update before: the rule's state is not what that one left."
     if group.rule.whole_matrix:
         return (
-            "Its gradient is right: does transform() get the whole matrix, after accumulate()? Of a part it is another."
+            "Its gradient is right: does transform() get the whole matrix, after accumulate() with the momentum of the "
+            "same elements? Of a part it makes something else."
         )
     return (
         "Its gradient is right: is it that of the same elements that the rule gets, with the options of its own group?"

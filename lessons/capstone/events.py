@@ -77,14 +77,27 @@ class _Work:
 def recorded(own: Own) -> Iterator[Events]:
     """While open, every collective that the file calls through torch.distributed is noted; `watch` adds the work."""
     events = Events()
-    with Meter() as meter, ExitStack() as patches:
-        for name, function in list(vars(dist).items()):
-            if inspect.isfunction(function) and "async_op" in inspect.signature(function).parameters:
-                wrapped = _wrapped(function, events, meter)
-                patches.enter_context(mock.patch.object(dist, name, wrapped))
-                for theirs in [n for n, v in vars(sys.modules[own.path.stem]).items() if v is function]:
-                    patches.enter_context(mock.patch.object(sys.modules[own.path.stem], theirs, wrapped))
+    with Meter() as meter, patched(own, lambda function: _wrapped(function, events, meter)):
         yield events
+
+
+@contextmanager
+def patched(
+    own: Own, wrap: Callable[[Callable[..., Any]], Callable[..., Any]], also: tuple[str, ...] = ()
+) -> Iterator[None]:
+    """While open, what torch.distributed has of collectives is wrapped, also what the file has imported of it.
+
+    also: names of others that are to be, which are always waited for.
+    """
+    theirs = vars(sys.modules[own.path.stem])
+    with ExitStack() as patches:
+        for name, function in list(vars(dist).items()):
+            if inspect.isfunction(function) and (name in also or "async_op" in inspect.signature(function).parameters):
+                wrapped = wrap(function)
+                patches.enter_context(mock.patch.object(dist, name, wrapped))
+                for imported in [n for n, value in theirs.items() if value is function]:
+                    patches.enter_context(mock.patch.dict(theirs, {imported: wrapped}))
+        yield
 
 
 def _wrapped(function: Callable[..., Any], events: Events, meter: Meter) -> Callable[..., Any]:

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from lessons.capstone.network import REDUCTIONS, Network
 from lessons.worlds import of_all
 from shardrun.own import Own
 from shardrun.own.engine import OwnStrategy
@@ -22,7 +23,7 @@ from strategies.ledger.memory import measure
 from strategies.mesh import Place
 from strategies.optimizer import Recipe
 
-PHASES = ("start", "forward", "reduce", "norm", "clip", "update", "publish")
+PHASES = ("start", "weights", "forward", "wait", "reduce", "norm", "clip", "update", "publish")
 """In the order of a step: those of shardrun/certify, and what it does not look at."""
 
 
@@ -42,25 +43,57 @@ class Note:
 class Watched(OwnStrategy):
     """Ranks above 0 begin with other weights, which must not count; all that every rank holds is compared."""
 
+    def __init__(self, own: Own, settings: Settings, network: Network) -> None:
+        super().__init__(own, settings)
+        self.network = network
+
     def prepare(self, model: nn.Module, recipe: Recipe, clip: float, accumulation: int) -> None:
         self.notes: list[Note] = []
         self.norms: list[list[float]] = []
         """Per step: every rank's norm."""
         self.shares: list[list[float]] = []
         """Per step: the norm of what every rank alone has of the gradient."""
+        self.first_gradients: dict[str, Tensor] = {}
+        """Whole, of the first step."""
+        self.right_so_far = ""
         self.now, rank = 0, self.settings.place.rank
         first = {name: p.detach().clone() for name, p in model.named_parameters()}
         with torch.no_grad():
             for p in model.parameters():
                 p.add_(rank)
         super().prepare(model, recipe, clip, accumulation)
+        if words := self._own_start(first):
+            self.notes.append(Note(0, "start", words))
+        self.right_so_far = "All ranks begin with rank 0's weights: that is right."
+
+    def _own_start(self, first: dict[str, Tensor]) -> str:
+        """What begins with other weights than `first`, rank 0's."""
+        rank = self.settings.place.rank
+        mine = {name: p.detach() for name, p in self.model.named_parameters() if _is_there(p)}
+        found = [("model", name, weight.flatten(), first[name].flatten()) for name, weight in mine.items()]
         for piece in self.optimizer.all_slices():
             here = piece.state[rank]
-            right = first[piece.name].flatten()[here.start : here.stop]
-            if here.numel and not torch.equal(self.optimizer.weight(piece), right):
-                words = f"rank {rank} begins with weights of its own in {piece.name}: rank 0's are the ones that count."
-                self.notes.append(Note(0, "start", f"{words} Send them to all (dist.broadcast)."))
-                break
+            due = first[piece.name].flatten()[here.start : here.stop]
+            found.insert(0, ("parts()", piece.name, self.optimizer.weight(piece), due))
+        for whose, name, weight, due in found:
+            if torch.equal(weight, due):
+                continue
+            if rank and torch.equal(weight, due + rank):
+                words = f"rank {rank} begins with weights of its own in {name}: rank 0's are the ones that count."
+                return f"{words} Send them to all (dist.broadcast)."
+            has = "the model has" if whose == "model" else "parts() gives"
+            return f"on rank {rank} {has} other weights of {name} at the start than rank 0 began with."
+        return ""
+
+    def backward(self, loss: Tensor) -> None:
+        if not torch.isfinite(loss) and (words := self.network.unwaited()):
+            words = f"rank {self.settings.place.rank}'s forward pass computes while {words}: wait for it before."
+            self.notes.append(Note(self.now, "weights", words))
+        super().backward(loss)
+        if self.last and (words := self.network.unwaited(REDUCTIONS)):
+            self.notes.append(Note(self.now, "wait", f"wait() has ended, and {words}: call its work's wait()."))
+        self.notes += [Note(self.now, "wait", words) for words in self.network.problems]
+        self.network.problems.clear()
 
     def _observe(self, phase: str) -> None:
         if phase == "reduce":
@@ -68,6 +101,11 @@ class Watched(OwnStrategy):
             parts = [part.gradient for part in self.own.parts() if part.gradient is not None]
             share = torch.stack([part.square().sum() for part in parts]).sum().sqrt() if parts else torch.zeros(())
             self.shares.append(of_all(float(share)))
+            if not self.now:
+                pieces = {piece.name: piece for piece in self.optimizer.all_slices()}
+                found = self.optimizer.gradients(pieces.values())
+                self.first_gradients = {n: self.optimizer.gather(pieces[n], part) for n, part in found.items()}
+                self.right_so_far = "The mean gradients of the first step are right."
         super()._observe(phase)
 
     def _same_everywhere(self, phase: str) -> None:

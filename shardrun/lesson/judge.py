@@ -31,7 +31,7 @@ from shardrun.lesson.rank import (
     serve,
     source_line,
 )  # fmt: skip
-from shardrun.lesson.source import parameters
+from shardrun.lesson.source import parameters, unwritten
 
 HUNG = "hung"
 
@@ -94,7 +94,13 @@ def judge(
 
 
 def judge_level(lesson: Lesson, level: Exercise, attempt: Path, ranks: int) -> Outcome:
-    """Check one level of a capstone, the strategy in the file `attempt`, on so many ranks."""
+    """Check one level of a capstone, the strategy in the file `attempt`, on so many ranks.
+
+    Where not even its `__init__` is written that is said without starting any.
+    """
+    if line := unwritten(attempt).get("__init__"):
+        how = "Begin with __init__, parts and held; then write what the trainer calls, in its order, and check often."
+        return Outcome(UNSOLVED, f"Nothing is written yet ({attempt.name}, line {line}). {how}")
     check = (lesson.folder.parent / "capstone" / "levels.py").resolve()
     return _judged(Job(level.name.partition(".")[2], attempt.resolve(), check, ranks, capstone=True), LONGEST)
 
@@ -196,7 +202,8 @@ def _verdict(answers: dict[int, tuple[str, str]], waiting: list[str], ranks: int
         said = {rank: message for rank, (kind, message) in sorted(answers.items()) if kind == status}
         if not said:
             continue
-        rank, message = next(iter(said.items()))
+        # Where one ended, the others lose its connection: that says nothing of the mistake.
+        rank, message = min(said.items(), key=lambda each: "by peer" in each[1])
         if message and len(said) < ranks and ranks > 1 and status != UNREADABLE:
             message = f"On rank {rank}: {message}"
         if status != UNSOLVED:  # what the others are doing in the learner's code belongs to the picture

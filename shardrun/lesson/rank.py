@@ -21,6 +21,8 @@ from shardrun.by_path import import_file
 LINES, BYTES = 100, 10_000
 """Of what an attempt prints, so much is shown of each rank."""
 
+LET_GO = "The memory of a tensor had been let go before it was used: a parameter that has to be gathered again first?"
+
 LONGEST = 4000
 """Characters of what is wrong."""
 
@@ -201,8 +203,18 @@ def _answer_level(job: Job) -> tuple[str, str]:
         return WRONG, str(wrong)
     except BaseException as error:
         if isinstance(error, NotImplementedError) and called.not_begun(error):
-            return UNSOLVED, ""
-        return (ERROR, _described(error, job)) if called.is_the_learners(error) else (BROKEN, _check_broke(error, job))
+            return UNSOLVED, _next_to_write(error)
+        if not called.is_the_learners(error):
+            return BROKEN, _check_broke(error, job)
+        gone = f"{_described(error, job)}\n{LET_GO}" if "storage of size 0" in str(error) else ""
+        return ERROR, gone or _described(error, job)
+
+
+def _next_to_write(error: NotImplementedError) -> str:
+    """The method of a capstone that is called and not written; what is known of those before it is a note of error."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    said = " ".join(getattr(error, "__notes__", ()))
+    return f"{said} Next to write: {last.name} ({Path(last.filename).name}, line {last.lineno}).".strip()
 
 
 def _unreadable(error: BaseException, job: Job) -> str:

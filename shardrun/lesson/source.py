@@ -39,6 +39,22 @@ def parameters(path: Path, name: str) -> tuple[str, ...]:
     return ()
 
 
+def unwritten(path: Path) -> dict[str, int]:
+    """Method → line, of those in a file's classes that only raise NotImplementedError; none where it is not Python."""
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except (SyntaxError, ValueError):
+        return {}
+    methods = [
+        node
+        for each in tree.body
+        if isinstance(each, ast.ClassDef)
+        for node in each.body
+        if isinstance(node, ast.FunctionDef)
+    ]
+    return {m.name: m.lineno for m in methods if ast.unparse(m.body[-1]) == "raise NotImplementedError"}
+
+
 def wrong_attempts(path: Path) -> dict[str, list[tuple[str, str]]]:
     """Exercise → (function, what its message must say) for everything marked `@wrong_attempt(exercise, says=…)`."""
     found: dict[str, list[tuple[str, str]]] = {}

@@ -8,7 +8,8 @@ import pytest
 
 from shardrun.__main__ import main
 from shardrun.lesson.course import Lesson, course
-from shardrun.lesson.judge import Outcome
+from shardrun.lesson.judge import UNSOLVED, Outcome, judge_level
+from shardrun.lesson.source import unwritten
 from shardrun.lesson.versions import wrong_versions
 from shardrun.lesson.wrong import Wrong
 from shardrun.own import METHODS, OWN, capstone_of, register
@@ -65,6 +66,85 @@ def test_the_solution_is_right_and_a_wrong_version_is_named(lesson: Lesson, rank
         assert version.says in words and "Step 0, reduce: " in words
 
 
+def version_file(lesson_number: int, name: str, folder: Path) -> tuple[str, str]:
+    """A wrong version as a file; its path, and what must be said of it."""
+    (lesson,) = (lesson for lesson in LESSONS if lesson.number == lesson_number)
+    version = next(each for each in wrong_versions(lesson) if each.name == name)
+    path = folder / "my_own.py"
+    path.write_text(version.text)
+    return str(path), version.says
+
+
+@pytest.mark.ranks
+@pytest.mark.slow
+def test_what_nobody_waited_for_is_not_there(ranks: RankPool, tmp_path: Path) -> None:
+    """In one machine it is, by chance: the check's network is slow."""
+    path, says = version_file(4, "nobody waits", tmp_path)
+    for words in ranks.run(2, told, path, "right"):
+        assert says in words and "Step 0, wait: " in words
+
+
+def of_other_sizes() -> str:
+    """On a rank: what is said where the second rank's call in a place is of another size than the first's was."""
+    import torch
+    import torch.distributed as dist
+
+    from lessons.capstone.network import Network, _same_on_all
+
+    rank, network = dist.get_rank(), Network("of other sizes")
+    try:
+        if not rank:
+            _same_on_all(network, "all_reduce", {"tensor": torch.zeros(3)}, "my_own.py, line 7: `x`")
+        dist.barrier()
+        if rank:
+            _same_on_all(network, "all_reduce", {"tensor": torch.zeros(5)}, "my_own.py, line 9: `y`")
+    except Wrong as wrong:
+        return str(wrong)
+    return ""
+
+
+@pytest.mark.ranks
+def test_collectives_that_differ_by_rank_are_named_before_they_hang(ranks: RankPool) -> None:
+    first, second = ranks.run(2, of_other_sizes)
+    assert not first and second.startswith(
+        "rank 0 calls all_reduce of 3 elements (my_own.py, line 7: `x`), and rank 1 calls all_reduce of 5 elements "
+    )
+
+
+def test_what_is_not_begun_is_told_so_without_any_ranks() -> None:
+    lesson = LESSONS[0]
+    assert lesson.capstone
+    outcome = judge_level(lesson, lesson.capstone.levels[0], lesson.folder / lesson.capstone.file, 2)
+    assert outcome.status == UNSOLVED and "Begin with __init__" in outcome.message
+    assert set(unwritten(lesson.folder / lesson.capstone.file)) == {"__init__", *METHODS}
+    assert not unwritten(lesson.folder / "by_hand.py")
+
+
+def half(path: str) -> str:
+    """On a rank: what is known of a strategy that ends in the middle."""
+    from lessons.capstone import levels
+
+    own = register(Path(path))
+    try:
+        levels.right(own)
+    except NotImplementedError as error:
+        return " ".join(error.__notes__)
+    finally:
+        del OWN[own.name], catalogue.FOLDERS[own.name]
+    return ""
+
+
+@pytest.mark.ranks
+@pytest.mark.slow
+def test_what_is_written_is_checked_before_all_is(ranks: RankPool, tmp_path: Path) -> None:
+    text = (LESSONS[0].folder / "by_hand.py").read_text()
+    norm = '"""Every rank has all gradients: nothing to send."""\n'
+    assert text.count(norm) == 1
+    path = tmp_path / "my_own.py"
+    path.write_text(text.replace(norm, f"{norm}        raise NotImplementedError\n"))
+    assert ranks.run(2, half, str(path)) == ["The mean gradients of the first step are right."] * 2
+
+
 @pytest.mark.ranks
 @pytest.mark.slow
 def test_bytes_and_overlap_are_graded(ranks: RankPool, tmp_path: Path) -> None:
@@ -72,10 +152,8 @@ def test_bytes_and_overlap_are_graded(ranks: RankPool, tmp_path: Path) -> None:
     (lesson,) = (lesson for lesson in LESSONS if lesson.number == 6)
     solution = str(lesson.folder / "by_hand.py")
     assert ranks.run(2, told, solution, "frugal") == ["", ""]
-    version = next(each for each in wrong_versions(lesson) if each.level.name == "my_zero2.overlapped")
-    path = tmp_path / "my_own.py"
-    path.write_text(version.text)
-    assert all(version.says in words for words in ranks.run(2, told, str(path), "overlapped"))
+    path, says = version_file(6, "a reduction blocks backward", tmp_path)
+    assert all(says in words for words in ranks.run(2, told, path, "overlapped"))
 
 
 @pytest.fixture

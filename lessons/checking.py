@@ -95,7 +95,13 @@ def explanations(
     """All known mistakes that give this number: the given ones first; those of ranks and units together, if none."""
     given = [text for text, value in (mistakes or {}).items() if _close(found, value) and not _close(value, right)]
     usual = {**(rank_mistakes(ranks) if ranks else {}), **USUAL}
-    return given or [text for text, factor in usual.items() if right and _close(found, right * factor)]
+    if given:
+        return given
+    if found == int(found) and right != int(right) and abs(found - right) < 1:
+        return [
+            "That is rounded, or cut to a whole number. What is asked for is exact: divide with /, and round nothing."
+        ]
+    return [text for text, factor in usual.items() if right and _close(found, right * factor)]
 
 
 def rank_mistakes(ranks: int) -> dict[str, float]:

@@ -29,7 +29,7 @@ def optimizer_alone_divided(parameters, ranks):
     return 4 * parameters + 12 * parameters / ranks
 
 
-@wrong_attempt("rank_bytes", says="for parameters = 1")
+@wrong_attempt("rank_bytes", says="cut to a whole number")
 def in_whole_bytes(parameters, ranks):
     return 16 * parameters // ranks
 

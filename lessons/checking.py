@@ -98,9 +98,7 @@ def explanations(
     if given:
         return given
     if found == int(found) and right != int(right) and abs(found - right) < 1:
-        return [
-            "That is rounded, or cut to a whole number: divide with /, and round nothing."
-        ]
+        return ["That is rounded, or cut to a whole number: divide with /, and round nothing."]
     return [text for text, factor in usual.items() if right and _close(found, right * factor)]
 
 

@@ -21,6 +21,7 @@ from strategies.base import Settings
 from strategies.ledger.memory import measure
 from strategies.mesh import Place
 from strategies.optimizer import Recipe
+from strategies.start import Initial, begin
 
 PHASES = ("start", "forward", "reduce", "norm", "clip", "update", "publish")
 """In the order of a step: those of shardrun/certify, and what it does not look at."""
@@ -42,7 +43,10 @@ class Note:
 class Watched(OwnStrategy):
     """Ranks above 0 begin with other weights, which must not count; all that every rank holds is compared."""
 
-    def prepare(self, model: nn.Module, recipe: Recipe, clip: float, accumulation: int) -> None:
+    def prepare(
+        self, model: nn.Module, recipe: Recipe, clip: float, accumulation: int, initial: Initial | None = None
+    ) -> None:
+        begin(model, initial, self.settings.place.device)
         self.notes: list[Note] = []
         self.norms: list[list[float]] = []
         """Per step: every rank's norm."""
@@ -117,7 +121,10 @@ class Kept(OwnStrategy):
 
     EARLY, LATE = 10, 50
 
-    def prepare(self, model: nn.Module, recipe: Recipe, clip: float, accumulation: int) -> None:
+    def prepare(
+        self, model: nn.Module, recipe: Recipe, clip: float, accumulation: int, initial: Initial | None = None
+    ) -> None:
+        begin(model, initial, self.settings.place.device)
         self.steps, self.census = 0, dict[int, Census]()
         self.most: dict[str, int] = {}
         """Category → bytes held at most when a gradient comes in a backward pass."""

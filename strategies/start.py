@@ -6,6 +6,8 @@ model, only its shards and what it needs of one parameter at a time. This works 
 of their place (`Initial`), not the next numbers of a generator that would have to draw the others first.
 """
 
+from collections import defaultdict
+from collections.abc import Iterator
 from typing import Protocol
 
 import torch
@@ -52,22 +54,29 @@ def begin(
     """The model on its device, whole; its parameters get their initial values there, rounded to `dtype`, if it was on
     the meta device.
 
-    They stay the same objects, so that one that two modules share stays one. Raises ValueError where a model on the
-    meta device comes without initial values.
+    Raises ValueError where a model on the meta device comes without initial values.
     """
     if not on_meta(model):
         return model.to(device)
     values = required(initial)
-    for name, parameter in model.named_parameters():
-        allocate(parameter, dtype, device)
+    for name, parameter in allocated(model, dtype, device):
         write_initial(parameter.detach().view(-1), values, name, Interval(0, parameter.numel()))
     return model
 
 
-def allocate(parameter: nn.Parameter, dtype: torch.dtype, device: torch.device) -> None:
-    """Give a parameter on the meta device memory, without values."""
-    memory = torch.empty(parameter.shape, dtype=dtype, device=device)
-    torch.utils.swap_tensors(parameter, nn.Parameter(memory, requires_grad=parameter.requires_grad))
+def allocated(model: nn.Module, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[str, nn.Parameter]]:
+    """One parameter of a model on the meta device after the other, by name, as it has got memory, without values: in
+    every module that uses it, so that what two modules share stays one parameter."""
+    places: dict[nn.Parameter, list[tuple[nn.Module, str]]] = defaultdict(list)
+    for module in model.modules():
+        for own_name, parameter in module.named_parameters(recurse=False):
+            places[parameter].append((module, own_name))
+    for name, parameter in list(model.named_parameters()):
+        memory = torch.empty(parameter.shape, dtype=dtype, device=device)
+        new = nn.Parameter(memory, requires_grad=parameter.requires_grad)
+        for module, own_name in places[parameter]:
+            setattr(module, own_name, new)
+        yield name, new
 
 
 def required(initial: Initial | None) -> Initial:

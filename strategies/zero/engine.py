@@ -71,24 +71,22 @@ class ZeRO:
         check_offload(self.settings.engine, self.settings.precision)
         deepspeed = import_deepspeed(self.settings.place.device)
         self.accumulation = accumulation
-        names = {id(p): name for name, p in model.named_parameters()}
         shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-        before: dict[str, Tensor] = {}
-        if self.settings.precision != "fp32" and not on_meta(model):
-            # Not copies: the tensors that the parameters hold until DeepSpeed puts rounded ones in their place.
-            before = {name: p.detach() for name, p in model.named_parameters()}
-        self.optimizer = IntervalOptimizer(model, recipe)
         config = deepspeed_config(self.settings, sum(p.numel() for p in model.parameters()), clip, accumulation)
         values = required(initial) if on_meta(model) else None
-        try:
-            if values:
+        before: dict[str, Tensor] = {}
+        if self.settings.precision != "fp32" and not values:
+            # Not copies: the tensors that the parameters hold until DeepSpeed puts rounded ones in their place.
+            before = {name: p.detach() for name, p in model.named_parameters()}
+        if values:
+            with self._refusals():
                 self._begin(deepspeed, model, values, config)
+        names = {id(p): name for name, p in model.named_parameters()}
+        self.optimizer = IntervalOptimizer(model, recipe)
+        with self._refusals():
             self.engine, self.zero, _, _ = deepspeed.initialize(
                 model=model, optimizer=self.optimizer, config=config, dist_init_required=False
             )
-        except (ValueError, TypeError, AssertionError, NotImplementedError, _config_error()) as error:
-            why = " ".join(str(error).split()) or type(error).__name__
-            raise ConfigError(f"{self.settings.config}: DeepSpeed stops at its settings: {why.rstrip('.')}.") from error
         self._check_engine()
         self.loss_scale = take_over(self.zero) if self.settings.precision == "fp16" else None
         self.model = self.engine
@@ -101,6 +99,15 @@ class ZeRO:
         for piece in slices if before else ():
             start, stop = piece.state[self.settings.place.rank]
             self.optimizer.weight(piece).copy_(before.pop(piece.name).view(-1)[start:stop])
+
+    @contextmanager
+    def _refusals(self) -> Iterator[None]:
+        """What DeepSpeed says against its settings is a ConfigError that names the file."""
+        try:
+            yield
+        except (ValueError, TypeError, AssertionError, NotImplementedError, _config_error()) as error:
+            why = " ".join(str(error).split()) or type(error).__name__
+            raise ConfigError(f"{self.settings.config}: DeepSpeed stops at its settings: {why.rstrip('.')}.") from error
 
     def _begin(self, deepspeed: Any, model: nn.Module, values: Initial, config: dict[str, Any]) -> None:
         """Give a model on the meta device memory and values, in the dtype that it computes in."""

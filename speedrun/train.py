@@ -65,15 +65,16 @@ def train(preset: str, config: Config, launch: Launch, said: Collection[str] = (
         config, stages, data = checked.config, checked.stages, checked.data
 
         torch.manual_seed(config.seed)  # nothing of ours draws from it, but its state is part of a checkpoint
-        model = GPT(config.model, document_start=data.document_start)
-        model.init_weights(config.seed)
+        with torch.device("meta"):  # its parameters get memory and values in `prepare`: a rank's own share, if sharded
+            model = GPT(config.model, document_start=data.document_start)
         if config.compile:
             compile_blocks(model, launch.cpu)
 
         with Run(preset, checked, launch, home) as run:
             strategy = select.start(launch, config.collective_timeout)
             recipe = parameter_groups(checked.shapes, agreed(config.optimizer), config.model.kernels)
-            strategy.prepare(model, recipe, clip=config.optimizer.clip, accumulation=stages[0].batches.accumulation)
+            clip, accumulation = config.optimizer.clip, stages[0].batches.accumulation
+            strategy.prepare(model, recipe, clip, accumulation, model.initial(config.seed))
             run.begin(strategy)
             warm_up(strategy, model, run)
             loop(strategy, model, run)

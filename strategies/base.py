@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from strategies.loss_scale import DynamicLossScale, LossScale
 from strategies.mesh import Place
 from strategies.optimizer import IntervalOptimizer, Recipe
+from strategies.start import Initial
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -55,9 +56,13 @@ class Strategy(Protocol):
     def model(self) -> nn.Module:
         """Call it like the plain model, inside `micro_batch` or `evaluation`."""
 
-    def prepare(self, model: nn.Module, recipe: Recipe, clip: float, accumulation: int) -> None:
-        """Spread the model (equal on all ranks, in float32) and bind its optimizer. Once. In bf16 and fp16
-        too the weights that the optimizer updates are these float32 values, to the bit.
+    def prepare(
+        self, model: nn.Module, recipe: Recipe, clip: float, accumulation: int, initial: Initial | None = None
+    ) -> None:
+        """Spread the model and bind its optimizer. Once. Its parameters are float32: equal on all ranks, or on the meta
+        device, in which case they get their `initial` values, and a strategy that shards gives memory to no more than
+        this rank's part. In bf16 and fp16 too the weights that the optimizer updates are these float32 values, to the
+        bit.
 
         clip: the global L2 norm above which gradients are scaled down, 0 for never; accumulation: micro-batches per
         step.

@@ -42,6 +42,7 @@ from strategies.ledger.terms import CATEGORIES, Scenario
 from strategies.mesh import Place
 from strategies.optimizer import Recipe
 from strategies.select import Launch
+from strategies.start import Initial, begin
 
 STEPS = 4
 LONG = Kept.LATE
@@ -285,7 +286,10 @@ class _Recorded(OwnStrategy):
 
     events: Events | None = None
 
-    def prepare(self, model: nn.Module, recipe: Recipe, clip: float, accumulation: int) -> None:
+    def prepare(
+        self, model: nn.Module, recipe: Recipe, clip: float, accumulation: int, initial: Initial | None = None
+    ) -> None:
+        begin(model, initial, self.settings.place.device)
         self.steps, self.kept = 0, Events()
         watch(self._computed, model)
         super().prepare(model, recipe, clip, accumulation)

@@ -16,6 +16,7 @@ from shardrun.own import Own
 from shardrun.own.engine import OwnStrategy
 from strategies.base import Settings
 from strategies.optimizer import Recipe
+from strategies.start import Initial, begin
 
 STEPS = 3
 """The last that begins is shown: by the third all has been learned that is learned in the first."""
@@ -26,7 +27,10 @@ class _Seen(OwnStrategy):
 
     begun = False
 
-    def prepare(self, model: nn.Module, recipe: Recipe, clip: float, accumulation: int) -> None:
+    def prepare(
+        self, model: nn.Module, recipe: Recipe, clip: float, accumulation: int, initial: Initial | None = None
+    ) -> None:
+        begin(model, initial, self.settings.place.device)
         self.steps = 0
         self.recorder: MessageRecorder | None = called.CALLS.recorder
         watch(self._work, model)

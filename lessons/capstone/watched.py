@@ -22,6 +22,7 @@ from strategies.base import Settings
 from strategies.ledger.memory import measure
 from strategies.mesh import Place
 from strategies.optimizer import Recipe
+from strategies.start import Initial, begin
 
 PHASES = ("start", "weights", "forward", "wait", "reduce", "norm", "clip", "update", "publish")
 """In the order of a step: those of shardrun/certify, and what it does not look at."""
@@ -47,7 +48,10 @@ class Watched(OwnStrategy):
         super().__init__(own, settings)
         self.network = network
 
-    def prepare(self, model: nn.Module, recipe: Recipe, clip: float, accumulation: int) -> None:
+    def prepare(
+        self, model: nn.Module, recipe: Recipe, clip: float, accumulation: int, initial: Initial | None = None
+    ) -> None:
+        begin(model, initial, self.settings.place.device)
         self.notes: list[Note] = []
         self.norms: list[list[float]] = []
         """Per step: every rank's norm."""
@@ -155,7 +159,10 @@ class Kept(OwnStrategy):
 
     EARLY, LATE = 10, 50
 
-    def prepare(self, model: nn.Module, recipe: Recipe, clip: float, accumulation: int) -> None:
+    def prepare(
+        self, model: nn.Module, recipe: Recipe, clip: float, accumulation: int, initial: Initial | None = None
+    ) -> None:
+        begin(model, initial, self.settings.place.device)
         self.steps, self.census = 0, dict[int, Census]()
         self.most: dict[str, int] = {}
         """Category → bytes held at most when a gradient comes in a backward pass."""

@@ -243,11 +243,11 @@ def run_strategy(case: Case, strategy: Strategy, rank: int, world_size: int, pha
     config = case.config()
     stages = resolve_stages(config, case.steps)
     data = open_data(config.data, config.model.vocab_size, config.seed, stages)
-    model = GPT(config.model, document_start=data.document_start)
-    model.init_weights(config.seed)
+    with torch.device("meta"):
+        model = GPT(config.model, document_start=data.document_start)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     recipe = parameter_groups(shapes, config.optimizer)
-    strategy.prepare(model, recipe, clip=config.optimizer.clip, accumulation=case.accumulation)
+    strategy.prepare(model, recipe, config.optimizer.clip, case.accumulation, model.initial(config.seed))
     optimizer, place = strategy.optimizer, strategy.optimizer.place
     seen: dict[str, dict[str, Tensor]] = {}
     if phases:

@@ -5,13 +5,17 @@ The model is this project's GPT under its own parameter names; the card says how
 
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from shardrun.checkpoint.tokens import Tokens, tokens_of
 from strategies import strict_json
 from strategies.checkpoint.finite import not_finite
-from strategies.checkpoint.format import Index
+from strategies.checkpoint.format import Index, Stored
 from strategies.checkpoint.load import WEIGHT, verify_files
 from strategies.checkpoint.shards import Shards, write_shard
 from strategies.errors import UserError
@@ -84,8 +88,14 @@ def _write_weights(folder: Path, index: Index, out: Path) -> None:
         (out / "model.safetensors.index.json").write_text(strict_json.dumps(content, indent=2) + "\n", encoding="utf-8")
     with Shards(folder) as shards:
         for file, group in zip(names, groups, strict=True):
-            weights = {name: shards.whole(full_name, index.tensors[full_name]) for name, full_name in group.items()}
-            write_shard(out / file, weights, {"format": "pt"})
+            stored = {name: index.tensors[full_name] for name, full_name in group.items()}
+            weights = {name: torch.empty(tensor.shape, device="meta") for name, tensor in stored.items()}
+            read = partial(_read, shards, stored)  # one at a time: the model is never whole in memory
+            write_shard(out / file, weights, {"format": "pt"}, read)
+
+
+def _read(shards: Shards, stored: dict[str, Stored], name: str) -> Tensor:
+    return shards.whole(f"{WEIGHT}{name}", stored[name])
 
 
 def model_card(index: Index, name: str, tokens: Tokens) -> str:

@@ -14,6 +14,7 @@ from strategies.errors import UserError
 from strategies.layout import EMPTY, Interval, Intervals
 from strategies.mesh import Place
 from strategies.optimizer import IntervalOptimizer, Recipe, Slice
+from strategies.start import Initial, begin
 
 
 class OwnStrategy(TorchEngine):
@@ -25,10 +26,12 @@ class OwnStrategy(TorchEngine):
             raise UserError(f"{own.path.name} knows nothing of a loss scale: train in fp32 or bf16, not in fp16.")
         self.name, self.file = own.name, own
 
-    def prepare(self, model: nn.Module, recipe: Recipe, clip: float, accumulation: int) -> None:
+    def prepare(
+        self, model: nn.Module, recipe: Recipe, clip: float, accumulation: int, initial: Initial | None = None
+    ) -> None:
         if any(group.rule.matrix_buffers for group in recipe):
             raise UserError(f"{self.file.path.name} has no place for NorMuon's rows: set --optimizer.normuon false.")
-        self.model = model.to(self.settings.place.device)
+        self.model = begin(model, initial, self.settings.place.device)
         self.clip, self.accumulation, self.last = clip, accumulation, True
         self.optimizer = OwnOptimizer(model, recipe)
         self.own = self.file.strategy(model, self.optimizer.param_groups)

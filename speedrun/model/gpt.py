@@ -1,7 +1,6 @@
 """The GPT: tokens in, logits or a loss out."""
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -17,6 +16,7 @@ from speedrun.model.attend import where
 from speedrun.model.attention import Attention
 from speedrun.model.embeddings import NgramEmbedding, Smear, ValueEmbedding
 from speedrun.model.head import GivenHead, Head
+from speedrun.model.initial import initial_values
 from speedrun.model.loss import all_targets, multi_token_loss, softcap
 from speedrun.model.masks import Mask, View, layer_masks
 from speedrun.model.mlp import MLP
@@ -121,25 +121,12 @@ def keep_products(context: Any, operator: Any, *args: Any, **options: Any) -> Ch
     return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
 
 
-CONSTANT_STARTS = {
-    ".table.weight": 0.0,
-    ".gate.weight": 0.0,
-    ".scale": 1.0,
-    "smear.strength": 0.0,
-    "embedding_skip.stream": 1.0,
-    "embedding_skip.embedding": 0.0,
-    "skip.strength": 1.0,
-    "skip.logit": -1.5,
-    "backout.strength": -0.5,
-}
-"""How the parameters of features start. None draws random numbers: the other parameters start as they do without it."""
-
-
 class GPT(nn.Module):
     """A decoder-only transformer, and its cross-entropy.
 
     `document_start` is the token that opens a document: where it is given, attention never crosses into another
-    document; where it is None, a row is one text. Weights are torch's defaults until `init_weights` is called.
+    document; where it is None, a row is one text. Weights are torch's defaults until `init_weights` is called; those of
+    a model on the meta device are nowhere until a strategy gives them memory and values (`initial`).
 
     What connects blocks with one another (skips, a second look at the embedding, ...) belongs into `forward`.
 
@@ -271,57 +258,26 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
-        """Set every parameter, in the order of `named_parameters`: this loop is the whole list.
+        """Set every parameter to its initial values, in whatever dtype it is, on whatever device.
 
-        The numbers are drawn in float32 by a generator on the CPU, so that every rank, device and dtype starts from the
-        same weights. Works on whole parameters: call it before a strategy shards them, and after `to_empty` where the
-        model was built on the meta device.
+        Needs memory for all of them: after `to_empty` where the model was built on the meta device. A strategy that
+        shards takes a model on the meta device and `initial` instead.
 
         Raises ValueError where a parameter is still on the meta device.
         """
-        config = self.config
         self._tie()  # to_empty, from the meta device, makes two tensors of the one
-        generator = torch.Generator().manual_seed(seed)
-
-        def normal(parameter: Tensor, std: float) -> Tensor:
-            return torch.empty(parameter.shape, device="cpu").normal_(0.0, std, generator=generator)
-
-        def uniform(parameter: Tensor, std: float) -> Tensor:
-            bound = math.sqrt(3) * std
-            return torch.empty(parameter.shape, device="cpu").uniform_(-bound, bound, generator=generator)
-
-        gpt2 = config.norm == "layer" and not config.zero_init_projections
+        values = self.initial(seed)
         for name, parameter in self.named_parameters():
             if parameter.is_meta:
                 raise UserError(f"{name} is on the meta device: call to_empty(device=...) before init_weights")
-            projection = name.endswith((".out.weight", ".down.weight"))  # writes to the residual stream
-            start = next((start for ending, start in CONSTANT_STARTS.items() if name.endswith(ending)), None)
-            if start is not None:
-                value = torch.full(parameter.shape, start, device="cpu")
-            elif name.endswith("grams.up.weight"):  # no random number: see CONSTANT_STARTS
-                value = torch.eye(*parameter.shape, device="cpu")
-            elif name.endswith(".bias"):
-                value = torch.zeros(parameter.shape, device="cpu")
-            elif parameter.ndim == 1:  # LayerNorm
-                value = torch.ones(parameter.shape, device="cpu")
-            elif name == "embed.head":
-                value = self.get_parameter("embed.weight")
-            elif name == "head.weight":  # nearly equal logits: the first loss is ln(vocab_size)
-                value = normal(parameter, 0.005)
-            elif name in ("embed.weight", "positions.weight"):
-                if config.norm == "layer":
-                    value = normal(parameter, 0.02)
-                else:  # RMSNorm follows, so only a head that is the same tensor minds the scale
-                    value = normal(parameter, 0.005 if config.tied_head else 1.0)
-            elif name.endswith("gate.weight"):  # a sigmoid of zero: every gate starts half open
-                value = torch.zeros(parameter.shape, device="cpu")
-            elif projection and config.zero_init_projections:
-                value = torch.zeros(parameter.shape, device="cpu")
-            elif gpt2:  # 2 × layers projections add up in the stream
-                value = normal(parameter, 0.02 / math.sqrt(2 * config.layers) if projection else 0.02)
-            else:
-                value = uniform(parameter, 0.5 / math.sqrt(parameter.shape[1]))
-            parameter.copy_(value)
+            parameter.copy_(values(name, 0, parameter.numel()).view(parameter.shape))
+
+    def initial(self, seed: int) -> Callable[[str, int, int], Tensor]:
+        """What `init_weights` sets, in any parts: a parameter's name, start, stop → elements [start, stop) of it,
+        flattened: float32, on the CPU. The model may be on the meta device, and need not stay alive."""
+        shapes = {name: tuple(parameter.shape) for name, parameter in self.named_parameters()}
+        config = self.config
+        return lambda name, start, stop: initial_values(config, seed, name, shapes[name], start, stop)
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:

@@ -28,6 +28,7 @@ from speedrun.wiring import check_fp8
 from strategies import catalogue
 from strategies.base import COMPUTE_DTYPES, Precision
 from strategies.errors import UserError
+from strategies.forecast.predict import predict_host
 from strategies.ledger.hardware import GIB
 from strategies.select import Launch
 
@@ -151,16 +152,17 @@ def is_done(checked: Checked, launch: Launch) -> bool:
 
 
 def check_memory(config: Config, stages: Sequence[Stage], launch: Launch) -> None:
-    """Raises ValueError where the run cannot be held: every process makes the whole model in float32, and on a CPU each
-    rank's peak, as the books predict it, is in the machine's own memory. Less than a run takes in truth, so that none
-    is refused that would fit."""
-    needed, ranks = 0, launch.local_world_size if launch.cpu else 1
+    """Raises ValueError where the run cannot be held: on a CPU each rank's peak, as the books predict it, is in the
+    machine's own memory; on a GPU what is offloaded from there. A model is not made in host memory first. Less than a
+    run takes in truth, so that none is refused that would fit."""
+    needed, ranks = 0, launch.local_world_size
     if launch.cpu:  # a validation's attention mask: a byte for every pair of positions
         needed = (config.data.eval_sequence_length or config.data.sequence_length) ** 2
     for stage in stages:
         books = scenario_of(config, launch.strategy, launch.world_size, launch.precision, engine=launch.engine)
-        needed = max(needed, 4 * books.parameters)
-        if launch.cpu:
+        if not launch.cpu:
+            needed = max(needed, *(sum(held.values()) for rank in predict_host(books) for held in rank.values()), 0)
+        else:
             rows, future = stage.batches.micro_batch, len(config.schedule.future_weights)
             passes = ForwardPass(config.model, rows, stage.sequence_length, future)
             needed = max(needed, *(sum(held.values()) for held in passes.predict_peak(books)))

@@ -56,9 +56,10 @@ def not_finite(folder: Path, index: Index, files: Collection[str] | None = None,
         for name in names if unknown else ():
             tensor = index.tensors[name]
             for piece in tensor.pieces if name.startswith(kind) and tensor.dtype == "float32" else ():
-                if piece.file in unknown:
-                    part = torch.empty(piece.stop - piece.start)
-                    shards.read(name, tensor, Interval(piece.start, piece.stop), part)
+                for start in range(piece.start, piece.stop, CHUNK) if piece.file in unknown else ():
+                    here = Interval(start, min(start + CHUNK, piece.stop))
+                    part = torch.empty(here.numel)
+                    shards.read(name, tensor, here, part)
                     if not all_finite(part):
                         return f"{tensor_in_words(name)} is not finite"
     return None

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from strategies.base import Strategy
 from strategies.checkpoint.finite import not_finite
@@ -55,7 +54,8 @@ def load(folder: Path, index: Index, strategy: Strategy) -> None:
     """Verify, and make the strategy's weights, optimizer state, loss scale and generators what they were when it was
     saved. An fp16 run that goes on from one in another precision, or saved by an older version, begins its scale anew.
 
-    Every rank hashes some of the files and reads only the elements that it holds. Generators are set where a rank of
+    Every rank hashes some of the files and reads only the elements that it holds, straight into what the optimizer
+    uses: no second copy of its shards is made. Generators are set where a rank of
     this number saved at the same world size; at another one they have no counterpart. Collective: where one rank finds
     something wrong, all raise its ValueError.
     """
@@ -63,7 +63,6 @@ def load(folder: Path, index: Index, strategy: Strategy) -> None:
     files = sorted(index.files)
     optimizer.reset()
     optimizer.initialize()
-    staged: list[tuple[Tensor, Tensor]] = []
 
     def examine() -> None:
         mine = files[place.global_rank :: place.ranks]
@@ -75,22 +74,19 @@ def load(folder: Path, index: Index, strategy: Strategy) -> None:
     _together(place, examine)
     with torch.no_grad(), Shards(folder) as shards:
 
-        def read() -> None:
+        def look() -> None:
             counts: dict[int, tuple[float, str]] = {}
             for part in parts(optimizer):
-                here = part.held[place.rank]
-                host = torch.empty(here.numel)
-                shards.read(part.name, index.tensors[part.name], here, host)
+                shards.check({part.name: index.tensors[part.name]})
                 if part.shape == ():
-                    first = counts.setdefault(part.local.data_ptr(), (host.item(), part.name))
-                    if first[0] != host.item():  # parameters that share a flat partition share its step count
-                        raise UserError(f"{folder}: {first[1]} is {first[0]:.0f} but {part.name} is {host.item():.0f}.")
-                staged.append((part.local, host))
+                    count = shards.whole(part.name, index.tensors[part.name]).item()
+                    first = counts.setdefault(part.local.data_ptr(), (count, part.name))
+                    if first[0] != count:  # parameters that share a flat partition share its step count
+                        raise UserError(f"{folder}: {first[1]} is {first[0]:.0f} but {part.name} is {count:.0f}.")
 
-        _together(place, read)
-    with torch.no_grad():
-        for local, host in staged:
-            local.copy_(host)
+        _together(place, look)
+        for part in parts(optimizer):  # nothing is known any more that could be wrong
+            shards.read(part.name, index.tensors[part.name], part.held[place.rank], part.local)
     strategy.publish_weights()
     if strategy.loss_scale and index.loss_scale:
         strategy.loss_scale.load(index.loss_scale)

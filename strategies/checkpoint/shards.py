@@ -6,8 +6,10 @@ second copy of them is made; the library reads it back.
 """
 
 import hashlib
+import io
+import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,10 +35,16 @@ class Written:
     sha256: str
 
 
-def write_shard(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> Written:
+def write_shard(
+    path: Path,
+    tensors: dict[str, Tensor],
+    metadata: dict[str, str] | None = None,
+    read: Callable[[str], Tensor] | None = None,
+) -> Written:
     """Write contiguous CPU tensors (float32 or uint8) under their names, through to the disk.
 
-    Raises OSError where the disk does not take it.
+    read: gives a tensor by its name when it is its turn, so that they are not all there at once; `tensors` then only
+    say dtypes and shapes, and may be on the meta device. Raises OSError where the disk does not take it.
     """
     header: dict[str, object] = {"__metadata__": metadata} if metadata else {}
     offset = 0
@@ -53,7 +61,8 @@ def write_shard(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]
         for block in (len(text).to_bytes(8, "little"), text):
             digest.update(block)
             file.write(block)
-        for tensor in ordered.values():
+        for name, described in ordered.items():
+            tensor = read(name) if read else described
             numbers = memoryview(tensor.view(-1).numpy().data).cast("B") if tensor.numel() else memoryview(b"")
             for start in range(0, len(numbers), CHUNK_BYTES):
                 digest.update(numbers[start : start + CHUNK_BYTES])
@@ -78,15 +87,44 @@ class Shards:
     def __init__(self, folder: Path):
         self.folder = folder
         self._open: dict[str, object] = {}
+        self._begins: dict[str, dict[str, int]] = {}
+        """File → tensor → the byte at which its numbers begin."""
 
     def read(self, name: str, tensor: Stored, wanted: Interval, out: Tensor) -> None:
-        """Copy elements [wanted.start, wanted.stop) of a stored tensor into `out`, flat, of its dtype.
+        """Read elements [wanted.start, wanted.stop) of a stored tensor into `out`, flat, of its dtype.
+
+        Straight into `out` where that is in host memory; for another device CHUNK_BYTES at a time. safetensors checks
+        the file, but does not hand out the numbers: what it maps into memory would stay in the process, beside `out`.
 
         Raises ValueError, naming the file, where a file does not hold what the index says.
         """
         for piece, common in tensor.overlapping(wanted):
-            part = self._slice(name, tensor, piece)[common.start - piece.start : common.stop - piece.start]
-            out[common.start - wanted.start : common.stop - wanted.start].copy_(part)
+            self._slice(name, tensor, piece)
+            begin = self._begin(piece.file)[name] + (common.start - piece.start) * out.element_size()
+            with open(self.folder / piece.file, "rb", buffering=0) as file:
+                file.seek(begin)
+                here = out[common.start - wanted.start : common.stop - wanted.start]
+                for part in here.split(CHUNK_BYTES // out.element_size()):
+                    self._fill(file, part)
+
+    def _begin(self, name: str) -> dict[str, int]:
+        if name not in self._begins:
+            with open(self.folder / name, "rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                header = json.loads(file.read(length))
+            header.pop("__metadata__", None)
+            self._begins[name] = {tensor: 8 + length + said["data_offsets"][0] for tensor, said in header.items()}
+        return self._begins[name]
+
+    def _fill(self, file: io.FileIO, out: Tensor) -> None:
+        host = out if out.device.type == "cpu" else torch.empty(out.shape, dtype=out.dtype)
+        rest = memoryview(host.numpy().data).cast("B")
+        while rest:
+            if not (got := file.readinto(rest)):
+                raise UserError(f"{file.name!s} is damaged: it ends too early; use another checkpoint.")
+            rest = rest[got:]
+        if host is not out:
+            out.copy_(host)
 
     def check(self, tensors: Mapping[str, Stored]) -> None:
         """Raise ValueError where some piece does not lie in its file as the index says. Reads no numbers."""

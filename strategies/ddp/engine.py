@@ -32,6 +32,7 @@ from strategies.layout import everywhere, on_rank
 from strategies.matrices import reduce_to_owners
 from strategies.optimizer import IntervalOptimizer, Recipe, Slice
 from strategies.owners import Matrix, assign_owners
+from strategies.start import Initial, begin
 
 
 class DDP(TorchEngine):
@@ -39,9 +40,11 @@ class DDP(TorchEngine):
 
     name = "ddp"
 
-    def prepare(self, model: nn.Module, recipe: Recipe, clip: float, accumulation: int) -> None:
+    def prepare(
+        self, model: nn.Module, recipe: Recipe, clip: float, accumulation: int, initial: Initial | None = None
+    ) -> None:
         place = self.settings.place
-        model.to(place.device)
+        begin(model, initial, place.device)
         self.clip, self.accumulation = clip, accumulation
         self.parameters = dict(model.named_parameters())
         shapes = {name: tuple(p.shape) for name, p in self.parameters.items()}

@@ -78,8 +78,8 @@ KEYS: dict[str, Key] = {
     "fsdp_state_dict_config": idle("checkpoints have a form of their own, the same for every strategy"),
     "fsdp_optim_state_dict_config": idle("checkpoints have a form of their own, the same for every strategy"),
     "fsdp_use_orig_params": idle("FSDP2 always has the original parameters"),
-    "fsdp_sync_module_states": idle("every rank builds the same model from the seed"),
-    "fsdp_cpu_ram_efficient_loading": idle("every rank builds the same model from the seed"),
+    "fsdp_sync_module_states": idle("every rank draws its own shards from the seed"),
+    "fsdp_cpu_ram_efficient_loading": idle("no rank ever has the whole model: it draws its shards, or reads them"),
     "fsdp_limit_all_gathers": idle("FSDP2 never has more than two blocks gathered"),
 }
 """Key of its section → what it does."""

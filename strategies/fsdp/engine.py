@@ -9,6 +9,9 @@ unsharded gradients between micro-batches.
 Holds: 1/N of parameters, gradients and optimizer state, in float32; rows that do not divide make the first ranks'
 shards larger. In bf16 and fp16 the gathered parameters are that, and gradients are reduced in float32: accelerate's own
 policy would reduce and accumulate in 16 bits, which in bf16 costs six times the error for half the bytes.
+A model on the meta device is cut there. Then this rank's rows alone get memory, and their initial values. Nothing is
+sent for it, and the whole model is never in a rank's memory, nor in the host's.
+
 Sends per step: all-gather of all parameters in forward and, when resharded, again in backward, for every micro-batch;
 one reduce-scatter of gradients; for Muon at most 2/N of the block matrices by all-to-all.
 
@@ -39,6 +42,7 @@ from strategies.errors import UserError
 from strategies.layout import row_blocks
 from strategies.mesh import Mesh, Place
 from strategies.optimizer import IntervalOptimizer, Recipe, Slice, local
+from strategies.start import Initial, fill_held, on_meta, required
 
 
 class FSDP(TorchEngine):
@@ -51,11 +55,15 @@ class FSDP(TorchEngine):
         place = self.settings.place
         return init_device_mesh(place.device.type, (place.world_size,))
 
-    def prepare(self, model: nn.Module, recipe: Recipe, clip: float, accumulation: int) -> None:
+    def prepare(
+        self, model: nn.Module, recipe: Recipe, clip: float, accumulation: int, initial: Initial | None = None
+    ) -> None:
         mesh = self._mesh()
         place, engine = self.settings.place, self.settings.engine
         self.offloads = bool(engine.get("offload", False))
-        if not self.offloads:  # else fully_shard moves it, a block at a time, and what is sharded goes back
+        empty = on_meta(model)
+        # Offloaded, fully_shard moves it, a block at a time, and what is sharded goes back.
+        if not self.offloads and not empty:
             model.to(place.device)
         self.clip, self.accumulation = clip, accumulation
         shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
@@ -84,6 +92,8 @@ class FSDP(TorchEngine):
         self.model: nn.Module = model
         self.axes = {**self.axes, **{name: "reshard" for name in self._groups_after_forward()}}
         # fully_shard has put DTensors in the place of the parameters: the optimizer must hold those.
+        if empty:  # what was cut on the meta device: this rank's rows alone get memory
+            self.model.to_empty(device="cpu" if self.offloads else place.device)
         sharded = dict(self.model.named_parameters())
         self.shards = list(sharded.values())  # the model itself shows gathered ones now and then
         for group, recipe_group in zip(self.optimizer.param_groups, recipe, strict=True):
@@ -92,6 +102,8 @@ class FSDP(TorchEngine):
             (Slice(name, shape, row_blocks(shape, place.world_size), sharded[name]) for name, shape in shapes.items()),
             place,
         )
+        if empty:
+            fill_held(self.optimizer, required(initial))
 
     def _groups_after_forward(self) -> set[str]:
         """Names of the process groups over which units lie between the passes, where those are smaller ones."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from strategies.base import Settings, TorchEngine, autocast, clip_and_step
 from strategies.layout import everywhere
 from strategies.optimizer import IntervalOptimizer, Recipe, Slice
+from strategies.start import Initial, begin
 
 
 class Single(TorchEngine):
@@ -19,8 +20,10 @@ class Single(TorchEngine):
 
     name = "single"
 
-    def prepare(self, model: nn.Module, recipe: Recipe, clip: float, accumulation: int) -> None:
-        self.model = model.to(self.settings.place.device)
+    def prepare(
+        self, model: nn.Module, recipe: Recipe, clip: float, accumulation: int, initial: Initial | None = None
+    ) -> None:
+        self.model = begin(model, initial, self.settings.place.device)
         self.clip, self.accumulation = clip, accumulation
         self.optimizer = IntervalOptimizer(model, recipe)
         self.optimizer.bind(

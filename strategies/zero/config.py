@@ -49,7 +49,7 @@ KEYS: dict[str, Key] = {
     "deepspeed_exclusion_filter": used("machines and GPUs that are left out, for launchers other than standard"),
     "deepspeed_inclusion_filter": used("machines and GPUs that are taken, for launchers other than standard"),
     "deepspeed_moe_layer_cls_names": refused("remove it: the model has no experts"),
-    "zero3_init_flag": idle("the model is built whole on every rank and then partitioned", truth),
+    "zero3_init_flag": idle("stage 3 cuts each parameter as soon as it has memory, in any case", truth),
     "zero3_save_16bit_model": idle("checkpoints have a form of their own, the same for every strategy"),
 }
 """Key of its section → what it does."""

@@ -9,6 +9,9 @@ whose `.grad` is already reduced, accumulated and clipped, and copies the update
 optimizer is bound to the partitions after `deepspeed.initialize`: slices of many parameters lie end to end in one
 partition, and a matrix that a boundary cuts in two meets its other half on the owner.
 
+A model on the meta device gets memory here: in ZeRO-1 and -2, which keep whole parameters, all of it on every rank; in
+ZeRO-3 one parameter at a time, of which this rank's cut stays (strategies/zero/cut.py).
+
 In bf16 and fp16 DeepSpeed rounds the model first and takes its master weights from that. Ours begin at the initial
 float32 values, as FSDP's do: masters on bf16's grid would round the first, small updates of a warm-up away in the
 copies that the model computes with.
@@ -37,13 +40,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from strategies.base import Settings
+from strategies.base import COMPUTE_DTYPES, Settings
 from strategies.config_values import ConfigError
 from strategies.errors import UserError
 from strategies.layout import Shape, equal_cuts, flat_partition, flat_partition_size, flat_starts
 from strategies.loss_scale import LossScale
 from strategies.optimizer import IntervalOptimizer, Recipe, Slice
-from strategies.zero.defaults import alignment, is_bf16_optimizer, replaced_defaults
+from strategies.start import Initial, begin, fill_held, on_meta, required
+from strategies.zero.completed import deepspeed_config
+from strategies.zero.cut import cut
+from strategies.zero.defaults import alignment, is_bf16_optimizer
 from strategies.zero.loss_scale import take_over
 from strategies.zero.offload import check_offload, offloads_optimizer, offloads_parameters
 
@@ -59,36 +65,53 @@ class ZeRO:
         self.offloads = offloads_optimizer(settings.engine)
         self.name = f"zero{settings.engine['zero_optimization']['stage']}"
 
-    def prepare(self, model: nn.Module, recipe: Recipe, clip: float, accumulation: int) -> None:
+    def prepare(
+        self, model: nn.Module, recipe: Recipe, clip: float, accumulation: int, initial: Initial | None = None
+    ) -> None:
         check_offload(self.settings.engine, self.settings.precision)
         deepspeed = import_deepspeed(self.settings.place.device)
         self.accumulation = accumulation
-        names = {id(p): name for name, p in model.named_parameters()}
         shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-        initial: dict[str, Tensor] = {}
-        if self.settings.precision != "fp32":
-            # Not copies: the tensors that the parameters hold until DeepSpeed puts rounded ones in their place.
-            initial = {name: p.detach() for name, p in model.named_parameters()}
-        self.optimizer = IntervalOptimizer(model, recipe)
         config = deepspeed_config(self.settings, sum(p.numel() for p in model.parameters()), clip, accumulation)
-        try:
+        values = required(initial) if on_meta(model) else None
+        before: dict[str, Tensor] = {}
+        if self.settings.precision != "fp32" and not values:
+            # Not copies: the tensors that the parameters hold until DeepSpeed puts rounded ones in their place.
+            before = {name: p.detach() for name, p in model.named_parameters()}
+        if values:
+            with self._refusals():
+                self._begin(deepspeed, model, values, config)
+        names = {id(p): name for name, p in model.named_parameters()}
+        self.optimizer = IntervalOptimizer(model, recipe)
+        with self._refusals():
             self.engine, self.zero, _, _ = deepspeed.initialize(
                 model=model, optimizer=self.optimizer, config=config, dist_init_required=False
             )
-        except (ValueError, TypeError, AssertionError, NotImplementedError, _config_error()) as error:
-            why = " ".join(str(error).split()) or type(error).__name__
-            raise ConfigError(f"{self.settings.config}: DeepSpeed stops at its settings: {why.rstrip('.')}.") from error
         self._check_engine()
         self.loss_scale = take_over(self.zero) if self.settings.precision == "fp16" else None
         self.model = self.engine
         # DeepSpeed partitions in the order of the parameter groups, and the optimizer's groups now hold its partitions.
         slices = self._slices(names, shapes)
         self.optimizer.bind(slices, self.settings.place)
-        if initial:
-            # DeepSpeed's rounded copies are those of the initial values already: nothing has to be published.
-            for piece in slices:
-                start, stop = piece.state[self.settings.place.rank]
-                self.optimizer.weight(piece).copy_(initial.pop(piece.name).view(-1)[start:stop])
+        # DeepSpeed's rounded copies are those of the initial values already: nothing has to be published.
+        if values and self.settings.precision != "fp32":
+            fill_held(self.optimizer, values)
+        for piece in slices if before else ():
+            start, stop = piece.state[self.settings.place.rank]
+            self.optimizer.weight(piece).copy_(before.pop(piece.name).view(-1)[start:stop])
+
+    @contextmanager
+    def _refusals(self) -> Iterator[None]:
+        """What DeepSpeed says against its settings is a ConfigError that names the file."""
+        try:
+            yield
+        except (ValueError, TypeError, AssertionError, NotImplementedError, _config_error()) as error:
+            why = " ".join(str(error).split()) or type(error).__name__
+            raise ConfigError(f"{self.settings.config}: DeepSpeed stops at its settings: {why.rstrip('.')}.") from error
+
+    def _begin(self, deepspeed: Any, model: nn.Module, values: Initial, config: dict[str, Any]) -> None:
+        """Give a model on the meta device memory and values, in the dtype that it computes in."""
+        begin(model, values, self.settings.place.device, COMPUTE_DTYPES[self.settings.precision])
 
     def _check_engine(self) -> None:
         """Raises RuntimeError where the engine is not what was announced: one that is something else trains all the
@@ -279,6 +302,10 @@ class FlatFloat32(Flat):
 class Partitioned(ZeRO):
     """ZeRO-3: every parameter cut equally, the cuts of a sub-group end to end, each padded to the same length."""
 
+    def _begin(self, deepspeed: Any, model: nn.Module, values: Initial, config: dict[str, Any]) -> None:
+        place, dtype = self.settings.place, COMPUTE_DTYPES[self.settings.precision]
+        cut(deepspeed, model, values, place, dtype, config)
+
     def _slices(self, names: dict[int, str], shapes: dict[str, Shape]) -> list[Slice]:
         place = self.settings.place
         slices = []
@@ -337,34 +364,6 @@ def engine(name: str, settings: Settings) -> ZeRO:
     if stage == 3:
         return Partitioned(settings)
     return FlatFloat32(settings) if is_bf16_optimizer(stage, settings.precision, settings.engine) else Flat(settings)
-
-
-def deepspeed_config(settings: Settings, parameters: int, clip: float, accumulation: int) -> dict[str, Any]:
-    """The engine's configuration: what the accelerate config says, completed where it leaves things open.
-
-    parameters: elements of the model, on which some defaults depend (strategies/zero/defaults.py).
-    """
-    config = {key: value for key, value in settings.engine.items() if value != "auto"}
-    zero = section(config, "zero_optimization")
-    for key, value in replaced_defaults(parameters).items():
-        if int(zero["stage"]) == 3 or not key.startswith("stage3_"):
-            zero.setdefault(key, value)
-    config["zero_optimization"] = zero
-    config.pop("train_batch_size", None)
-    config |= {
-        "train_micro_batch_size_per_gpu": 1,  # only ever multiplied for DeepSpeed's own throughput figures
-        "gradient_accumulation_steps": accumulation,
-        "gradient_clipping": clip,
-        **{name: {**section(config, name), "enabled": settings.precision == name} for name in ("bf16", "fp16")},
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-    }
-    return config
-
-
-def section(config: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """What a section of DeepSpeed's settings says, and does not leave to others."""
-    return {key: value for key, value in (config.get(name) or {}).items() if value != "auto"}
 
 
 def _config_error() -> type[Exception]:

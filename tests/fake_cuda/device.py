@@ -10,6 +10,7 @@ import torch
 import torch._dynamo  # looks at all of torch.cuda when it is first imported: not at what stands in for it here
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, is_fake
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -102,12 +103,26 @@ def _convert_module(module: nn.Module, convert: Callable[[Tensor], Tensor], recu
                     parameter.data = convert(parameter.data)
                     continue
                 if parameter not in new:
-                    new[parameter] = nn.Parameter(convert(parameter.detach()), parameter.requires_grad)
+                    new[parameter] = nn.Parameter(_converted(parameter.detach(), convert), parameter.requires_grad)
                 child._parameters[name] = new[parameter]
         for name, buffer in child._buffers.items():
             if buffer is not None:
                 child._buffers[name] = convert(buffer)
+    for child in module.modules() if recurse else ():
+        if isinstance(child, FSDPModule):  # as its own `_apply` does, once the parameters are others
+            for parameter_group in child._get_fsdp_state()._fsdp_param_groups:
+                for sharded in parameter_group.fsdp_params:
+                    sharded.reset_sharded_param()
     return module
+
+
+def _converted(tensor: Tensor, convert: Callable[[Tensor], Tensor]) -> Tensor:
+    """Of a DTensor that which it is made of: torch would convert it outside of the mode."""
+    if not isinstance(tensor, DTensor):
+        return convert(tensor)
+    shape, stride = tensor.shape, tensor.stride()
+    here = convert(tensor.to_local())
+    return DTensor.from_local(here, tensor.device_mesh, tensor.placements, run_check=False, shape=shape, stride=stride)
 
 
 class Stream:

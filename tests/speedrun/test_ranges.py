@@ -251,15 +251,18 @@ def test_a_step_count_without_end_is_found_at_once() -> None:
 
 
 def test_a_run_that_the_machine_cannot_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the books predict it, under every strategy; on GPUs the weights alone, which each process makes at first."""
+    """As the books predict it, under every strategy; on GPUs what is offloaded to the host, where no model is made."""
     assert machine_memory() > 2**28
     monkeypatch.setattr("speedrun.run.checks.machine_memory", lambda: 8 * 2**30)
     huge = dataclasses.replace(SMALL, model=ModelConfig(bigram_rows=10**9))
     for strategy in catalogue.spread():
-        for launch in (launch_of(strategy, 0, 2), dataclasses.replace(launch_of(strategy, 0, 2), cpu=False)):
-            stages = resolve_stages(huge, 3, 2)
-            with pytest.raises(ValueError, match="the run would hold .* GiB.*, and this machine has 8.0 GiB"):
-                check_memory(huge, stages, launch)
+        launch, stages = launch_of(strategy, 0, 2), resolve_stages(huge, 3, 2)
+        with pytest.raises(ValueError, match="the run would hold .* GiB.*, and this machine has 8.0 GiB"):
+            check_memory(huge, stages, launch)
+        check_memory(huge, stages, dataclasses.replace(launch, cpu=False))
+    offloads = {**launch_of("fsdp", 0, 2).engine, "offload": True}
+    with pytest.raises(ValueError, match="the run would hold"):
+        check_memory(huge, stages, dataclasses.replace(launch_of("fsdp", 0, 2), cpu=False, engine=offloads))
     wide = dataclasses.replace(SMALL, data=DataConfig(sequence_length=32, global_batch=10**6, eval_tokens=64))
     with pytest.raises(ValueError, match="the run would hold"):
         checked(wide)

@@ -64,10 +64,12 @@ def recipe_of(case: Case) -> list[ParameterGroup]:
 
 
 def prepared(strategy: Strategy, case: Case, recipe: list[ParameterGroup] | None = None) -> Strategy:
-    """The strategy with the case's model and its optimizer."""
+    """The strategy with the case's model, which no rank builds, and its optimizer."""
     config = case.config()
-    model, recipe = build(case), recipe or recipe_of(case)
-    strategy.prepare(model, recipe, clip=config.optimizer.clip, accumulation=case.accumulation)
+    with torch.device("meta"):
+        model = GPT(config.model, document_start=256)
+    recipe = recipe or recipe_of(case)
+    strategy.prepare(model, recipe, config.optimizer.clip, case.accumulation, model.initial(config.seed))
     return strategy
 
 

@@ -143,13 +143,14 @@ def break_reduce(patch: pytest.MonkeyPatch, name: str) -> None:
 
 def break_tie(patch: pytest.MonkeyPatch, name: str) -> None:
     """The head becomes a parameter of its own before the strategy sees the model, as a copy of the embedding."""
-    original = GPT.init_weights
+    draw = GPT.initial
 
-    def untie(model: GPT, seed: int) -> None:
-        original(model, seed)
-        model.head.weight = nn.Parameter(model.embed.weight.detach().clone())
+    def initial(model: GPT, seed: int) -> Any:
+        values = draw(model, seed)
+        return lambda name, start, stop: values("embed.weight" if name == "head.weight" else name, start, stop)
 
-    patch.setattr(GPT, "init_weights", untie)
+    patch.setattr(GPT, "_tie", lambda model: None)
+    patch.setattr(GPT, "initial", initial)
 
 
 def break_holders(patch: pytest.MonkeyPatch, name: str) -> None:

@@ -22,7 +22,7 @@ from strategies.loss_scale import DynamicLossScale
 from strategies.mesh import Place
 from strategies.optimizer import local
 from strategies.zero import engine as zero_engine
-from strategies.zero.engine import deepspeed_config
+from strategies.zero.completed import deepspeed_config
 from strategies.zero.loss_scale import DeepSpeedLossScale
 from tests.ranks import RankPool
 from tests.strategies.small import STRATEGIES, batch, build, make, prepared

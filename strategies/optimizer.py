@@ -46,7 +46,7 @@ class ElementwiseRule(Rule, Protocol):
 class WholeMatrixRule(Rule, Protocol):
     def accumulate(self, gradients: list[Tensor], states: list[dict[str, Tensor]], options: Any) -> None: ...
     def transform(self, matrices: Tensor, options: Any, states: Sequence[dict[str, Tensor]]) -> Tensor: ...
-    def apply(self, weight: Tensor, update: Tensor, options: Any) -> None: ...
+    def apply_all(self, weights: list[Tensor], updates: list[Tensor], options: Any) -> None: ...
 
 
 class ParameterGroup(Protocol):
@@ -238,9 +238,10 @@ class IntervalOptimizer(torch.optim.Optimizer):
                         state[buffer].copy_(new[buffer])
             return result
 
-        def apply(name: str, update: Tensor) -> None:
-            weight = self.weight(pieces[name])
-            rule.apply(weight, update.to(weight.device), group)
+        def apply(names: list[str], updates: list[Tensor]) -> None:
+            weights = [self.weight(pieces[name]) for name in names]
+            if weights:
+                rule.apply_all(weights, [u.to(w.device) for w, u in zip(weights, updates, strict=True)], group)
 
         exchange(whole, {name: held.get(name, nothing) for name in pieces}, transform, apply, self.place)
 

@@ -8,7 +8,7 @@ is split in three so that only this part has to see it: `accumulate` on the slic
 Everything works in place on float32 tensors and expects to be called under torch.no_grad().
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -54,9 +54,12 @@ class AdamW:
             torch._foreach_zero_(sums)
         weight_decay = options["weight_decay"]
         if weight_decay and options.get("cautious"):
-            for weight, gradient, state in zip(weights, gradients, states, strict=True):
+            for some in portions(weights):
                 # The update has the sign of the new first moment, whose denominator is positive.
-                decay(weight, torch.lerp(state["exp_avg"], gradient, 1.0 - beta1), options)
+                moments = torch._foreach_lerp(
+                    [states[i]["exp_avg"] for i in some], [gradients[i] for i in some], 1.0 - beta1
+                )
+                decay([weights[i] for i in some], moments, options)
             weight_decay = 0.0
         adamw(
             weights,
@@ -115,11 +118,15 @@ class Muon:
         return matrices
 
     def apply(self, weight: Tensor, update: Tensor, options: Options) -> None:
-        """w ← w·(1 − lr·weight_decay) − lr·update, on slices of any shape."""
+        """w ← w·(1 − lr·weight_decay) − lr·update, on slices of any shape, in place."""
+        self.apply_all([weight], [update], options)
+
+    def apply_all(self, weights: list[Tensor], updates: list[Tensor], options: Options) -> None:
+        """`apply` for many slices at once: a few kernels on a GPU, however many they are. Lists run in parallel."""
         if options["weight_decay"]:
-            decay(weight, update, options)
+            decay(weights, updates, options)
         # Beyond float32 torch would raise; so the weights overflow, and the run says that they did.
-        weight.sub_(update, alpha=min(options["lr"], torch.finfo(torch.float32).max))
+        torch._foreach_sub_(weights, updates, alpha=min(options["lr"], torch.finfo(torch.float32).max))
 
 
 class NorMuon(Muon):
@@ -145,13 +152,35 @@ class NorMuon(Muon):
         return normalized * (before / after.clamp(min=1e-10))
 
 
-def decay(weight: Tensor, update: Tensor, options: Options) -> None:
+def decay(weights: Sequence[Tensor], updates: Sequence[Tensor], options: Options) -> None:
     """w ← w·(1 − lr·weight_decay), in place; with `cautious` only where update and weight have the same sign.
 
     Elsewhere the update leads away from zero, and decay would work against it (Chen et al., arXiv 2510.12402).
     """
     factor = options["lr"] * options["weight_decay"]
-    if options.get("cautious"):
-        weight.sub_(weight * (weight * update >= 0), alpha=factor)
-    else:
-        weight.mul_(1.0 - factor)
+    if not options.get("cautious"):
+        torch._foreach_mul_(list(weights), 1.0 - factor)
+        return
+    for some in portions(weights):
+        here = [weights[i] for i in some]
+        decayed = torch._foreach_mul(here, [updates[i] for i in some])
+        torch._foreach_sign_(decayed)
+        torch._foreach_add_(decayed, 1.0)
+        torch._foreach_clamp_max_(decayed, 1.0)  # 0 where the signs differ, else 1
+        torch._foreach_addcmul_(here, decayed, here, value=-factor)
+
+
+PORTION = 2**25
+"""Elements of tensors that are worked on together at most, where that takes memory: 128 MiB in float32."""
+
+
+def portions(tensors: Sequence[Tensor]) -> Iterator[list[int]]:
+    """The places of tensors in their list, in turn, so many at a time that they have PORTION elements or are one."""
+    some: list[int] = []
+    for place, tensor in enumerate(tensors):
+        if some and sum(tensors[i].numel() for i in some) + tensor.numel() > PORTION:
+            yield some
+            some = []
+        some.append(place)
+    if some:
+        yield some

@@ -17,7 +17,7 @@ from strategies.ledger.terms import (
     entry,
     moments,
 )
-from strategies.owners import Matrix, assign_owners, rounds
+from strategies.owners import Matrix, assign_owners, banks
 
 
 class DDPBooks(StrategyBooks):
@@ -81,8 +81,8 @@ class DDPBooks(StrategyBooks):
         """An all-reduce of all gradients that AdamW uses, in float32 (autocast casts weights, not gradients), at the
         last micro-batch (`no_sync` before). A tied weight is one parameter and so goes once.
 
-        Muon's matrices are outside of DDP's buckets: one reduce-scatter per round of owners; and the updates back, by
-        all-gather where all owners have as much in a round, else by a broadcast per owner.
+        Muon's matrices are outside of DDP's buckets: a reduce-scatter per bank of matrices of one size, and an
+        all-gather of their updates. Banks have as many places for every rank, and empty ones are sent too.
         """
         ranks, owners = scenario.world_size, self.owners(scenario)
         rest = [name for name in scenario.shapes if name not in owners]
@@ -93,20 +93,13 @@ class DDPBooks(StrategyBooks):
             name: Matrix(name, scenario.shapes[name], on_rank(scenario.shapes[name], owner, ranks), owner)
             for name, owner in ((n, owners[n]) for group in scenario.matrix_groups for n in group.parameters)
         }
-        numel = scenario.elements(tuple(matrices))
-        calls = len(rounds(matrices.values(), ranks))
-        entries += entry(ranks, "reduce_scatter", "updates", calls, numel, FP32 * numel)
-        gathered = [0, 0]  # calls, elements
-        broadcast = [0, 0]
-        for group in scenario.matrix_groups:
-            for turn in rounds((matrices[name] for name in group.parameters), ranks):
-                sizes = [sum(matrix.numel for matrix in theirs) for theirs in turn]
-                together = len(set(sizes)) == 1
-                line = gathered if together else broadcast
-                line[0] += 1 if together else sum(size > 0 for size in sizes)
-                line[1] += sum(sizes)
-        for collective, (calls, numel) in (("all_gather", gathered), ("broadcast", broadcast)):
-            entries += entry(ranks, collective, "updates", calls, numel, FP32 * numel)
+        for collective, together in (
+            ("reduce_scatter", [tuple(matrices)]),
+            ("all_gather", [group.parameters for group in scenario.matrix_groups]),
+        ):
+            made = [bank for names in together for bank in banks((matrices[name] for name in names), ranks)]
+            sent = sum(bank.sent for bank in made)
+            entries += entry(ranks, collective, "updates", len(made), sent, FP32 * sent)
         return entries + entry(ranks, "all_reduce", "bookkeeping", 1 if owners else 0, 0, FP32)  # the global norm
 
     def volume_in_words(self, scenario: Scenario) -> str:

@@ -99,6 +99,8 @@ class IntervalOptimizer(torch.optim.Optimizer):
         self.slices: dict[int, list[Slice]] = {}
         self.rules = {name: group.rule for group in recipe for name in group.parameters}
         self.observe: Callable[[str, dict[str, Tensor]], None] | None = None
+        self.left_out: Tensor | None = None
+        """During `step_where`: 1 where the step must change nothing, else 0."""
         groups = [
             {
                 "params": [parameters[name] for name in group.parameters],
@@ -178,6 +180,18 @@ class IntervalOptimizer(torch.optim.Optimizer):
         return flat[piece.offset : piece.offset + piece.state[self.place.rank].numel]
 
     @torch.no_grad()
+    def step_where(self, counts: Tensor) -> None:
+        """A step that changes nothing, to the bit, where `counts` (a boolean scalar on the device) is False: decided on
+        the device, for which nobody waits. Rules find the option `left_out`: a float32 scalar, 1 where they must not
+        change anything, whatever gradients hold, and 0 elsewhere.
+        """
+        self.left_out = counts.logical_not().float()
+        try:
+            self.step()
+        finally:
+            self.left_out = None
+
+    @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update what `param_groups` holds now (DeepSpeed shows one group, or part of one, at a time)."""
         if not self.slices:
@@ -188,10 +202,13 @@ class IntervalOptimizer(torch.optim.Optimizer):
                 self.observe("clip", self.gradients(s for h in holders for s in self.slices[id(h)]))
             for holder in holders:
                 self._initialize(holder, group["rule"])
+            options = group
+            if self.left_out is not None and holders:
+                options = {**group, "left_out": self.left_out.to(local(holders[0]).device)}
             if group["rule"].whole_matrix:
-                self._step_matrices(holders, group)
+                self._step_matrices(holders, options)
             else:
-                self._step_elements(holders, group)
+                self._step_elements(holders, options)
 
     def _initialize(self, holder: Tensor, rule: Rule) -> None:
         """State is zeros of the shape of what is held, so that DeepSpeed's own checkpoints recognise it too."""

@@ -77,7 +77,7 @@ class DDP(TorchEngine):
         with autocast(self.settings), nullcontext() if last else self.model.no_sync():
             yield
 
-    def step(self, update: bool = True) -> float:
+    def step(self, update: bool | Tensor = True) -> float | Tensor:
         mine = self._reduce_matrices()
         gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
         self.unscale(list(gradients.values()))

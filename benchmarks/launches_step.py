@@ -116,7 +116,7 @@ class Counting(TorchDispatchMode):
     def _launches(self, name: str, args: Any) -> int:
         if name.startswith("_foreach_") or name.startswith("_fused_"):
             lists = [a for a in args if isinstance(a, list | tuple) and a and isinstance(a[0], Tensor)]
-            walked = [a for a in lists if a[0].dim() or len(lists) == 1]
+            walked = [a for a in lists if a[0].dim()] or lists
             depth = len(walked) + (not name.endswith("_")) * (name != "_foreach_norm")
             return foreach_launches([t.numel() for t in walked[0]], depth) + (name == "_foreach_norm")
         return SEVERAL.get(name, 1)

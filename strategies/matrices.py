@@ -86,12 +86,14 @@ def transform_sharded(
         updates: dict[str, Tensor] = {}
         transform_local(mine, whole, transform, _into(updates), place)
         here = [matrix for matrix in mine if matrix.held[rank].numel]
-        apply([m.name for m in here], [updates[m.name][m.held[rank].start : m.held[rank].stop] for m in here])
+        names, parts = [m.name for m in here], [updates[m.name][m.held[rank].start : m.held[rank].stop] for m in here]
         # Back: the same way, with the directions exchanged.
         results = [updates[m.name][m.held[of].start : m.held[of].stop] for of in ranks if of != rank for m in mine]
         returned = _all_to_all(results, receive, send, place)
         for theirs, update in zip(outgoing, returned, strict=True):
-            apply([m.name for m in theirs], list(update.split([m.held[rank].numel for m in theirs])))
+            names += [m.name for m in theirs]
+            parts += update.split([m.held[rank].numel for m in theirs])
+        apply(names, parts)
 
 
 def reduce_to_owners(matrices: list[Matrix], gradients: dict[str, Tensor], place: Place) -> dict[str, Tensor]:

@@ -183,7 +183,7 @@ class IntervalOptimizer(torch.optim.Optimizer):
     def step_where(self, counts: Tensor) -> None:
         """A step that changes nothing, to the bit, where `counts` (a boolean scalar on the device) is False: decided on
         the device, for which nobody waits. Rules find the option `left_out`: a float32 scalar, 1 where they must not
-        change anything, whatever gradients hold, and 0 elsewhere.
+        change anything, whatever gradients hold, and 0 elsewhere; and `kept`, 1 less it.
         """
         self.left_out = counts.logical_not().float()
         try:
@@ -204,7 +204,8 @@ class IntervalOptimizer(torch.optim.Optimizer):
                 self._initialize(holder, group["rule"])
             options = group
             if self.left_out is not None and holders:
-                options = {**group, "left_out": self.left_out.to(local(holders[0]).device)}
+                left_out = self.left_out.to(local(holders[0]).device)
+                options = {**group, "left_out": left_out, "kept": 1.0 - left_out}
             if group["rule"].whole_matrix:
                 self._step_matrices(holders, options)
             else:

@@ -19,6 +19,17 @@ BANK_ELEMENTS = 2**26
 """Elements of a bank at most, all ranks' together: 256 MiB in float32. A matrix per rank it always has."""
 
 
+CUT_FROM = 4096
+"""Elements below which a parameter is not worth a message of its own."""
+
+
+def is_cut(shape: Shape, world_size: int) -> bool:
+    """Whether DDP cuts a parameter of an elementwise rule into equal parts, one for each rank to update, where the
+    recipe asks for that (`sharded`): it is large enough, and divides."""
+    numel = math.prod(shape)
+    return world_size > 1 and numel >= CUT_FROM and numel % world_size == 0
+
+
 @dataclass(frozen=True)
 class Matrix:
     """A matrix, who holds which part of its update before the exchange, and who transforms it."""

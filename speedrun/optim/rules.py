@@ -8,7 +8,8 @@ is split in three so that only this part has to see it: `accumulate` on the slic
 Everything works in place on float32 tensors and expects to be called under torch.no_grad().
 
 The option `left_out`, where it is there, is a float32 scalar on the device: 1 where the step must change nothing,
-whatever the gradients hold, and else 0. Nobody waits for it, so a step that is left out runs like any other.
+whatever the gradients hold, and else 0; `kept` is 1 less it. Nobody waits for them: a step that is left out runs like
+any other.
 """
 
 from collections.abc import Iterator, Sequence
@@ -138,8 +139,8 @@ class Muon:
         """`apply` for many slices at once: a few kernels on a GPU, however many they are. Lists run in parallel."""
         if options["weight_decay"]:
             decay(weights, updates, options)
-        if (left_out := options.get("left_out")) is not None:
-            torch._foreach_mul_(updates, 1.0 - left_out)
+        if options.get("left_out") is not None:
+            torch._foreach_mul_(updates, options["kept"])
         # Beyond float32 torch would raise; so the weights overflow, and the run says that they did.
         torch._foreach_sub_(weights, updates, alpha=min(options["lr"], torch.finfo(torch.float32).max))
 
@@ -189,7 +190,7 @@ def decay(weights: Sequence[Tensor], updates: Sequence[Tensor], options: Options
         torch._foreach_add_(decayed, 1.0)
         torch._foreach_clamp_max_(decayed, 1.0)  # 0 where the signs differ, else 1
         if left_out is not None:
-            torch._foreach_mul_(decayed, 1.0 - left_out)
+            torch._foreach_mul_(decayed, options["kept"])
         torch._foreach_addcmul_(here, decayed, here, value=-factor)
 
 

@@ -25,7 +25,7 @@ from speedrun.run.faults import Faults, first_nonfinite, loss_comes_first
 from speedrun.run.folder import RunFolder
 from speedrun.run.progress import Progress, headline
 from speedrun.run.signals import listening
-from speedrun.run.unread import Figures, Taken, Verdict, mean_over_ranks, over_ranks
+from speedrun.run.unread import Allowance, Figures, Taken, mean_over_ranks, over_ranks
 from speedrun.run.writer import Home
 from speedrun.stages import Stage, stage_at, tokens_before, validation_rows
 from strategies.base import Strategy
@@ -122,7 +122,7 @@ class Run:
         self.books.note("after prepare")
         self.updated = False
         """There is optimizer state that the run has made."""
-        self.verdict = Verdict(config.spike, strategy.optimizer.place.device)
+        self.allowance = Allowance(config.spike, strategy.optimizer.place.device)
         self.unread: Taken | None = None
         self.stop: BaseException | None = None
         """What will end the run after the step that was started before it was known."""
@@ -226,7 +226,7 @@ class Run:
         """Between passes and update: whether it may be made, a boolean scalar. Collective where a loss matters."""
         if self.watched:
             self.books.note("after backward")
-        self.allowed = self.verdict.allows(over_ranks(loss)[0] if self.faults.early else None)
+        self.allowed = self.allowance.allows(over_ranks(loss)[0] if self.faults.early else None)
         return self.allowed
 
     def done(self, loss: Tensor, norm: float | Tensor, rate: float, repeat: Callable[[], Tensor]) -> None:
@@ -241,7 +241,7 @@ class Run:
         taken = Taken(self.now, self._send(loss, norm), rate, repeat, self.started, self.fetched)
         before, self.unread = self.unread, None
         if before and not self._look_at(before, later=True):
-            self.verdict.looked()
+            self.allowance.looked()
             self.again = True
             return
         ended = time.perf_counter()
@@ -250,13 +250,13 @@ class Run:
             self.unread = taken
             return
         self._look_at(taken)
-        self.verdict.looked()
+        self.allowance.looked()
 
     def _send(self, loss: Tensor, norm: float | Tensor) -> Figures:
         """Let a step's figures go to the host: what `_signalled` says, and the norm. Collective."""
         mean = self._signalled(loss)
         here = norm if isinstance(norm, Tensor) else mean.new_full((), norm)
-        self.verdict.over(mean[0], self.allowed & here.isfinite())
+        self.allowance.over(mean[0], self.allowed & here.isfinite())
         self.late = mean.device.type in self.reads_late and isinstance(norm, Tensor)
         return Figures(torch.cat((mean, here.reshape(1).to(mean.dtype))))
 

@@ -2,7 +2,7 @@
 figures on their way to the host.
 
 On a GPU the host only starts what the device does. Asking for a number ends that: it waits until all is done, and then
-the device waits for the host. So a step's update is allowed or refused by tensors (`Verdict`), and its loss and norm
+the device waits for the host. So a step's update is allowed or refused by tensors (`Allowance`), and its loss and norm
 are copied to pinned memory (`Figures`), where the host reads them while the next step runs already.
 """
 
@@ -20,7 +20,7 @@ ENOUGH = WINDOW // 4
 """Losses without which there is nothing to compare with."""
 
 
-class Verdict:
+class Allowance:
     """Whether steps may count, as `speedrun.run.faults.Faults` decides it on the host, in the same arithmetic.
 
     After a step that did not count none is allowed until the host has looked at that one (`looked`).

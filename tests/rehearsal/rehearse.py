@@ -183,7 +183,7 @@ def _rank_0(launch: Launch) -> Iterator[None]:
         return mine  # likewise, and break a validation off
 
     PartialState._reset_state()
-    patches = [
+    patches: list[Any] = [
         mock.patch.dict(os.environ, environment),
         mock.patch.object(dist, "rendezvous", lambda *args: iter([(FakeStore(), 0, GPUS)])),
         mock.patch.object(dist, "init_process_group", _fake_group),

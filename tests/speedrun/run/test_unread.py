@@ -15,7 +15,7 @@ from speedrun import train as training
 from speedrun.config import Config
 from speedrun.run.context import Run
 from speedrun.run.faults import Faults, Found
-from speedrun.run.unread import Verdict
+from speedrun.run.unread import Allowance
 from tests.speedrun.runs import metrics, small, train_here
 
 LOSSES = st.one_of(st.floats(0.5, 20.0, width=32), st.sampled_from((math.nan, math.inf)))
@@ -23,18 +23,18 @@ LOSSES = st.one_of(st.floats(0.5, 20.0, width=32), st.sampled_from((math.nan, ma
 
 @given(st.lists(LOSSES, max_size=90), st.sampled_from((0.0, 1.2, 2.0)))
 def test_the_device_decides_as_the_host_does(losses: list[float], spike: float) -> None:
-    verdict = Verdict(spike, torch.device("cpu"))
+    allowance = Allowance(spike, torch.device("cpu"))
     faults = Faults(Config(spike=spike, on_nonfinite="skip"), lambda _: None)
     for step, loss in enumerate(losses):
         on_device = torch.tensor(loss)
-        allowed = verdict.allows(on_device)
+        allowed = allowance.allows(on_device)
         assert bool(allowed) is not faults.refuses(on_device.item())
-        verdict.over(on_device, allowed)
+        allowance.over(on_device, allowed)
         faults.row.clear()  # many in a row end a run, which is not asked here
         counts = faults.after_step(step + 1, on_device.item(), 1.0, lambda: Found("x"))
         assert counts is bool(allowed)
-        assert bool(verdict.allows(on_device.new_ones(()) / 2)) is counts  # after one that does not count: none
-        verdict.looked()
+        assert bool(allowance.allows(on_device.new_ones(()) / 2)) is counts  # after one that does not count: none
+        allowance.looked()
 
 
 def run_of(folder: Path, patch: pytest.MonkeyPatch, devices: tuple[str, ...], factor: float, **fields: Any) -> Any:

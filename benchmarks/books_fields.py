@@ -99,6 +99,7 @@ FIELDS: dict[str, tuple[Any, ...]] = {
     "optimizer.orthogonalization": ("newton_schulz",),
     "optimizer.orthogonalization_dtype": ("bfloat16",),
     "optimizer.adamw_every": (2,),
+    "optimizer.sharded_adam": (True,),
     "optimizer.cautious_weight_decay": (True,),
     "optimizer.clip": (0.0,),
     "schedule.future_weights": ((0.5, 0.25), (0.5, 0.25, 0.1)),

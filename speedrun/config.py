@@ -192,6 +192,9 @@ class OptimizerConfig:
     adamw_every: Annotated[int, Range(1, 10**9)] = 1
     """Steps between two updates of AdamW, with the sum of the gradients since its last update; Muon at every step. The
     sum takes 4 more bytes of state per element of an AdamW parameter. Allowed: from 1 to 1,000,000,000."""
+    sharded_adam: bool = False
+    """Under ddp every rank updates an equal part of each large AdamW parameter and has its moments for that part only:
+    a reduce-scatter and an all-gather in place of the all-reduce. The other strategies do so anyway, or are alone."""
     gate_lr: Rate = 0.008
     """AdamW's learning rate for the small matrices of gates. Allowed: 0 or above."""
     clip: Annotated[float, Range(0, zero="off")] = 1.0

@@ -39,6 +39,7 @@ SPEEDRUN = Config(
         weight_decay=0.01,
         cautious_weight_decay=True,
         adamw_every=2,
+        sharded_adam=True,
         eps=1e-10,
         clip=0.0,
     ),

@@ -79,12 +79,14 @@ class Strategy(Protocol):
         """Backward pass of a micro-batch's mean loss; divides by the number of micro-batches, once, and in fp16
         multiplies by the loss scale."""
 
-    def step(self, update: bool = True) -> float:
+    def step(self, update: bool | Tensor = True) -> float | Tensor:
         """Reduce what is not reduced yet, clip by the true global norm, update, clear gradients. Returns that norm,
-        before clipping, of the gradient averaged over all ranks and micro-batches.
+        before clipping, of the gradient averaged over all ranks and micro-batches: a number, or a scalar on the device
+        that nobody has waited for.
 
         Where update is False, or the norm is not finite, on all ranks alike, the step is left out: weights and
         optimizer state stay to the bit what they were. DeepSpeed then says that the norm is inf, whatever it was.
+        update may be a boolean scalar on the device; torch's engines leave it there.
         In fp16 gradients are divided by the loss scale before anything is made of them, the norm too, and a norm that
         is not finite is an overflow, after which the scale falls. A step with update False leaves the scale alone.
         """
@@ -170,19 +172,27 @@ def clip_and_step(
     gradients: list[Tensor],
     norm: Tensor,
     clip: float,
-    update: bool,
+    update: bool | Tensor,
     loss_scale: LossScale | None,
-) -> float:
+) -> float | Tensor:
     """The end of a step, once gradients are reduced and unscaled: clip, update, clear. Returns the norm.
 
     norm: of all ranks, and so they all do the same. Where update is False or the norm is not finite, gradients are only
-    cleared.
+    cleared. That is decided on the device: the host goes on and starts the next step while this one still runs. Only
+    fp16's loss scale, a number of the host, has to wait for it.
     """
-    value = norm.item()
-    if update and loss_scale:
-        loss_scale.update(overflow=not math.isfinite(value))
-    if update and math.isfinite(value):
+    if loss_scale:
+        value, update = norm.item(), bool(update)
+        if update:
+            loss_scale.update(overflow=not math.isfinite(value))
+        if update and math.isfinite(value):
+            clip_gradients(gradients, norm, clip)
+            optimizer.step()
+        optimizer.zero_grad()
+        return value
+    if update is not False:
         clip_gradients(gradients, norm, clip)
-        optimizer.step()
+        counts = norm.isfinite() if update is True else norm.isfinite() & update
+        optimizer.step_where(counts)
     optimizer.zero_grad()
-    return value
+    return norm

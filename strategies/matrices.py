@@ -11,20 +11,24 @@ matrix has one *owner* rank, on which it comes together, is transformed once, an
 Pieces may lie in host memory (a strategy that offloads). What is sent and what is transformed lies on the rank's
 device: NCCL moves nothing else, and products are quick there. Pieces go there and updates come back, copied once each.
 
-Matrices go in rounds (strategies/owners.py): few messages for small matrices, and buffers that stay bounded by a round,
-25 MiB or a matrix per owner. Payload per rank for M elements of matrices on W ranks: at most 2·M/W sharded;
-replicated, the all-reduce's own wire bytes, since an all-reduce on a ring *is* a reduce-scatter and an all-gather.
+Sharded matrices go in rounds (strategies/owners.py): few messages for small matrices, and buffers that stay bounded by
+a round, 25 MiB or a matrix per owner. Replicated ones go in banks: all of one size in one tensor, so that a bank is one
+reduce-scatter and one all-gather, and the all-gather of one bank travels while the next is transformed. Payload per
+rank for M elements of matrices on W ranks: at most 2·M/W sharded; replicated, the all-reduce's own wire bytes, since an
+all-reduce on a ring *is* a reduce-scatter and an all-gather, and the empty places of banks that do not divide.
 """
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from strategies.mesh import Place
-from strategies.owners import Matrix, rounds
+from strategies.owners import Bank, Matrix, banks, rounds
 
 STACK_ELEMENTS = 2**25
 """Matrices of one shape are transformed together, up to this many elements (128 MiB in float32) at a time."""
@@ -33,8 +37,8 @@ STACK_ELEMENTS = 2**25
 Transform = Callable[[Tensor, list[Matrix]], Tensor]
 """[n, rows, columns] and which n matrices these are → [n, rows, columns]."""
 
-Apply = Callable[[str, Tensor], None]
-"""Takes a matrix's name and the elements of its update that this rank wanted back, flat."""
+Apply = Callable[[list[str], list[Tensor]], None]
+"""Takes matrices' names and the elements of their updates that this rank wanted back, flat."""
 
 
 def stacks(matrices: Iterable[Matrix]) -> Iterator[list[Matrix]]:
@@ -54,8 +58,7 @@ def transform_local(
     for stack in stacks(matrices):
         whole = torch.stack([local[matrix.name].view(matrix.shape) for matrix in stack])
         whole = transform(whole.to(place.device), stack)
-        for matrix, update in zip(stack, whole, strict=True):
-            apply(matrix.name, update.reshape(-1))
+        apply([matrix.name for matrix in stack], list(whole.flatten(1)))
 
 
 def transform_sharded(
@@ -81,16 +84,16 @@ def transform_sharded(
             for matrix, part in zip(mine, parts, strict=True):
                 whole[matrix.name][matrix.held[of].start : matrix.held[of].stop] = part
         updates: dict[str, Tensor] = {}
-        transform_local(mine, whole, transform, updates.__setitem__, place)
-        for matrix in mine:
-            if matrix.held[rank].numel:
-                apply(matrix.name, updates[matrix.name][matrix.held[rank].start : matrix.held[rank].stop])
+        transform_local(mine, whole, transform, _into(updates), place)
+        here = [matrix for matrix in mine if matrix.held[rank].numel]
+        names, parts = [m.name for m in here], [updates[m.name][m.held[rank].start : m.held[rank].stop] for m in here]
         # Back: the same way, with the directions exchanged.
         results = [updates[m.name][m.held[of].start : m.held[of].stop] for of in ranks if of != rank for m in mine]
         returned = _all_to_all(results, receive, send, place)
         for theirs, update in zip(outgoing, returned, strict=True):
-            for matrix, part in zip(theirs, update.split([m.held[rank].numel for m in theirs]), strict=True):
-                apply(matrix.name, part)
+            names += [m.name for m in theirs]
+            parts += update.split([m.held[rank].numel for m in theirs])
+        apply(names, parts)
 
 
 def reduce_to_owners(matrices: list[Matrix], gradients: dict[str, Tensor], place: Place) -> dict[str, Tensor]:
@@ -99,12 +102,11 @@ def reduce_to_owners(matrices: list[Matrix], gradients: dict[str, Tensor], place
     gradients: name → this rank's own gradient, any shape. Returns the matrices that this rank owns, flat. Collective.
     """
     reduced: dict[str, Tensor] = {}
-    for turn in rounds(matrices, place.world_size):
-        mean = torch.empty(sum(m.numel for m in turn[place.rank]), device=place.device)
-        parts = [_flat([gradients[m.name] for m in theirs], place) for theirs in turn]
-        dist.reduce_scatter(mean, parts, group=place.group)
+    for bank in banks(matrices, place.world_size):
+        mean = torch.empty(bank.places * bank.numel, device=place.device)
+        dist.reduce_scatter_tensor(mean, _together(bank, bank.of_rank, gradients, place), group=place.group)
         mean.div_(place.world_size)
-        reduced.update(_by_name(turn[place.rank], mean))
+        reduced.update(zip((m.name for m in bank.of_rank[place.rank]), mean.split(bank.numel), strict=False))
     return reduced
 
 
@@ -112,28 +114,44 @@ def transform_replicated(
     matrices: list[Matrix], local: dict[str, Tensor], transform: Transform, apply: Apply, place: Place
 ) -> None:
     """DDP: every owner transforms its matrices; every rank gets every update, whole. Collective."""
-    updates: dict[str, Tensor] = {}
-    transform_local((m for m in matrices if m.owner == place.rank), local, transform, updates.__setitem__, place)
-    for turn in rounds(matrices, place.world_size):
-        mine = _flat([updates.pop(m.name) for m in turn[place.rank]], place)
-        sizes = [sum(m.numel for m in theirs) for theirs in turn]
-        gathered = [
-            mine if rank == place.rank else torch.empty(size, device=place.device) for rank, size in enumerate(sizes)
-        ]
-        if len(set(sizes)) == 1:
-            gathered[place.rank] = torch.empty_like(mine)
-            dist.all_gather(gathered, mine, group=place.group)
-        else:  # uneven: one broadcast per owner, the same bytes on the wire
-            waits = [
-                dist.broadcast(part, group=place.group, async_op=True, group_src=rank)
-                for rank, part in enumerate(gathered)
-                if part.numel()
-            ]
-            for wait in waits:
-                wait.wait()
-        for theirs, part in zip(turn, gathered, strict=True):
-            for name, update in _by_name(theirs, part).items():
-                apply(name, update)
+    on_its_way: Callable[[], None] | None = None
+    for bank in banks(matrices, place.world_size):
+        mine, updates = bank.of_rank[place.rank], dict[str, Tensor]()
+        transform_local(mine, local, transform, _into(updates), place)
+        gathered = torch.empty(bank.sent, device=place.device)
+        sent = _together(bank, [mine], updates, place)
+        work = dist.all_gather_into_tensor(gathered, sent, group=place.group, async_op=True)
+        if on_its_way:
+            on_its_way()  # the bank before this one
+        on_its_way = partial(_arrived, bank, gathered, work, apply)
+    if on_its_way:
+        on_its_way()
+
+
+def _arrived(bank: Bank, gathered: Tensor, work: Any, apply: Apply) -> None:
+    work.wait()
+    of_rank = gathered.view(len(bank.of_rank), bank.places, bank.numel)
+    parts = [
+        (m.name, part)
+        for theirs, here in zip(bank.of_rank, of_rank, strict=True)
+        for m, part in zip(theirs, here, strict=False)
+    ]
+    apply([name for name, _ in parts], [part for _, part in parts])
+
+
+def _together(bank: Bank, of_rank: list[list[Matrix]], tensors: dict[str, Tensor], place: Place) -> Tensor:
+    """The matrices of some ranks end to end, each rank's empty places with zeros, on the rank's device."""
+    pieces = []
+    for theirs in of_rank:
+        pieces += [tensors[matrix.name].reshape(-1) for matrix in theirs]
+        if empty := bank.places - len(theirs):
+            pieces.append(torch.zeros(empty * bank.numel, device=place.device))
+    return torch.cat(pieces).to(place.device)
+
+
+def _into(updates: dict[str, Tensor]) -> Apply:
+    """Keeps updates by name."""
+    return lambda names, parts: updates.update(zip(names, parts, strict=True))
 
 
 def _flat(tensors: list[Tensor], place: Place) -> Tensor:
@@ -142,11 +160,6 @@ def _flat(tensors: list[Tensor], place: Place) -> Tensor:
         return torch.empty(0, device=place.device)
     flat = tensors[0].reshape(-1) if len(tensors) == 1 else torch.cat([tensor.reshape(-1) for tensor in tensors])
     return flat.to(place.device)
-
-
-def _by_name(matrices: list[Matrix], flat: Tensor) -> dict[str, Tensor]:
-    """Views of `flat`, in which these matrices lie end to end."""
-    return dict(zip((m.name for m in matrices), flat.split([m.numel for m in matrices]), strict=True))
 
 
 def _all_to_all(pieces: list[Tensor], send: list[int], receive: list[int], place: Place) -> list[Tensor]:

@@ -46,7 +46,7 @@ class ElementwiseRule(Rule, Protocol):
 class WholeMatrixRule(Rule, Protocol):
     def accumulate(self, gradients: list[Tensor], states: list[dict[str, Tensor]], options: Any) -> None: ...
     def transform(self, matrices: Tensor, options: Any, states: Sequence[dict[str, Tensor]]) -> Tensor: ...
-    def apply(self, weight: Tensor, update: Tensor, options: Any) -> None: ...
+    def apply_all(self, weights: list[Tensor], updates: list[Tensor], options: Any) -> None: ...
 
 
 class ParameterGroup(Protocol):
@@ -99,6 +99,8 @@ class IntervalOptimizer(torch.optim.Optimizer):
         self.slices: dict[int, list[Slice]] = {}
         self.rules = {name: group.rule for group in recipe for name in group.parameters}
         self.observe: Callable[[str, dict[str, Tensor]], None] | None = None
+        self.left_out: Tensor | None = None
+        """During `step_where`: 1 where the step must change nothing, else 0."""
         groups = [
             {
                 "params": [parameters[name] for name in group.parameters],
@@ -178,6 +180,18 @@ class IntervalOptimizer(torch.optim.Optimizer):
         return flat[piece.offset : piece.offset + piece.state[self.place.rank].numel]
 
     @torch.no_grad()
+    def step_where(self, counts: Tensor) -> None:
+        """A step that changes nothing, to the bit, where `counts` (a boolean scalar on the device) is False: decided on
+        the device, for which nobody waits. Rules find the option `left_out`: a float32 scalar, 1 where they must not
+        change anything, whatever gradients hold, and 0 elsewhere; and `kept`, 1 less it.
+        """
+        self.left_out = counts.logical_not().float()
+        try:
+            self.step()
+        finally:
+            self.left_out = None
+
+    @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update what `param_groups` holds now (DeepSpeed shows one group, or part of one, at a time)."""
         if not self.slices:
@@ -188,10 +202,14 @@ class IntervalOptimizer(torch.optim.Optimizer):
                 self.observe("clip", self.gradients(s for h in holders for s in self.slices[id(h)]))
             for holder in holders:
                 self._initialize(holder, group["rule"])
+            options = group
+            if self.left_out is not None and holders:
+                left_out = self.left_out.to(local(holders[0]).device)
+                options = {**group, "left_out": left_out, "kept": 1.0 - left_out}
             if group["rule"].whole_matrix:
-                self._step_matrices(holders, group)
+                self._step_matrices(holders, options)
             else:
-                self._step_elements(holders, group)
+                self._step_elements(holders, options)
 
     def _initialize(self, holder: Tensor, rule: Rule) -> None:
         """State is zeros of the shape of what is held, so that DeepSpeed's own checkpoints recognise it too."""
@@ -238,9 +256,10 @@ class IntervalOptimizer(torch.optim.Optimizer):
                         state[buffer].copy_(new[buffer])
             return result
 
-        def apply(name: str, update: Tensor) -> None:
-            weight = self.weight(pieces[name])
-            rule.apply(weight, update.to(weight.device), group)
+        def apply(names: list[str], updates: list[Tensor]) -> None:
+            weights = [self.weight(pieces[name]) for name in names]
+            if weights:
+                rule.apply_all(weights, [u.to(w.device) for w, u in zip(weights, updates, strict=True)], group)
 
         exchange(whole, {name: held.get(name, nothing) for name in pieces}, transform, apply, self.place)
 

@@ -151,7 +151,8 @@ def _groups(options: OptimizerConfig, shapes: Mapping[str, Shape]) -> list[Group
         names = tuple(name for name, shape in shapes.items() if kind_of(name, shape) == kind)
         if names:
             muon = kind == "block matrix" and options.name == "muon"
-            groups.append(Group(kind, names, muon, muon and options.normuon, not muon and options.adamw_every > 1))
+            sums = not muon and options.adamw_every > 1
+            groups.append(Group(kind, names, muon, muon and options.normuon, sums, not muon and options.sharded_adam))
     return groups
 
 

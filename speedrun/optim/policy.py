@@ -86,7 +86,8 @@ def parameter_groups(
 
     check_optimizer(config)
     cautious = {"cautious": True} if config.cautious_weight_decay else {}
-    adamw = {"betas": config.betas, "eps": config.eps, **cautious}
+    sharded = {"sharded": True} if config.sharded_adam else {}
+    adamw = {"betas": config.betas, "eps": config.eps, **cautious, **sharded}
     muon = {
         "lr": config.muon_lr,
         "momentum": config.muon_momentum,

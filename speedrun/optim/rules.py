@@ -6,9 +6,13 @@ is split in three so that only this part has to see it: `accumulate` on the slic
 `apply` on the slice again. Who brings the pieces together is the optimizer's business (strategies/optimizer.py).
 
 Everything works in place on float32 tensors and expects to be called under torch.no_grad().
+
+The option `left_out`, where it is there, is a float32 scalar on the device: 1 where the step must change nothing,
+whatever the gradients hold, and else 0; `kept` is 1 less it. Nobody waits for them: a step that is left out runs like
+any other.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -45,18 +49,28 @@ class AdamW:
     ) -> None:
         """Update `weights` (and the moments and step counts in `states`) in place. All lists run in parallel."""
         beta1, beta2 = options["betas"]
+        left_out: Tensor | None = options.get("left_out")
+        weight_decay = options["weight_decay"]
+        cautious = bool(weight_decay and options.get("cautious"))
+        if left_out is not None and (self.accumulates or cautious):  # else torch's kernel does not look at them
+            keep_or(gradients, None, left_out)
         if self.accumulates:
             sums = [state["gradient_sum"] for state in states]
             if not options.get("update", True):
                 torch._foreach_add_(sums, gradients)
                 return
             torch._foreach_add_(gradients, sums)
-            torch._foreach_zero_(sums)
-        weight_decay = options["weight_decay"]
-        if weight_decay and options.get("cautious"):
-            for weight, gradient, state in zip(weights, gradients, states, strict=True):
+            if left_out is None:
+                torch._foreach_zero_(sums)
+            else:
+                torch._foreach_mul_(sums, left_out)
+        if cautious:
+            for some in portions(weights):
                 # The update has the sign of the new first moment, whose denominator is positive.
-                decay(weight, torch.lerp(state["exp_avg"], gradient, 1.0 - beta1), options)
+                moments = torch._foreach_lerp(
+                    [states[i]["exp_avg"] for i in some], [gradients[i] for i in some], 1.0 - beta1
+                )
+                decay([weights[i] for i in some], moments, options)
             weight_decay = 0.0
         adamw(
             weights,
@@ -73,6 +87,7 @@ class AdamW:
             weight_decay=weight_decay,
             eps=options["eps"],
             maximize=False,
+            found_inf=left_out,
         )
 
 
@@ -93,6 +108,8 @@ class Muon:
         """Momentum m ← μ·m + (1 − μ)·g, then Nesterov's look-ahead, left in `gradients`: g ← (1 − μ)·g + μ·m."""
         momenta = [state["momentum_buffer"] for state in states]
         mu = options["momentum"]
+        if (left_out := options.get("left_out")) is not None:
+            keep_or(gradients, momenta, left_out)  # of two equal numbers every mean is the same
         torch._foreach_lerp_(momenta, gradients, 1.0 - mu)
         torch._foreach_lerp_(gradients, momenta, mu)
 
@@ -115,11 +132,17 @@ class Muon:
         return matrices
 
     def apply(self, weight: Tensor, update: Tensor, options: Options) -> None:
-        """w ← w·(1 − lr·weight_decay) − lr·update, on slices of any shape."""
+        """w ← w·(1 − lr·weight_decay) − lr·update, on slices of any shape, in place."""
+        self.apply_all([weight], [update], options)
+
+    def apply_all(self, weights: list[Tensor], updates: list[Tensor], options: Options) -> None:
+        """`apply` for many slices at once: a few kernels on a GPU, however many they are. Lists run in parallel."""
         if options["weight_decay"]:
-            decay(weight, update, options)
+            decay(weights, updates, options)
+        if options.get("left_out") is not None:
+            torch._foreach_mul_(updates, options["kept"])
         # Beyond float32 torch would raise; so the weights overflow, and the run says that they did.
-        weight.sub_(update, alpha=min(options["lr"], torch.finfo(torch.float32).max))
+        torch._foreach_sub_(weights, updates, alpha=min(options["lr"], torch.finfo(torch.float32).max))
 
 
 class NorMuon(Muon):
@@ -139,19 +162,62 @@ class NorMuon(Muon):
         rows, columns = matrices.shape[-2:]
         mean_square = matrices.square().mean(dim=-1 if rows >= columns else -2, keepdim=True)  # [n, rows, 1]
         moments = [state["second_moment"] for state in states]
+        if (left_out := options.get("left_out")) is not None:
+            mean_square = torch.where(left_out > 0, torch.stack(moments).view_as(mean_square), mean_square)
         torch._foreach_lerp_(moments, list(mean_square.flatten(1)), 1.0 - options["beta2"])
         normalized = matrices * torch.stack(moments).view_as(mean_square).clamp(min=1e-10).rsqrt()
         before, after = (torch.linalg.vector_norm(m, dim=(-2, -1), keepdim=True) for m in (matrices, normalized))
         return normalized * (before / after.clamp(min=1e-10))
 
 
-def decay(weight: Tensor, update: Tensor, options: Options) -> None:
+def decay(weights: Sequence[Tensor], updates: Sequence[Tensor], options: Options) -> None:
     """w ← w·(1 − lr·weight_decay), in place; with `cautious` only where update and weight have the same sign.
 
     Elsewhere the update leads away from zero, and decay would work against it (Chen et al., arXiv 2510.12402).
     """
     factor = options["lr"] * options["weight_decay"]
-    if options.get("cautious"):
-        weight.sub_(weight * (weight * update >= 0), alpha=factor)
-    else:
-        weight.mul_(1.0 - factor)
+    left_out: Tensor | None = options.get("left_out")
+    if not options.get("cautious"):
+        rest: Any = 1.0 - factor
+        if left_out is not None:
+            rest = torch.where(left_out > 0, 1.0, left_out.new_full((), rest))
+        torch._foreach_mul_(list(weights), rest)
+        return
+    for some in portions(weights):
+        here = [weights[i] for i in some]
+        decayed = torch._foreach_mul(here, [updates[i] for i in some])
+        torch._foreach_sign_(decayed)
+        torch._foreach_add_(decayed, 1.0)
+        torch._foreach_clamp_max_(decayed, 1.0)  # 0 where the signs differ, else 1
+        if left_out is not None:
+            torch._foreach_mul_(decayed, options["kept"])
+        torch._foreach_addcmul_(here, decayed, here, value=-factor)
+
+
+def keep_or(tensors: Sequence[Tensor], others: Sequence[Tensor] | None, left_out: Tensor) -> None:
+    """Where left_out is 1, put `others` (None: zeros) into `tensors`, in place; elsewhere they stay, to the bit.
+
+    Float32 in, seen as integers: times 0 and 1 these do what is wanted with inf and NaN too, and for a whole list at a
+    time, which torch.where cannot.
+    """
+    leave = left_out.to(torch.int32)
+    bits = [tensor.view(torch.int32) for tensor in tensors]
+    torch._foreach_mul_(bits, 1 - leave)
+    if others is not None:
+        torch._foreach_add_(bits, torch._foreach_mul([other.view(torch.int32) for other in others], leave))
+
+
+PORTION = 2**25
+"""Elements of tensors that are worked on together at most, where that takes memory: 128 MiB in float32."""
+
+
+def portions(tensors: Sequence[Tensor]) -> Iterator[list[int]]:
+    """The places of tensors in their list, in turn, so many at a time that they have PORTION elements or are one."""
+    some: list[int] = []
+    for place, tensor in enumerate(tensors):
+        if some and sum(tensors[i].numel() for i in some) + tensor.numel() > PORTION:
+            yield some
+            some = []
+        some.append(place)
+    if some:
+        yield some

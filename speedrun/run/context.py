@@ -5,14 +5,13 @@ The loop tells it of each step, and knows nothing of all that.
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from speedrun.books.measured import Books, counted_step, further_steps
@@ -24,8 +23,9 @@ from speedrun.run.checks import Checked, switch_on
 from speedrun.run.ending import DataLost, Peers, as_exception, outcome
 from speedrun.run.faults import Faults, first_nonfinite, loss_comes_first
 from speedrun.run.folder import RunFolder
-from speedrun.run.progress import Progress
+from speedrun.run.progress import Progress, headline
 from speedrun.run.signals import listening
+from speedrun.run.unread import Allowance, Figures, Taken, mean_over_ranks, over_ranks
 from speedrun.run.writer import Home
 from speedrun.stages import Stage, stage_at, tokens_before, validation_rows
 from strategies.base import Strategy
@@ -48,6 +48,9 @@ class Run:
             run.done(loss, norm, rate, repeat)
     """
 
+    reads_late = ("cuda",)
+    """Devices for which the host would wait."""
+
     def __init__(self, preset: str, checked: Checked, launch: Launch, home: Home):
         """home: the run's folder. Raises FileExistsError where it holds a run already."""
         self.preset, self.checked, self.launch = preset, checked, launch
@@ -63,7 +66,7 @@ class Run:
             self.folder = RunFolder(home.folder, self.config, launch, preset, data_hash, parameters, resumed)
         self.progress = Progress(self.config.progress if first else "none", self.total_steps)
         self.say = self.progress.say
-        for line in (*filter(None, [home.note]), _headline(preset, checked, launch), *checked.resolved):
+        for line in (*filter(None, [home.note]), headline(preset, checked, launch), *checked.resolved):
             self.say(line)
 
     def __enter__(self) -> Self:
@@ -119,6 +122,12 @@ class Run:
         self.books.note("after prepare")
         self.updated = False
         """There is optimizer state that the run has made."""
+        self.allowance = Allowance(config.spike, strategy.optimizer.place.device)
+        self.unread: Taken | None = None
+        self.stop: BaseException | None = None
+        """What will end the run after the step that was started before it was known."""
+        self.late = False
+        """Figures are read a step later."""
 
     @property
     def first_stage(self) -> Stage:
@@ -134,7 +143,9 @@ class Run:
     def batch(self, step: int) -> Batch:
         """This rank's rows of a step, as they are trained."""
         cuts = stage_at(self.stages, step).batches.micro_batches(self.launch.rank)
-        return [self.checked.data.batch(step, first, last) for first, last in cuts]
+        rows = [self.checked.data.batch(step, first, last) for first, last in cuts]
+        # Only of pinned memory a GPU gets copies that nobody waits for.
+        return rows if self.launch.cpu else [(inputs.pin_memory(), targets.pin_memory()) for inputs, targets in rows]
 
     def steps(self) -> Iterator[tuple[int, Stage, Batch]]:
         """Every step, from where a checkpoint left off, its stage and its batch. Ends at the target too. Collective."""
@@ -157,10 +168,7 @@ class Run:
             self._step_over({**missing, **validation}, stopped)
         steps = range(self.start, self.start if self.ended else self.total_steps)
         batches = self._open.enter_context(prefetch(map(self.batch, steps), depth=2))
-        for step in steps:
-            self.started = time.perf_counter()
-            batch = next(batches)
-            self.fetched = time.perf_counter()
+        for step, batch in self._each(steps, batches):
             self.now, self.peers.step = step, step + 1
             self.counted = step in self.counted_steps
             if self.counted and not self.updated and step > self.start:  # all steps so far were left out
@@ -170,6 +178,19 @@ class Run:
             if self.ended:
                 break
         self._end()
+
+    def _each(self, steps: Iterable[int], batches: Iterator[Batch]) -> Iterator[tuple[int, Batch]]:
+        """Every step and its batch; once more where the device has left it out for the one before."""
+        self.again = False
+        for step in steps:
+            self.started = time.perf_counter()
+            batch = next(batches)
+            self.fetched = time.perf_counter()
+            yield step, batch
+            while self.again:
+                self.again = False
+                self.started = self.fetched = time.perf_counter()
+                yield step, batch
 
     def _validation_missing(self) -> dict[str, Any]:
         """The line of the step that the run goes on from, where the validation that belongs to it was broken off: it
@@ -201,56 +222,105 @@ class Run:
         with self.books.step():
             yield self.books.forward if self.watched else self.strategy.model
 
-    def allows(self, loss: Tensor) -> bool:
-        """Between passes and update: whether the update may be made. Collective where the run looks at every loss."""
+    def allows(self, loss: Tensor) -> Tensor:
+        """Between passes and update: whether it may be made, a boolean scalar. Collective where a loss matters."""
         if self.watched:
             self.books.note("after backward")
-        return not (self.faults.early and self.faults.refuses(mean_over_ranks(loss)[0]))
+        self.allowed = self.allowance.allows(over_ranks(loss)[0] if self.faults.early else None)
+        return self.allowed
 
-    def done(self, loss: Tensor, norm: float, rate: float, repeat: Callable[[], Tensor]) -> None:
-        """After a step: everything that is due.
+    def done(self, loss: Tensor, norm: float | Tensor, rate: float, repeat: Callable[[], Tensor]) -> None:
+        """After a step: everything that is due. On a GPU that is what the step before has left: this one's figures are
+        read a step later, unless something hangs on them. Where the step before did not count, the device has left
+        this one out as well, and `steps` gives it again.
 
         loss: of this rank; norm: of the gradient; rate: the multiplier of learning rates; repeat: its passes again.
 
         Raises what ends a run: Stopped and FloatingPointError, on all ranks. Collective.
         """
-        done = self.now + 1
-        mean, stopped = self._stopped(loss)
-        self.signals.orderly()  # all ranks have done a step
+        taken = Taken(self.now, self._send(loss, norm), rate, repeat, self.started, self.fetched)
+        before, self.unread = self.unread, None
+        if before and not self._look_at(before, later=True):
+            self.allowance.looked()
+            self.again = True
+            return
         ended = time.perf_counter()
-        if self.counted:  # its every operator is watched: no measure of training
-            self.books.note("after step")
-        else:
-            self.train_time += ended - self.started
+        if self.late and not self.stop and not self._hangs_on(taken):
+            self._timed(taken, ended)
+            self.unread = taken
+            return
+        self._look_at(taken)
+        self.allowance.looked()
+
+    def _send(self, loss: Tensor, norm: float | Tensor) -> Figures:
+        """Let a step's figures go to the host: what `_signalled` says, and the norm. Collective."""
+        mean = self._signalled(loss)
+        here = norm if isinstance(norm, Tensor) else mean.new_full((), norm)
+        self.allowance.over(mean[0], self.allowed & here.isfinite())
+        self.late = mean.device.type in self.reads_late and isinstance(norm, Tensor)
+        return Figures(torch.cat((mean, here.reshape(1).to(mean.dtype))))
+
+    def _signalled(self, loss: Tensor) -> Tensor:
+        """The mean loss over all ranks, and what any of them signals, as `_ends` takes it. Collective."""
+        lost, not_finite = self._lost_data(), self.checkpoints.not_finite()
+        asked = (self.signals.preempted, self.signals.interrupted, self.checkpoints.give_up())
+        self.said = (not_finite, lost)
+        return over_ranks(loss, (bool(lost), bool(not_finite), *asked))
+
+    def _hangs_on(self, taken: Taken) -> bool:
+        """Whether what comes next needs this step's figures: validation, checkpoint, books, another stage, the end."""
+        done, every = taken.step + 1, self.config.checkpoint.every
+        saves, counted = every > 0 and done % every == 0, self.counted or done in self.counted_steps
+        return self._is_due(done) or saves or counted or stage_at(self.stages, done).first == done
+
+    def _timed(self, taken: Taken, ended: float) -> None:
+        if taken.ended:
+            return
+        taken.ended = ended
+        if not self.counted:  # else its every operator was watched: no measure of training
+            self.train_time += ended - taken.started
             self.timed_steps += 1
+        taken.train_time, taken.timed_steps = self.train_time, self.timed_steps
+
+    def _look_at(self, taken: Taken, later: bool = False) -> bool:
+        """Read a step's figures, and do what is due; returns whether the step counts. later: another one was started
+        since, for which what ends the run has to wait."""
+        mean, *flags, norm = taken.figures.read()
+        stopped = self._ends(*flags)
+        self.signals.orderly()  # all ranks have done a step
+        self._timed(taken, time.perf_counter())
+        counted = self.counted and not later
+        if counted:
+            self.books.note("after step")
         # A step that is repeated to name a tensor is not timed either, nor are validation and checkpoints.
-        scale, again = self.strategy.loss_scale, partial(first_nonfinite, self.strategy, repeat)
+        done, scale = taken.step + 1, self.strategy.loss_scale
+        again = partial(first_nonfinite, self.strategy, taken.repeat)
         counts = self.faults.after_step(done, mean, norm, again, scale)
         self.updated = self.updated or counts
-        if self.counted and (counts or not self._count_later()):
+        if counted and (counts or not self._count_later()):
             self._keep_books(done)
         validation: dict[str, Any] = {}
+        stopped = stopped or self.stop
+        if later and counts:
+            self.stop, stopped = stopped, None
         if self._is_due(done) and not stopped:
             validation, stopped = self._validate()
-        tokens = stage_at(self.stages, self.now).tokens_per_step
+        tokens = stage_at(self.stages, taken.step).tokens_per_step
         metrics = {
             "step": done,
             "tokens": tokens_before(self.stages, done),
             "train_loss": mean if math.isfinite(mean) else None,
             **validation,
-            "lr": rate,
+            "lr": taken.rate,
             "grad_norm": norm if counts else None,
             **({} if counts else {"skipped": True}),
             **({"loss_scale": scale.value} if scale else {}),
-            "train_time_ms": self.train_time * 1e3,
-            "timed_steps": self.timed_steps,
-            "step_avg_ms": self.train_time * 1e3 / self.timed_steps if self.timed_steps else None,
-            "data_time_ms": (self.fetched - self.started) * 1e3,
-            "compute_time_ms": (ended - self.fetched) * 1e3,
-            "tokens_per_second": None if self.counted else tokens / (ended - self.started),
-            **({"counted": True} if self.counted else {}),
+            **taken.times(),
+            "tokens_per_second": None if counted else tokens / (taken.ended - taken.started),
+            **({"counted": True} if counted else {}),
         }
         self._step_over(metrics, stopped)
+        return counts
 
     def _step_over(self, metrics: dict[str, Any], stopped: BaseException | None) -> None:
         """Write a step down, save it where that is due, and see whether it was the last one. Raises `stopped`."""
@@ -270,16 +340,14 @@ class Run:
         every = self.config.eval_every
         return step == self.total_steps or (every > 0 and step % every == 0)
 
-    def _stopped(self, loss: Tensor) -> tuple[float, BaseException | None]:
-        """The mean of a loss over all ranks, and what ends the run now on all of them. Collective."""
-        lost, not_finite = self._lost_data(), self.checkpoints.not_finite()
-        asked = (self.signals.preempted, self.signals.interrupted, self.checkpoints.give_up())
-        mean, lost_anywhere, bad, *anywhere = mean_over_ranks(loss, bool(lost), bool(not_finite), *asked)
+    def _ends(self, lost: float, bad: float, *asked: float) -> BaseException | None:
+        """What ends the run now on all ranks, from what any of them signals. Collective where something does."""
+        not_finite, lost_here = self.said
         if bad:
-            return mean, FloatingPointError(self.checkpoints.no_way_on(not_finite))
-        if lost_anywhere:
-            return mean, DataLost(lost or "another rank's data have changed.")
-        return mean, as_exception(*anywhere)
+            return FloatingPointError(self.checkpoints.no_way_on(not_finite))
+        if lost:
+            return DataLost(lost_here or "another rank's data have changed.")
+        return as_exception(*asked)
 
     def _last_words(self, name: str) -> str:
         """What a signal of this name means for the run in this moment; said when it comes."""
@@ -322,32 +390,11 @@ class Run:
         try:
             result = evaluate(self.strategy, self.checked.data, self.validation_rows, lambda: self.signals.heard)
         except BrokenOff:
-            return {}, self._stopped(torch.zeros((), device=self.strategy.optimizer.place.device))[1]
+            zero = torch.zeros((), device=self.strategy.optimizer.place.device)
+            return {}, self._ends(*self._signalled(zero)[1:].tolist())
         return {"val_loss": result.loss, "val_bits_per_byte": result.bits_per_byte}, None
 
     def _log(self, metrics: dict[str, Any]) -> None:
         self.progress.step(metrics)
         if self.folder:
             self.folder.step(metrics)
-
-
-def mean_over_ranks(loss: Tensor, *signals: float) -> list[float]:
-    """The means of a rank's loss and of its signals over all ranks, in one message. Collective."""
-    values = torch.cat((loss.reshape(1), loss.new_tensor([float(signal) for signal in signals])))
-    if dist.is_initialized():
-        dist.all_reduce(values)
-        values /= dist.get_world_size()
-    return values.tolist()
-
-
-def _headline(preset: str, checked: Checked, launch: Launch) -> str:
-    stages, data = checked.stages, checked.data
-    accumulation = stages[0].batches.accumulation
-    return (
-        f"{preset}: {checked.parameters:,} parameters, {launch.strategy} on {launch.world_size} "
-        f"{'rank' if launch.world_size == 1 else 'ranks'} ({'cpu' if launch.cpu else 'gpu'}, {launch.precision}), "
-        f"{stages[0].global_batch} rows of {stages[0].sequence_length} tokens a step"
-        f" ({accumulation} micro-batch{'es' if accumulation > 1 else ''} a rank)"
-        f"{f' in the first of {len(stages)} stages' if len(stages) > 1 else ''}, {data.name}: "
-        f"{data.train_tokens:,} training tokens"
-    )

@@ -21,11 +21,9 @@ from torch import Tensor
 
 from speedrun.config import Config
 from speedrun.model.compiling import uncompiled
+from speedrun.run.unread import ENOUGH, WINDOW
 from strategies.base import Strategy
 from strategies.loss_scale import LossScale
-
-WINDOW = 32
-"""Losses whose median a spike is measured by."""
 
 PATIENCE = 4
 """Steps in a row that may overflow with an fp16 loss scale that cannot fall any more. One may be of its batch alone."""
@@ -73,7 +71,7 @@ class Faults:
         return not math.isfinite(loss) or self._spikes(loss)
 
     def _spikes(self, loss: float) -> bool:
-        enough = len(self.losses) >= WINDOW // 4
+        enough = len(self.losses) >= ENOUGH
         return self.spike > 0 and enough and loss > self.spike * median(self.losses)
 
     def after_step(

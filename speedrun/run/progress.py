@@ -1,7 +1,13 @@
 """What a person sees while a run goes on: a live line on a terminal, plain lines elsewhere."""
 
+from __future__ import annotations
+
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from speedrun.run.checks import Checked
+    from strategies.select import Launch
 
 
 def describe(metrics: dict[str, Any], steps: int) -> str:
@@ -57,3 +63,17 @@ class Progress:
     def close(self) -> None:
         if self._live:
             self._live.stop()
+
+
+def headline(preset: str, checked: Checked, launch: Launch) -> str:
+    """What a run is, in a line."""
+    stages, data = checked.stages, checked.data
+    accumulation = stages[0].batches.accumulation
+    return (
+        f"{preset}: {checked.parameters:,} parameters, {launch.strategy} on {launch.world_size} "
+        f"{'rank' if launch.world_size == 1 else 'ranks'} ({'cpu' if launch.cpu else 'gpu'}, {launch.precision}), "
+        f"{stages[0].global_batch} rows of {stages[0].sequence_length} tokens a step"
+        f" ({accumulation} micro-batch{'es' if accumulation > 1 else ''} a rank)"
+        f"{f' in the first of {len(stages)} stages' if len(stages) > 1 else ''}, {data.name}: "
+        f"{data.train_tokens:,} training tokens"
+    )

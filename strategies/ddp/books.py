@@ -17,7 +17,7 @@ from strategies.ledger.terms import (
     entry,
     moments,
 )
-from strategies.owners import Matrix, assign_owners, rounds
+from strategies.owners import Matrix, assign_owners, banks, is_cut
 
 
 class DDPBooks(StrategyBooks):
@@ -36,7 +36,8 @@ class DDPBooks(StrategyBooks):
     }
 
     def settings(self, scenario: Scenario) -> list[Resolved]:
-        whole = FP32 * scenario.elements([name for name in scenario.shapes if name not in self.owners(scenario)])
+        apart = self.apart(scenario)
+        whole = FP32 * scenario.elements([name for name in scenario.shapes if name not in apart])
         return [
             Resolved("gradient_as_bucket_view", "True", "gradients are views of the buckets, and count once", False),
             Resolved("bucket_cap_mb", "25", f"buckets of 25 MiB, {whole / 2**20:,.1f} MiB in all; they stay", False),
@@ -46,22 +47,32 @@ class DDPBooks(StrategyBooks):
         """Gradients are views of DDP's buckets, so they count once; and the buckets, which hold the gradients of all
         that has no owner, stay when gradients are cleared.
         """
-        owners = self.owners(scenario)
+        owners, cut = self.owners(scenario), self.cut(scenario)
         replicated, owned = 0, [0] * scenario.world_size
         for g in scenario.groups:
             for n in g.parameters:
                 if n in owners:
                     owned[owners[n]] += g.state_bytes * scenario.numel(n)
                 else:
-                    replicated += g.state_bytes * scenario.numel(n) + g.holder_bytes
+                    parts = scenario.world_size if n in cut else 1
+                    replicated += g.state_bytes * scenario.numel(n) // parts + g.holder_bytes
         whole = FP32 * scenario.parameters
-        buckets = FP32 * sum(scenario.numel(n) for n in scenario.shapes if n not in owners)
+        buckets = FP32 * sum(scenario.numel(n) for n in scenario.shapes if n not in self.apart(scenario))
         return [moments(whole, 0, whole, replicated + mine, resident=buckets) for mine in owned]
 
     def owners(self, scenario: Scenario) -> dict[str, int]:
         """Only of the matrices that are kept out of the buckets."""
         matrices = {n: scenario.shapes[n] for group in scenario.matrix_groups for n in group.parameters}
         return assign_owners(matrices, scenario.world_size)
+
+    def cut(self, scenario: Scenario) -> set[str]:
+        """AdamW's parameters of which each rank updates a part (`sharded`)."""
+        names = [n for group in scenario.groups if group.sharded for n in group.parameters]
+        return {n for n in names if is_cut(scenario.shapes[n], scenario.world_size)}
+
+    def apart(self, scenario: Scenario) -> set[str]:
+        """All that is kept out of the buckets."""
+        return {*self.owners(scenario), *self.cut(scenario)}
 
     def waiting(self, scenario: Scenario, moments: Moments, rank: int) -> Held:
         """Twice: under no_sync autograd makes gradients of its own, and they are copied into the buckets, which have
@@ -70,22 +81,23 @@ class DDPBooks(StrategyBooks):
         return {"gradients": moments["after backward"]["gradients"] + moments["after step"]["gradients"]}
 
     def in_backward(self, scenario: Scenario, passes: Sequence[BackwardMoment]) -> list[Held]:
-        """New gradients lie in the buckets; only matrices that an owner transforms have gradients of their own."""
+        """New gradients lie in the buckets; only what is kept out of them has gradients of its own."""
         if scenario.accumulation > 1:
             return [{} for _ in passes]
-        owners = self.owners(scenario)
-        apart = [[name for name in moment.made if name in owners] for moment in passes]
+        names = self.apart(scenario)
+        apart = [[name for name in moment.made if name in names] for moment in passes]
         return [{"gradients": FP32 * elements} for elements in scenario.so_far(apart)]
 
     def traffic(self, scenario: Scenario, rank: int, modules: Modules | None) -> list[Entry]:
         """An all-reduce of all gradients that AdamW uses, in float32 (autocast casts weights, not gradients), at the
         last micro-batch (`no_sync` before). A tied weight is one parameter and so goes once.
 
-        Muon's matrices are outside of DDP's buckets: one reduce-scatter per round of owners; and the updates back, by
-        all-gather where all owners have as much in a round, else by a broadcast per owner.
+        Muon's matrices are outside of DDP's buckets: a reduce-scatter per bank of matrices of one size, and an
+        all-gather of their updates. Banks have as many places for every rank, and empty ones are sent too. Where
+        AdamW's parameters are cut (`sharded`), each has a reduce-scatter of its gradient and an all-gather of itself.
         """
-        ranks, owners = scenario.world_size, self.owners(scenario)
-        rest = [name for name in scenario.shapes if name not in owners]
+        ranks, owners, cut = scenario.world_size, self.owners(scenario), self.cut(scenario)
+        rest = [name for name in scenario.shapes if name not in owners and name not in cut]
         reduced = scenario.elements(rest)
         calls = buckets([FP32 * scenario.numel(name) for name in reversed(rest)])
         entries = entry(ranks, "all_reduce", "gradients", calls, reduced, FP32 * reduced)
@@ -93,21 +105,17 @@ class DDPBooks(StrategyBooks):
             name: Matrix(name, scenario.shapes[name], on_rank(scenario.shapes[name], owner, ranks), owner)
             for name, owner in ((n, owners[n]) for group in scenario.matrix_groups for n in group.parameters)
         }
-        numel = scenario.elements(tuple(matrices))
-        calls = len(rounds(matrices.values(), ranks))
-        entries += entry(ranks, "reduce_scatter", "updates", calls, numel, FP32 * numel)
-        gathered = [0, 0]  # calls, elements
-        broadcast = [0, 0]
-        for group in scenario.matrix_groups:
-            for turn in rounds((matrices[name] for name in group.parameters), ranks):
-                sizes = [sum(matrix.numel for matrix in theirs) for theirs in turn]
-                together = len(set(sizes)) == 1
-                line = gathered if together else broadcast
-                line[0] += 1 if together else sum(size > 0 for size in sizes)
-                line[1] += sum(sizes)
-        for collective, (calls, numel) in (("all_gather", gathered), ("broadcast", broadcast)):
-            entries += entry(ranks, collective, "updates", calls, numel, FP32 * numel)
-        return entries + entry(ranks, "all_reduce", "bookkeeping", 1 if owners else 0, 0, FP32)  # the global norm
+        for collective, together in (
+            ("reduce_scatter", [tuple(matrices)]),
+            ("all_gather", [group.parameters for group in scenario.matrix_groups]),
+        ):
+            made = [bank for names in together for bank in banks((matrices[name] for name in names), ranks)]
+            sent = sum(bank.sent for bank in made)
+            sent += scenario.elements(tuple(cut))
+            entries += entry(ranks, collective, "updates", len(made) + len(cut), sent, FP32 * sent)
+        return entries + entry(
+            ranks, "all_reduce", "bookkeeping", 1 if owners or cut else 0, 0, FP32
+        )  # the global norm
 
     def volume_in_words(self, scenario: Scenario) -> str:
         same = " (Muon's share as reduce-scatter and all-gather: the same)" if scenario.matrix_groups else ""

@@ -118,7 +118,7 @@ class FSDP(TorchEngine):
         self.model.set_requires_gradient_sync(last)
         yield
 
-    def step(self, update: bool = True) -> float:
+    def step(self, update: bool | Tensor = True) -> float | Tensor:
         gradients = [local(p.grad) for p in self.shards if p.grad is not None]
         self.unscale(gradients)
         if self.optimizer.observe:

@@ -50,6 +50,8 @@ class Group:
     """NorMuon: the owner of a matrix also keeps one number per row or column, whichever are more."""
     accumulates: bool = False
     """AdamW that does not update at every step: it also keeps a sum of gradients per element."""
+    sharded: bool = False
+    """AdamW under DDP: each rank updates its part of a parameter, and has the state of that part alone."""
 
     @property
     def state_bytes(self) -> int:

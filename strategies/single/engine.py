@@ -36,7 +36,7 @@ class Single(TorchEngine):
         with autocast(self.settings):
             yield
 
-    def step(self, update: bool = True) -> float:
+    def step(self, update: bool | Tensor = True) -> float | Tensor:
         gradients = self.held()["gradients"]
         self.unscale(gradients)
         if self.optimizer.observe:

@@ -158,7 +158,7 @@ class ZeRO:
     def backward(self, loss: Tensor) -> None:
         self.engine.backward(loss)  # divides by the accumulation and scales by itself: not twice
 
-    def step(self, update: bool = True) -> float:
+    def step(self, update: bool | Tensor = True) -> float:
         if self.optimizer.observe:
             self.optimizer.observe("reduce", self._reduced_gradients())
         if not update:

@@ -37,6 +37,8 @@ def fake_gpus(flash: bool = False) -> Iterator[Counter[str]]:
         stack.callback(torch._C._set_only_lift_cpu_tensors, False)
         stack.enter_context(mock.patch("torch._subclasses.fake_tensor.init_gpu_context", lambda device: None))
         stack.enter_context(mock.patch.object(nn.Module, "_apply", _convert_module))
+        # In the thread that fetches rows there is no mode; it asks for memory of the host that only a driver can give.
+        stack.enter_context(mock.patch.object(Tensor, "pin_memory", lambda tensor: tensor))
         mode = FakeCUDA(calls)
         stack.enter_context(functions.stand_ins(calls, mode, flash))
         stack.enter_context(mode)
@@ -62,6 +64,8 @@ class FakeCUDA(TorchDispatchMode):
             sent = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.numel()]
             there = [t for t in sent if t.is_floating_point() and not is_fake(t)]  # integers: the fakes' own, of sizes
             assert not there, f"NCCL moves nothing in host memory, but {func} is asked to"
+        if self._waits(func, FakeTensor in types, to_gpu, args, kwargs):
+            self.calls[f"waits: {func._opname}"] += 1
         if FakeTensor not in types:
             if func is aten._pin_memory.default:
                 return args[0].clone()
@@ -84,6 +88,19 @@ class FakeCUDA(TorchDispatchMode):
             return None
         functions.check(func, args, kwargs, self.calls)
         return self.fakes.__torch_dispatch__(func, types, args, kwargs)
+
+    @staticmethod
+    def _waits(func: Any, there: bool, to_gpu: bool, args: Any, kwargs: dict[str, Any]) -> bool:
+        """Whether the host stands until the device has done what it was given: for a number, for how many places there
+        are, and for a copy in either direction that nobody has called non-blocking."""
+        if func is aten.copy_.default:
+            one_way = is_fake(args[0]) != is_fake(args[1])
+            return one_way and not (args[2] if len(args) > 2 else kwargs.get("non_blocking"))
+        if func is aten._to_copy.default:
+            device = torch.device(kwargs.get("device") or args[0].device)
+            leaves = there and device.type != "cuda"
+            return (leaves or (to_gpu and not there)) and not kwargs.get("non_blocking")
+        return there and func in (aten._local_scalar_dense.default, aten.nonzero.default)
 
 
 def _made_up(host: Tensor) -> Tensor:

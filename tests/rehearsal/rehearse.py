@@ -126,6 +126,38 @@ def rehearse(
     return dict(calls)
 
 
+def waits(preset: str, strategy: str, folder: str) -> dict[str, int]:
+    """What the host waits for the device in three steady steps, of which nothing but a line is kept, in bf16: by
+    operator. (That the figures of a step before are waited for is left out.)"""
+    world_size = 1 if strategy == "single" else GPUS
+    config = small(preset, world_size, {"attention": "sdpa"})
+    stages = tuple(dataclasses.replace(stage, until=1.0) for stage in config.schedule.stages[:1])
+    config = dataclasses.replace(
+        config,
+        schedule=dataclasses.replace(config.schedule, stages=stages),
+        checkpoint=dataclasses.replace(config.checkpoint, every=0),
+        optimizer=dataclasses.replace(config.optimizer, orthogonalization_dtype="bfloat16"),
+        on_nonfinite="skip",
+        spike=3.0,
+        steps=12,
+        eval_every=0,
+        out=folder,
+    )
+    launch = dataclasses.replace(launch_of(strategy, 0, world_size, "bf16"), cpu=False)
+    seen: list[dict[str, int]] = []
+    done = context.Run.done
+
+    def noting(run: context.Run, *args: Any, **kwargs: Any) -> None:
+        done(run, *args, **kwargs)
+        seen.append({name: count for name, count in calls.items() if name.startswith("waits")})
+
+    with warnings.catch_warnings(), fake_gpus() as calls, _rank_0(launch):
+        warnings.simplefilter("ignore")
+        with mock.patch.object(context.Run, "done", noting):
+            train(preset, config, launch)
+    return {name: seen[9][name] - seen[6].get(name, 0) for name in seen[9] if seen[9][name] != seen[6].get(name, 0)}
+
+
 @contextlib.contextmanager
 def _rank_0(launch: Launch) -> Iterator[None]:
     """What differs between ranks is answered for all of them by this one."""
@@ -151,7 +183,7 @@ def _rank_0(launch: Launch) -> Iterator[None]:
         return mine  # likewise, and break a validation off
 
     PartialState._reset_state()
-    patches = [
+    patches: list[Any] = [
         mock.patch.dict(os.environ, environment),
         mock.patch.object(dist, "rendezvous", lambda *args: iter([(FakeStore(), 0, GPUS)])),
         mock.patch.object(dist, "init_process_group", _fake_group),
@@ -159,6 +191,7 @@ def _rank_0(launch: Launch) -> Iterator[None]:
         mock.patch.object(dist, "all_gather_object", of_all),
         mock.patch.object(dist, "broadcast_object_list", lambda *args, **kwargs: None),
         mock.patch.object(context, "mean_over_ranks", keeping_signals),
+        mock.patch.object(context.Figures, "read", lambda figures: [1.0, *[0.0] * 5, 1.0]),  # likewise
         mock.patch.object(evaluate.Wishes, "any", keeping_wishes),
         catalogue.fake(launch.strategy),
         # DDP times itself with CUDA events, from the first forward pass that it counts on.

@@ -17,7 +17,7 @@ from speedrun.presets import PRESETS
 from strategies.base import Precision
 from tests.fake_cuda.process import FakeCUDAProcess
 from tests.model.attention_on_cpu import VARLEN
-from tests.rehearsal.rehearse import rehearse
+from tests.rehearsal.rehearse import rehearse, waits
 
 LOSS = {"cross_entropy", "cross_entropy_and_gradients"}
 """Our operators of every run in bf16. (Which of the others run goes by what has been measured.)"""
@@ -58,6 +58,12 @@ def test_a_run_on_a_gpu(
     attended = {name for name, function in ATTENTION.items() if function in calls}
     assert attended == {attention} if attention != "auto" else attended
     assert LOSS & set(calls) == (LOSS if precision == "bf16" else set())
+
+
+@pytest.mark.parametrize("strategy", ("single", "ddp", "fsdp"))
+def test_nothing_waits_for_the_device_in_a_steady_step(strategy: str, tmp_path: Path, gpus: FakeCUDAProcess) -> None:
+    """Norm, clipping, spikes and steps that are left out are decided there, and read a step later."""
+    assert gpus.run(waits, "speedrun", strategy, str(tmp_path)) == {}
 
 
 def test_the_runs_are_a_cover() -> None:

@@ -112,7 +112,8 @@ def break_exchange(patch: pytest.MonkeyPatch, name: str) -> None:
                 rows = -(-part.numel() // columns)
                 padded = torch.zeros(rows * columns)
                 padded[: part.numel()] = part
-                apply(matrix.name, transform(padded.view(1, rows, columns), [matrix]).reshape(-1)[: part.numel()])
+                update = transform(padded.view(1, rows, columns), [matrix]).reshape(-1)[: part.numel()]
+                apply([matrix.name], [update])
 
     patch.setattr(matrices, "transform_sharded", shards)
 

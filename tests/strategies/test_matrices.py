@@ -18,7 +18,7 @@ from speedrun.optim.policy import parameter_groups
 from strategies import matrices, owners
 from strategies.layout import EMPTY, Interval, Intervals, Shape, row_blocks
 from strategies.matrices import reduce_to_owners, stacks, transform_replicated, transform_sharded
-from strategies.owners import Matrix, assign_owners, rounds
+from strategies.owners import Matrix, assign_owners, banks, rounds
 from tests.ranks import RankPool
 from tests.strategies.small import STRATEGIES, forward_backward, make, place
 
@@ -72,6 +72,24 @@ def test_rounds_hold_every_matrix_once_and_no_more_than_fits(
         assert all(len(numels) == 1 or sum(numels) <= limit // world_size for numels in sizes)
         # No round is opened while the one before has room.
         assert all(sum(a) + b[0] > limit // world_size for a, b in zip(sizes, sizes[1:], strict=False))
+
+
+@given(SHAPES, WORLDS, st.integers(1, 400))
+def test_banks_hold_every_matrix_once_at_its_owner_and_few_empty_places(
+    shapes: dict[str, Shape], world_size: int, limit: int
+) -> None:
+    owner_of = assign_owners(shapes, world_size)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owners, "BANK_ELEMENTS", limit)
+        made = banks([Matrix(name, shape, (), owner_of[name]) for name, shape in shapes.items()], world_size)
+    there = [(m, rank) for bank in made for rank, theirs in enumerate(bank.of_rank) for m in theirs]
+    assert sorted(m.name for m, _ in there) == sorted(shapes)
+    assert all(m.owner == rank for m, rank in there)
+    assert all(m.numel == bank.numel for bank in made for theirs in bank.of_rank for m in theirs)
+    assert all(bank.sent <= limit or bank.places == 1 for bank in made)
+    for numel in {bank.numel for bank in made}:
+        places = sum(bank.places for bank in made if bank.numel == numel)
+        assert places == -(-sum(m.numel == numel for m, _ in there) // world_size), "an equal share, rounded up"
 
 
 @given(SHAPES)
@@ -138,9 +156,10 @@ def _exchange_sharded(seed: int) -> int:
 
     updates: dict[str, Tensor] = {}
 
-    def apply(name: str, update: Tensor) -> None:
-        assert name not in updates and update.ndim == 1
-        updates[name] = update.clone()
+    def apply(names: list[str], parts: list[Tensor]) -> None:
+        for name, update in zip(names, parts, strict=True):
+            assert name not in updates and update.ndim == 1
+            updates[name] = update.clone()
 
     transform_sharded(problem, local, transform, apply, here)
     assert set(updates) == {name for name in shapes if held[name][here.rank].numel}
@@ -160,8 +179,9 @@ def test_sharded_matrices_come_together_and_go_back(ranks: RankPool, world_size:
 
 
 def exchange_replicated(seed: int) -> int:
+    """As `exchange_sharded`, with banks of a place per rank, of a few and of all matrices of a size."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(owners, "ROUND_ELEMENTS", (1, 60, 10_000)[seed % 3])
+        patch.setattr(owners, "BANK_ELEMENTS", (1, 60, 10_000)[seed % 3])
         return _exchange_replicated(seed)
 
 
@@ -186,7 +206,11 @@ def _exchange_replicated(seed: int) -> int:
 
     updates: dict[str, Tensor] = {}
     local = {name: reduced.get(name, torch.empty(0)) for name in shapes}
-    transform_replicated(problem, local, transform, lambda name, update: updates.update({name: update.clone()}), here)
+
+    def apply(names: list[str], parts: list[Tensor]) -> None:
+        updates.update({name: part.clone() for name, part in zip(names, parts, strict=True)})
+
+    transform_replicated(problem, local, transform, apply, here)
     assert set(updates) == set(shapes)
     for name, update in updates.items():
         torch.testing.assert_close(update, cube(mean[name]).flatten().float(), rtol=1e-3, atol=1e-4)
@@ -216,23 +240,16 @@ class CountingDist:
         self.sent, self.received = self.sent + sum(send), self.received + sum(receive)
         return dist.all_to_all_single(output, input, receive, send, group=group)
 
-    def reduce_scatter(self, output: Tensor, inputs: list[Tensor], group: Any) -> Any:
-        others = sum(piece.numel() for rank, piece in enumerate(inputs) if rank != dist.get_rank())
+    def reduce_scatter_tensor(self, output: Tensor, input: Tensor, group: Any) -> Any:
+        others = input.numel() - output.numel()
         self.sent += others  # on a ring: every piece passes through, but for the own one
         self.received += others
-        return dist.reduce_scatter(output, inputs, group=group)
+        return dist.reduce_scatter_tensor(output, input, group=group)
 
-    def all_gather(self, outputs: list[Tensor], input: Tensor, group: Any) -> Any:
+    def all_gather_into_tensor(self, output: Tensor, input: Tensor, group: Any, async_op: bool) -> Any:
         self.sent += (dist.get_world_size() - 1) * input.numel()
-        self.received += sum(piece.numel() for piece in outputs) - input.numel()
-        return dist.all_gather(outputs, input, group=group)
-
-    def broadcast(self, tensor: Tensor, group: Any, async_op: bool, group_src: int) -> Any:
-        if group_src == dist.get_rank():
-            self.sent += (dist.get_world_size() - 1) * tensor.numel()
-        else:
-            self.received += tensor.numel()
-        return dist.broadcast(tensor, group=group, async_op=async_op, group_src=group_src)
+        self.received += output.numel() - input.numel()
+        return dist.all_gather_into_tensor(output, input, group=group, async_op=async_op)
 
 
 MODEL = ModelConfig(layers=4, heads=3, width=48, mlp_width=101)
@@ -269,7 +286,9 @@ def payload(name: str) -> Payload:
 @pytest.mark.parametrize("world_size", (2, 3, 4))
 def test_ddp_sends_what_an_all_reduce_of_the_matrices_would(ranks: RankPool, world_size: int) -> None:
     counted = ranks.run(world_size, payload, "ddp")
-    ring = 2 * (world_size - 1) * counted[0].elements  # all ranks together: each sends 2·(W − 1)/W of the tensor
+    # 16 matrices of 48 × 48 and 8 of 48 × 101: of three ranks each has 6 and 3 places for them.
+    elements = counted[0].elements if world_size != 3 else 18 * 48 * 48 + 9 * 48 * 101
+    ring = 2 * (world_size - 1) * elements  # all ranks together: each sends 2·(W − 1)/W of the tensor
     assert sum(rank.sent for rank in counted) == sum(rank.received for rank in counted) == ring
 
 

@@ -59,12 +59,12 @@ def begin(
     if not on_meta(model):
         return model.to(device)
     values = required(initial)
-    for name, parameter in allocated(model, dtype, device):
+    for name, parameter in with_memory(model, dtype, device):
         write_initial(parameter.detach().view(-1), values, name, Interval(0, parameter.numel()))
     return model
 
 
-def allocated(model: nn.Module, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[str, nn.Parameter]]:
+def with_memory(model: nn.Module, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[str, nn.Parameter]]:
     """One parameter of a model on the meta device after the other, by name, as it has got memory, without values: in
     every module that uses it, so that what two modules share stays one parameter."""
     places: dict[nn.Parameter, list[tuple[nn.Module, str]]] = defaultdict(list)

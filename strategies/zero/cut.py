@@ -13,13 +13,13 @@ from torch import nn
 
 from strategies.layout import equal_cuts
 from strategies.mesh import Place
-from strategies.start import Initial, allocated, write_initial
+from strategies.start import Initial, with_memory, write_initial
 
 
 def cut(deepspeed: Any, model: nn.Module, initial: Initial, place: Place, dtype: torch.dtype, config: Any) -> None:
     """Cut and fill the parameters, in `dtype`. config: DeepSpeed's, whole. Collective."""
     first: Any = None
-    for name, parameter in allocated(model, dtype, place.device):
+    for name, parameter in with_memory(model, dtype, place.device):
         if first is None:
             deepspeed.zero.Init(module=nn.ParameterList([parameter]), config_dict_or_path=config, dtype=dtype)
             first = parameter

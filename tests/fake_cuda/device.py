@@ -137,9 +137,7 @@ def _converted(tensor: Tensor, convert: Callable[[Tensor], Tensor]) -> Tensor:
     """Of a DTensor that which it is made of: torch would convert it outside of the mode."""
     if not isinstance(tensor, DTensor):
         return convert(tensor)
-    shape, stride = tensor.shape, tensor.stride()
-    here = convert(tensor.to_local())
-    return DTensor.from_local(here, tensor.device_mesh, tensor.placements, run_check=False, shape=shape, stride=stride)
+    return DTensor(convert(tensor._local_tensor), tensor._spec, requires_grad=False)
 
 
 class Stream:

@@ -40,7 +40,7 @@ def _moving(find: Callable[..., Any]) -> Callable[..., Any]:
         new: dict[Tensor, nn.Parameter] = {}
         for module in modules:
             for name, p in module._parameters.items():
-                if p is not None:
+                if p is not None and not p.is_meta:
                     module._parameters[name] = new.setdefault(p, nn.Parameter(p.detach().to("cuda")))
         return find(modules, *args)
 

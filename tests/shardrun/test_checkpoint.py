@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from speedrun.config import CheckpointConfig
 from speedrun.data import open_data
 from speedrun.data.vocabulary import Vocabulary, write_sidecar
 from strategies.checkpoint.format import read_index
+from strategies.checkpoint.shards import Shards
 from tests.ranks import RankPool
 from tests.speedrun.runs import metrics, small, train_here
 from tests.strategies.checkpoint.damage import flip, spoil
@@ -152,7 +154,18 @@ def test_export_carries_its_tokenizer(
 def test_large_weights_go_into_several_files(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = folder / "checkpoints/step_00000004"
     assert SHARD_BYTES == 5 * 10**9
+    give, alive, most = Shards.whole, WeakSet[torch.Tensor](), 0
+
+    def look(*arguments: Any) -> torch.Tensor:
+        nonlocal most
+        tensor = give(*arguments)
+        alive.add(tensor)
+        most = max(most, len(alive))
+        return tensor
+
+    monkeypatch.setattr(Shards, "whole", look)
     export(checkpoint, read_index(checkpoint), tmp_path / "one")
+    assert most <= 2  # one is written, the next one is read
     monkeypatch.setattr("shardrun.checkpoint.export.SHARD_BYTES", 60_000)
     export(checkpoint, read_index(checkpoint), tmp_path / "many")
     index = json.loads((tmp_path / "many/model.safetensors.index.json").read_text())

@@ -14,9 +14,11 @@ import torch
 from strategies.checkpoint import folder as folders
 from strategies.checkpoint import save as saving
 from strategies.checkpoint.folder import checkpoints, clear, find_checkpoint, name_of
-from strategies.checkpoint.format import SUMS, read_index
+from strategies.checkpoint.format import SUMS, Stored, read_index
 from strategies.checkpoint.load import load, verify_files
 from strategies.checkpoint.save import Saver
+from strategies.checkpoint.shards import Shards
+from strategies.layout import Interval
 from tests.ranks import RankPool, processes
 from tests.strategies.checkpoint.runs import CASE, STEPS, start, train
 
@@ -82,6 +84,24 @@ def test_training_goes_on_while_a_save_is_written_and_the_copy_is_of_its_moment(
     load(find_checkpoint(tmp_path), read_index(find_checkpoint(tmp_path)), other)
     assert all(torch.equal(weight, before[name]) for name, weight in other.optimizer.full_weights().items())
     assert train(other, 2, STEPS) == losses
+
+
+def test_it_is_read_into_what_the_optimizer_uses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of step counts a copy is made, because they are compared first; of nothing else."""
+    save(saver(tmp_path), 1)
+    other, read, places = start("single", seed=1), Shards.read, set()
+
+    def look(self: Shards, name: str, tensor: Stored, wanted: Interval, out: torch.Tensor) -> None:
+        if tensor.shape:
+            places.add(out.untyped_storage().data_ptr())
+        read(self, name, tensor, wanted, out)
+
+    monkeypatch.setattr(Shards, "read", look)
+    load(find_checkpoint(tmp_path), read_index(find_checkpoint(tmp_path)), other)
+    generator = 1  # its state
+    held = other.held()
+    used = {t.untyped_storage().data_ptr() for kind in ("parameters", "optimizer states") for t in held[kind]}
+    assert len(places - used) <= generator and len(places) > 10
 
 
 def test_a_full_disk_is_a_failure_of_the_save_and_the_old_checkpoint_stays(

@@ -279,7 +279,7 @@ def run_strategy(case: Case, strategy: Strategy, rank: int, world_size: int, pha
                 loss = strategy.model(*(tensor.to(place.device) for tensor in batch), **options)
                 strategy.backward(loss)
             total += loss.detach() / accumulation
-        trace.norms.append(strategy.step())
+        trace.norms.append(float(strategy.step()))
         if world_size > 1:
             torch.distributed.all_reduce(total)
         trace.losses.append(total.item() / world_size)

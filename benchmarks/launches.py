@@ -50,7 +50,7 @@ def main() -> None:
             options = [preset, "--model.attention", "flex" if preset == "speedrun" else "sdpa"]
             found = process.run(_count, options, strategy, ranks, compiled, timeout=SECONDS)
             kept.setdefault(asked.name, {})[str(index)] = found
-            print(f"{asked.name} {ROWS[index]}: {json.dumps(found)}", flush=True)
+            print(f"{asked.name} {ROWS[index]}: {strict_json.dumps(found)}", flush=True)
             RESULTS.write_text(strict_json.dumps(kept, indent=1) + "\n")
         process.close()
     TABLE.write_text(table(kept))

@@ -29,6 +29,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from strategies import strict_json
 from strategies.ledger.hardware import GIB
 
 CONFIGS = Path(__file__).parents[1] / "accelerate_configs/cpu"
@@ -52,13 +53,13 @@ def config_of(strategy: str, ranks: int, folder: Path) -> Path:
         **{"stage": 3, "reduce_bucket_size": SMALL, "sub_group_size": SMALL, "stage3_prefetch_bucket_size": SMALL},
         **{"stage3_max_live_parameters": SMALL, "stage3_max_reuse_distance": SMALL},
     }
-    (folder / "zero3.json").write_text(json.dumps({"zero_optimization": zero}))
+    (folder / "zero3.json").write_text(strict_json.dumps({"zero_optimization": zero}))
     content = {
         **{"distributed_type": "DEEPSPEED", "use_cpu": True, "num_processes": ranks, "main_process_port": 0},
         **{"deepspeed_config": {"deepspeed_config_file": str(folder / "zero3.json")}},
     }
     path = folder / "zero3_config.json"
-    path.write_text(json.dumps(content))
+    path.write_text(strict_json.dumps(content))
     return path
 
 
@@ -141,7 +142,7 @@ def main() -> None:
         about = (asked.layers, asked.width, asked.ranks, asked.strategies.split(","))
         figures = measure(*about, Path(folder), asked.until)
     if asked.json:
-        asked.json.write_text(json.dumps(figures, indent=1) + "\n")
+        asked.json.write_text(strict_json.dumps(figures, indent=1) + "\n")
     parameters = 12 * asked.layers * asked.width**2 + 16384 * asked.width
     before = json.loads(asked.before.read_text()) if asked.before else {}
     text = (

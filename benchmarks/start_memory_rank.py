@@ -6,7 +6,6 @@ Each rank makes FILE.RANK.json, and ends after `prepare` where START_MEMORY_UNTI
 Works with versions of it that build the whole model on every rank, too.
 """
 
-import json
 import os
 import sys
 from collections import defaultdict
@@ -15,6 +14,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from strategies import strict_json
 
 
 def status(field: str) -> int:
@@ -68,7 +69,7 @@ def main() -> None:
 
     def write(run: Run) -> None:
         seen["shards"], seen["block"] = shards_and_block(run)
-        Path(f"{file}.{run.launch.rank}.json").write_text(json.dumps(seen))
+        Path(f"{file}.{run.launch.rank}.json").write_text(strict_json.dumps(seen))
 
     def note_begin(self: Run, strategy: Any) -> None:
         seen["prepared"] = status("VmHWM")

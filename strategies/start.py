@@ -54,7 +54,7 @@ def begin(
     """The model on its device, whole; its parameters get their initial values there, rounded to `dtype`, if it was on
     the meta device.
 
-    Raises ValueError where a model on the meta device comes without initial values.
+    Raises RuntimeError where a model on the meta device comes without initial values.
     """
     if not on_meta(model):
         return model.to(device)
@@ -80,7 +80,7 @@ def with_memory(model: nn.Module, dtype: torch.dtype, device: torch.device) -> I
 
 
 def required(initial: Initial | None) -> Initial:
-    """Raises ValueError where there are none."""
+    """Raises RuntimeError where there are none: a mistake of a program, not of a user."""
     if initial is None:
-        raise ValueError("a model on the meta device has no values: pass prepare its initial ones (GPT.initial)")
+        raise RuntimeError("a model on the meta device has no values: pass prepare its initial ones (GPT.initial)")
     return initial

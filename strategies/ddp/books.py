@@ -118,7 +118,7 @@ class DDPBooks(StrategyBooks):
         )  # the global norm
 
     def volume_in_words(self, scenario: Scenario) -> str:
-        same = " (Muon's share as reduce-scatter and all-gather: the same)" if scenario.matrix_groups else ""
+        same = " (Muon's share as reduce-scatter and all-gather, with empty places)" if scenario.matrix_groups else ""
         return f"2Ψ: an all-reduce of gradients, once a step{same}"
 
     def hidden_by(self, compute: float, accumulation: int) -> dict[str, float]:

@@ -104,7 +104,7 @@ def test_compare_writes_before_it_prints(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(compare, "_print_books", fail)
     monkeypatch.setattr(compare, "_write", write)
     with pytest.raises(UnicodeEncodeError):
-        compare.run(argparse.Namespace(json=False, processes=2))
+        compare.run(argparse.Namespace(json=False, processes=2, why=False))
     assert (tmp_path / "compare.json").read_text() == "{}"
 
 

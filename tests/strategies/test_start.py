@@ -113,5 +113,5 @@ def test_who_shards_never_has_the_whole_model(ranks: RankPool) -> None:
 def test_a_model_without_values_is_refused() -> None:
     with torch.device("meta"):
         model = GPT(TIED.config().model)
-    with pytest.raises(ValueError, match="pass prepare its initial ones"):
+    with pytest.raises(RuntimeError, match="pass prepare its initial ones"):
         start.begin(model, None, torch.device("cpu"))

@@ -24,7 +24,7 @@ def train(name: str, kernels: Any, fp8: bool) -> list[float]:
     optimizer = dataclasses.replace(config.optimizer, orthogonalization_steps=2)
     strategy.prepare(model, parameter_groups(shapes, optimizer, kernels), clip=1.0, accumulation=1)
     forward_backward(strategy, 0)
-    norm = strategy.step()
+    norm = float(strategy.step())
     with strategy.evaluation():
         tokens: Tensor = torch.arange(8).view(1, 8)
         return [norm, strategy.model(tokens, tokens).item()]

@@ -128,9 +128,9 @@ def _written(number: float) -> str:
 
 
 @st.composite
-def examples(draw: st.DrawFn) -> tuple[str, list[str]]:
-    """(The field that the example is about, the command line)."""
-    first = draw(st.sampled_from(FIELDS))
+def examples(draw: st.DrawFn, only: str = "") -> tuple[str, list[str]]:
+    """(The field that the example is about, the command line). only: the field, if it is to be this one."""
+    first = draw(st.sampled_from([field for field in FIELDS if only in ("", field.name)]))
     others = draw(st.lists(st.sampled_from(FIELDS), max_size=1, unique_by=lambda field: field.name))
     said = {field: draw(values(field)) for field in (first, *others)}
     return first.name, command_line(said)
@@ -201,8 +201,9 @@ Tally = dict[str, Counter[str]]
 """Field → how many of its examples ended how."""
 
 
-def walk(count: int, first: int = 0) -> tuple[Tally, list[str]]:
-    """So many examples, of Hypothesis's seed `first`; also what failed: the command lines, and why."""
+def walk(count: int, first: int = 0, only: str = "") -> tuple[Tally, list[str]]:
+    """So many examples, of Hypothesis's seed `first`, of one field if it is named; also what failed: the command lines,
+    and why."""
     tally: Tally = {field.name: Counter() for field in FIELDS}
     failed, quiet = [], io.StringIO()
 
@@ -214,7 +215,7 @@ def walk(count: int, first: int = 0) -> tuple[Tally, list[str]]:
         suppress_health_check=list(HealthCheck),
         phases=(Phase.generate,),
     )
-    @given(examples())
+    @given(examples(only))
     def each(example: tuple[str, list[str]]) -> None:
         field, arguments = example
         with tempfile.TemporaryDirectory() as temporary, contextlib.chdir(temporary):
@@ -238,6 +239,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--first", type=int, default=0, help="Hypothesis's first seed (default: 0)")
     parser.add_argument("--add", action="store_true", help="add to the table that is there, of other seeds")
+    parser.add_argument("--field", default="", choices=[field.name for field in FIELDS], help="of this one alone")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".md"))
     arguments = parser.parse_args()
     tally: Tally = {field.name: Counter() for field in FIELDS}
@@ -249,7 +251,7 @@ def main() -> None:
     failed: list[str] = []
     seeds = range(arguments.first, arguments.first + arguments.examples, CHUNK)
     with ProcessPoolExecutor(arguments.processes, get_context("spawn"), max_tasks_per_child=5) as pool:
-        for future in as_completed([pool.submit(walk, CHUNK, first) for first in seeds]):
+        for future in as_completed([pool.submit(walk, CHUNK, first, arguments.field) for first in seeds]):
             part, wrong = future.result()
             for name, ends in part.items():
                 tally[name].update(ends)

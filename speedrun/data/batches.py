@@ -41,6 +41,9 @@ from torch import Tensor
 from speedrun.data.shards import Watched
 from strategies.errors import UserError
 
+SCANNED = 2**24
+"""Tokens that are looked through at a time."""
+
 
 @dataclass(frozen=True, eq=False)
 class DocumentRun:
@@ -51,14 +54,25 @@ class DocumentRun:
     document_start: int
     file: Watched | None = None  # what is mapped
 
+    def read(self, first: int, last: int) -> np.ndarray:
+        """Tokens [first, last). Of a file by reading it, not through the map: what was cut off meanwhile is an error.
+
+        Raises DataChangedError where the file does not have them any more.
+        """
+        if self.file is None:
+            return np.asarray(self.tokens[first:last])
+        return self.file.read(first, min(last, len(self.tokens)), self.tokens.dtype)
+
     @cached_property
     def documents(self) -> tuple[np.ndarray, np.ndarray]:
         """Where each document's text begins, without its document-start token, and its length: int64 [documents].
 
         Reads the whole part once (a shard of 100M tokens: a fraction of a second), when first asked.
         """
-        begins = np.flatnonzero(self.tokens == self.document_start) + 1
-        if self.tokens[0] != self.document_start:
+        pieces = range(0, len(self.tokens), SCANNED)
+        found = [np.flatnonzero(self.read(at, at + SCANNED) == self.document_start) + at + 1 for at in pieces]
+        begins = np.concatenate(found)
+        if not self._opens_a_document:
             begins = np.insert(begins, 0, 0)
         ends = np.append(begins[1:] - 1, len(self.tokens))
         return begins, ends - begins
@@ -66,7 +80,11 @@ class DocumentRun:
     @cached_property
     def stream_length(self) -> int:
         """Tokens in the stream: those of the part, and a document start where it begins in mid-document."""
-        return len(self.tokens) + int(self.tokens[0] != self.document_start)
+        return len(self.tokens) + int(not self._opens_a_document)
+
+    @cached_property
+    def _opens_a_document(self) -> bool:
+        return bool(self.read(0, 1)[0] == self.document_start)
 
     def check_vocabulary(self, tokens: np.ndarray, vocab_size: int) -> None:
         """Raise ValueError if some of `tokens`, read from this part, are not below `vocab_size`."""
@@ -102,7 +120,7 @@ class Visit:
             low, high = max(text, offset), min(end, offset + len(out))
             if low < high:
                 source = int(begins[document]) + low - text
-                out[low - offset : high - offset] = self.part.tokens[source : source + high - low]
+                out[low - offset : high - offset] = self.part.read(source, source + high - low)
             place += 1
         self.part.check_vocabulary(out, vocab_size)
         return len(out)
@@ -283,7 +301,7 @@ class Data:
         self.check_files()
         pieces = []
         for part in self.validation_parts:
-            piece = np.asarray(part.tokens[max(begin, 0) : max(end, 0)])
+            piece = part.read(max(begin, 0), max(end, 0))
             if piece.size:
                 part.check_vocabulary(piece, self.stream.vocab_size)
                 pieces.append(piece)

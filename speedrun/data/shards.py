@@ -15,6 +15,7 @@ import hashlib
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -233,8 +234,8 @@ class DataChangedError(UserError):
 
 
 class Watched:
-    """A shard's file as it is now, to be looked at again before its tokens are read: reading a memory map of a file
-    that has become shorter ends the process with SIGBUS.
+    """A shard's file as it is now, to be looked at again before its tokens are read, and read without a memory map:
+    where the file has become shorter, touching a map of it ends the process with SIGBUS.
     """
 
     def __init__(self, path: Path) -> None:
@@ -257,6 +258,19 @@ class Watched:
         if _sample(self.path) != self._sample:
             raise DataChangedError(f"Shard {self.path} holds other tokens than when the run began{_WAY}")
         self._state = now
+
+    def read(self, first: int, last: int, dtype: np.dtype[Any]) -> np.ndarray:
+        """Tokens [first, last): [last − first] of dtype. Raises DataChangedError where the file ends before."""
+        wanted = max(0, last - first) * dtype.itemsize
+        try:
+            with open(self.path, "rb", buffering=0) as file:
+                file.seek(HEADER_BYTES + first * dtype.itemsize)
+                content = file.read(wanted)
+        except OSError as error:
+            raise DataChangedError(f"Shard {self.path} is not there any more ({error.strerror}){_WAY}") from error
+        if len(content) < wanted:
+            raise DataChangedError(f"Shard {self.path} has become shorter since the run began{_WAY}")
+        return np.frombuffer(content, dtype)
 
     def _look(self) -> tuple[int, int, int, int]:
         try:

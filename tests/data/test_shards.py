@@ -181,3 +181,19 @@ def test_a_shard_that_changes_while_it_is_read(tmp_path: Path, change: Callable[
             read()
     if not message:
         assert all(torch.equal(now, then) for now, then in zip(data.batch(3, 0, 2), batch, strict=True))
+
+
+@pytest.mark.parametrize("change", (lambda path: os.truncate(path, 1030), os.unlink), ids=("cut", "gone"))
+def test_a_shard_that_changes_between_the_look_and_the_reading_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], None]
+) -> None:
+    """In a thread that reads ahead. To touch a map of what was cut off would end the process."""
+    for kind in ("train", "val"):
+        write_tokens(tmp_path / f"x_{kind}_0.bin", np.array([EOT, *range(400)]))
+    data = open_data(DataConfig(source=str(tmp_path), sequence_length=16, global_batch=4, eval_tokens=16), 50_304, 0)
+    before = data.batch(0, 0, 4)
+    change(tmp_path / "x_train_0.bin")
+    monkeypatch.setattr("speedrun.data.shards.Watched.check", lambda self: None)
+    with pytest.raises(DataChangedError, match=r"x_train_0.bin (has become shorter|is not there)"):
+        data.batch(1, 0, 4)
+    assert before[0].shape == (4, 16)
